@@ -1,0 +1,179 @@
+"""Everything that evsync raises on purpose.
+
+    EvsyncError
+    ├── Conflict                    another writer was first: load again, decide again (execute() does)
+    ├── NotFound                    no such aggregate, or not yet at that version or time
+    ├── OutcomeUnknown              stored or not? look for the command's id before doing anything else
+    ├── NotVisible  (TimeoutError)  a projection did not reach a position in time
+    ├── Halted                      a projection or reaction stopped at an event
+    ├── ConfigurationError          a wrong URL, setting, name or class: nothing was touched
+    ├── CodecError
+    │   ├── EncodingError           a value that cannot be written: refused before anything is stored
+    │   └── DecodingError           stored bytes that cannot be read: nothing moves past them
+    ├── EventTooLarge               refused at save: it would not fit into a broker's message
+    ├── StoreError
+    │   ├── StoreUnavailable        the database does not answer; nothing was stored
+    │   ├── StoreFull               the disk or the database is full; nothing was stored
+    │   └── WrongStore              a store of another service, or written by a newer evsync
+    └── RelayError                  a JetStream stream that does not, or cannot, mirror its log
+        ├── StreamMisconfigured, StreamHole, StreamDiverged, StreamAhead, StreamInconsistent
+        ├── StreamUnreadable, StreamFull, StreamGone, LawBroken
+        └── HistoryGone, ForeignMessage, OtherIncarnation      found by a consumer
+
+A conflict is ordinary, an unknown outcome is not a failure: they are different types on purpose. Values are attributes,
+not only text. What a driver raised is kept as `__cause__`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EvsyncError(Exception):
+    """The root of everything that evsync raises on purpose."""
+
+
+class Conflict(EvsyncError):
+    """Another writer was first. Load the aggregate again and decide again; `execute()` does both."""
+
+    def __init__(self, stream: str, expected: int, actual: int) -> None:
+        self.stream, self.expected, self.actual = stream, expected, actual
+        super().__init__(
+            f"stream {stream!r} is at version {actual}, not at version {expected} as this save expected: "
+            "another writer was first. Load the aggregate and decide again, or use execute(), which does."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Conflict, (self.stream, self.expected, self.actual)
+
+
+class NotFound(EvsyncError):
+    """No such aggregate, or not yet at that version or time."""
+
+
+class OutcomeUnknown(EvsyncError):
+    """The append may or may not be stored: the reply was lost. `execute()` looks for its command before it retries."""
+
+
+class NotVisible(EvsyncError, TimeoutError):
+    """A projection did not reach the position in time. The write itself is durable."""
+
+
+class Halted(EvsyncError):
+    """A projection or reaction stopped at an event; nothing of that event's batch was applied."""
+
+    def __init__(
+        self,
+        *,
+        follower: str,
+        log: str,
+        position: int,
+        event_type: str,
+        stream: str,
+        version: int,
+        reason: str,
+    ) -> None:
+        self.follower, self.log, self.position = follower, log, position
+        self.event_type, self.stream, self.version, self.reason = event_type, stream, version, reason
+        super().__init__(
+            f"{follower!r} halted at position {position} of log {log!r}: {event_type} (version {version} of stream "
+            f"{stream!r}) could not be applied: {reason}. Nothing of its batch was applied. "
+            "Mend the handler (or the event's contract) and start the process again: it resumes at this event."
+        )
+
+
+class ConfigurationError(EvsyncError):
+    """A wrong URL, setting, name or class. Raised before anything is touched."""
+
+
+class CodecError(EvsyncError):
+    """A value that cannot be written, or bytes that cannot be read."""
+
+
+class EncodingError(CodecError):
+    """A field whose value cannot be written. Raised when the service is made or at save, with the field's name."""
+
+
+class DecodingError(CodecError):
+    """Stored bytes that cannot be read, or an event of a type nobody knows. The stream is not touched."""
+
+
+class EventTooLarge(EvsyncError):
+    """Refused at save: the event would not fit into a message of the broker. Nothing was stored."""
+
+    def __init__(self, event_type: str, stream: str, size_bytes: int, limit_bytes: int) -> None:
+        self.event_type, self.stream = event_type, stream
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+        super().__init__(
+            f"{event_type} of stream {stream!r} takes {size_bytes:,} bytes as a message, and the broker takes "
+            f"{limit_bytes:,}. Nothing was stored. Keep large content elsewhere and put a reference into the event, "
+            "or raise max_payload on every nats-server."
+        )
+
+
+class StoreError(EvsyncError):
+    """An event store refused or could not do what was asked. Nothing was stored."""
+
+
+class StoreUnavailable(StoreError):
+    """The store's database does not answer. Nothing was stored; try again."""
+
+
+class StoreFull(StoreError):
+    """The disk, or the database's own limit, is full. Nothing was stored; the store can still be read."""
+
+
+class WrongStore(StoreError):
+    """A store that belongs to another service or shard, or was written by a newer evsync. Nothing was touched."""
+
+
+class RelayError(EvsyncError):
+    """A JetStream stream that does not, or cannot, mirror its log. The log itself is not affected."""
+
+
+class StreamMisconfigured(RelayError):
+    """The stream has settings under which a stream sequence is not a log position."""
+
+
+class StreamHole(RelayError):
+    """Messages are missing in the middle of the stream."""
+
+
+class StreamDiverged(RelayError):
+    """A message in the stream is not the event at that position of the log."""
+
+
+class StreamAhead(RelayError):
+    """The stream holds positions that the log does not have: the store was put back to an earlier state."""
+
+
+class StreamInconsistent(RelayError):
+    """The server's accounts of the stream contradict each other."""
+
+
+class StreamUnreadable(RelayError):
+    """The server counts messages that it cannot deliver: its files are damaged."""
+
+
+class StreamFull(RelayError):
+    """The stream reached its limits. The relay goes on by itself when there is room."""
+
+
+class StreamGone(RelayError):
+    """The stream that was followed no longer exists."""
+
+
+class LawBroken(RelayError):
+    """The server stored an event at another sequence than its position: the one thing that must not happen."""
+
+
+class HistoryGone(RelayError):
+    """The stream no longer holds the events that a consumer needs next."""
+
+
+class ForeignMessage(RelayError):
+    """A message in the stream was not published by the log's relay, or not at its position."""
+
+
+class OtherIncarnation(RelayError):
+    """The log was restored from a backup, and what was consumed so far is not part of its history."""

@@ -1,0 +1,124 @@
+"""The ports: what a store, a log and its readers promise, on one page.
+
+Each law has a test in `evsync.testing.contracts`.
+
+Laws of a store
+    A commit is stored whole or not at all, its checkpoint included.
+    A (stream, version) exists once; versions of a stream are 1, 2, 3, … without a gap.
+    Of two writers with the same expected version exactly one wins; the other gets Conflict.
+    Positions of a log are 1, 2, 3, … without a gap and in commit order: a reader that has seen n can never later find
+    a new event at or below n. The events of one commit are neighbours, streams in the order given.
+    When `append` returns, the commit survives a crash of the process and, with default settings, of the machine.
+    A commit whose fate is not known raises OutcomeUnknown, never an ordinary error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from evsync.errors import Conflict
+from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an adapter can do; the contract suites ask here and never skip in silence."""
+
+    durable: bool = True
+    """Survives the process."""
+    several_processes: bool = True
+    """Two processes may append to the same log."""
+    atomic_commits: bool = True
+    """A commit may hold several events and streams."""
+
+
+@runtime_checkable
+class EventStore(Protocol):
+    """Appends commits and reads streams. See the laws above."""
+
+    identity: LogIdentity
+    capabilities: Capabilities
+
+    async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:
+        """Append each commit, all of it or none, in one durable write.
+
+        Returns, per commit and in their order, the position of its last event (for a commit without events the head),
+        or the Conflict that kept it out: a conflict fails its own commit only. Later commits of the same call see the
+        earlier ones. Raises OutcomeUnknown when the reply was lost, StoreFull or StoreUnavailable when nothing of the
+        whole call was stored.
+        """
+        ...
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
+        ...
+
+    async def checkpoints(self, follower: str) -> list[Checkpoint]:
+        """The checkpoints that commits have stored under this name."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything. What was appended stays. Calling twice is fine."""
+        ...
+
+
+@runtime_checkable
+class EventLog(Protocol):
+    """Reads a log in commit order."""
+
+    identity: LogIdentity
+
+    async def head(self) -> int:
+        """The position of the last event: 0 for an empty log."""
+        ...
+
+    async def read(self, after: int, limit: int) -> list[StoredEvent]:
+        """The events at positions after + 1, after + 2, …: about `limit` of them, whole commits only, so at least one
+        commit if there is one, however large. [] at the end of the log."""
+        ...
+
+    async def wait(self, after: int, timeout_s: float) -> int:
+        """The head, as soon as it is beyond `after`, or when the time has run out. Woken by appends of this process at
+        once, of others within a poll."""
+        ...
+
+
+class LogReader(Protocol):
+    """A log as a follower reads it, whether from the store itself, a JetStream stream or an archive.
+
+    `incarnation` is None until it is known. A reader is used by one task at a time.
+    """
+
+    log: str
+    incarnation: str | None
+
+    async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
+        """The events at positions after + 1, after + 2, …, without a gap, whole commits only, about `limit` of them.
+
+        Returns [] when none came within `timeout_s`. May be asked for any `after`, also an earlier one: it then starts
+        anew from there. Raises a RelayError (HistoryGone, ForeignMessage, …) for what a person must mend; waits out
+        everything that passes by itself, such as a broker that is away.
+        """
+        ...
+
+    async def head(self) -> int | None:
+        """The last position the source knows of, or None if it cannot be told now."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything held for this reader."""
+        ...
+
+
+class LogSource(Protocol):
+    """Where the logs of one service are found."""
+
+    service: str
+
+    async def readers(self) -> Sequence[LogReader]:
+        """One new reader per log (shard) of the service; waits until a log is known. The caller closes them."""
+        ...

@@ -1,0 +1,205 @@
+"""The plain records that travel between the parts: frozen, without behaviour that needs a technology.
+
+`StoredEvent` is a NamedTuple rather than a dataclass because one is made for every event that is read: a database row
+or a broker message becomes one in a quarter of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+from evsync.errors import ConfigurationError
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+MAX_STREAM_ID_BYTES = 512
+"""Length limit of a stream id in UTF-8. Escaped for a subject it may triple, and a NATS protocol line ends at 4,096."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a log. Has no `<`: positions of two logs cannot be compared.
+
+    `str()` and `parse()` carry it in an HTTP header.
+    `number` counts from 1; 0 is the place before the first event.
+    """
+
+    log: str
+    incarnation: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.log}:{self.incarnation}:{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The position that `str()` wrote. Raises ValueError, with the text, for anything else."""
+        parts = text.strip().split(":")
+        if len(parts) != 3 or not all(parts) or not (parts[2].isascii() and parts[2].isdigit()) or len(parts[2]) > 19:
+            raise ValueError(f"{text[:200]!r} is not a position; one looks like 'users.main:3f9a2b1c7d5e:42'")
+        return cls(parts[0], parts[1], int(parts[2]))
+
+
+class StoredEvent(NamedTuple):
+    """An event as a log holds it, data still encoded. The same whether it was read from a store or from JetStream."""
+
+    position: int
+    """Place in the log: 1, 2, 3, …"""
+    stream: str
+    """Id of the aggregate, as text."""
+    version: int
+    """Place in the stream: 1, 2, 3, …"""
+    slot: int
+    """Hash partition of the stream id (see evsync.sharding.slots)."""
+    type: str
+    """`service.Aggregate.Event`."""
+    time_us: int
+    """Microseconds since 1970-01-01 UTC, by the clock of the process that decided."""
+    id: bytes
+    """16 bytes: the commit's command id with the event's index in the low 16 bits."""
+    remaining: int
+    """How many events of the same commit follow: 0 at the commit's end."""
+    incarnation: str
+    """Of the log, when the event was appended."""
+    data: bytes
+    """msgpack map of field names to values."""
+    meta: str | None
+    """JSON object of text tags in ASCII, or None: correlation_id, causation_id, actor, schema, …"""
+
+
+class NewEvent(NamedTuple):
+    """An event on its way into a store: what the store does not decide itself."""
+
+    type: str
+    time_us: int
+    data: bytes
+    meta: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """New events of one stream. `expected_version` is the version they were decided at, 0 for a new stream."""
+
+    stream: str
+    slot: int
+    expected_version: int
+    events: Sequence[NewEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far one follower (a projection, a reaction) has come in one log, for one group of slots.
+
+    `count` and `digest` are the number and the additive hash (mod 2**64) of the events that were applied.
+    """
+
+    log: str
+    group: int
+    incarnation: str
+    position: int
+    count: int = 0
+    digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one save appends: all of its events, and its checkpoint if it has one, or nothing.
+
+    `command` is 16 bytes whose last two are zero (see `new_command`). A reaction's `checkpoint` is stored under
+    `follower` in the same transaction; a commit may consist of a checkpoint alone. `after` is the position that the
+    stored checkpoint must have for the commit to be accepted (else Conflict): two processes cannot react twice.
+    """
+
+    command: bytes
+    appends: Sequence[Append]
+    follower: str | None = None
+    checkpoint: Checkpoint | None = None
+    after: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many events the commit holds."""
+        return sum(len(a.events) for a in self.appends)
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """Which log this is. The name is `service.shard`; the incarnation changes when a log is restored from a backup."""
+
+    service: str
+    shard: str
+    incarnation: str
+    slots: int = 256
+
+    @property
+    def name(self) -> str:
+        return f"{self.service}.{self.shard}"
+
+    def at(self, number: int) -> Position:
+        """The position `number` of this log."""
+        return Position(self.name, self.incarnation, number)
+
+
+def new_command() -> bytes:
+    """A fresh command id: 112 random bits (a UUID of version 4), and two zero bytes for the event's index."""
+    return uuid4().bytes[:14] + b"\0\0"
+
+
+def new_incarnation() -> str:
+    """A fresh identity of a log: 12 hexadecimal digits."""
+    return uuid4().hex[:12]
+
+
+def event_id(command: bytes, index: int) -> bytes:
+    """The id of event `index` (0, 1, …, at most 65,535) of the commit of `command`."""
+    return command[:14] + index.to_bytes(2, "big")
+
+
+def command_of(id: bytes) -> bytes:
+    """The id of the command whose commit the event belongs to."""
+    return id[:14] + b"\0\0"
+
+
+def event_uuid(id: bytes) -> UUID:
+    """The event id as people and other languages see it."""
+    return UUID(bytes=id)
+
+
+def to_datetime(time_us: int) -> datetime:
+    """The aware UTC datetime of a stored time."""
+    return EPOCH + timedelta(microseconds=time_us)
+
+
+def to_time_us(time: datetime) -> int:
+    """A stored time of an aware datetime. Exact: no float is involved."""
+    delta = time - EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def encode_meta(tags: Mapping[str, str] | None) -> str | None:
+    """Tags as they are stored: a JSON object in ASCII with sorted keys, or None for none."""
+    return json.dumps(dict(tags), separators=(",", ":"), sort_keys=True) if tags else None
+
+
+def decode_meta(meta: str | None) -> dict[str, str]:
+    """The tags that `encode_meta` wrote."""
+    return json.loads(meta) if meta else {}
+
+
+def check_name(kind: str, name: str) -> str:
+    """`name`, if it can name a service, shard, projection or reaction: it becomes part of subjects and tables.
+
+    Raises ConfigurationError otherwise.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a {kind}: use 1 to 63 of the characters a-z, 0-9, '-' and '_', "
+            "beginning with a letter"
+        )
+    return name

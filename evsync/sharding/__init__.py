@@ -1,0 +1,1 @@
+"""Which slot a stream belongs to, and which shard holds a slot."""
