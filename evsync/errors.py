@@ -15,6 +15,10 @@
     │   ├── StoreUnavailable        the database does not answer; nothing was stored
     │   ├── StoreFull               the disk or the database is full; nothing was stored
     │   └── WrongStore              a store of another service, or written by a newer evsync
+    ├── BrokerError
+    │   ├── BrokerUnavailable (TimeoutError)  not connected, or no answer in time: what was asked may or may not be done
+    │   ├── BrokerRefused           the broker answered that it will not: its code and its words
+    │   └── ServerFailed            the embedded nats-server did not start
     └── RelayError                  a JetStream stream that does not, or cannot, mirror its log
         ├── StreamMisconfigured, StreamHole, StreamDiverged, StreamAhead, StreamInconsistent
         ├── StreamUnreadable, StreamFull, StreamGone, LawBroken
@@ -99,16 +103,35 @@ class DecodingError(CodecError):
 
 
 class EventTooLarge(EvsyncError):
-    """Refused at save: the event would not fit into a message of the broker. Nothing was stored."""
+    """The event does not fit into a message of the broker.
 
-    def __init__(self, event_type: str, stream: str, size_bytes: int, limit_bytes: int) -> None:
-        self.event_type, self.stream = event_type, stream
+    Refused at save, where nothing was stored (`position` is None); found by the relay only when the broker's limit was
+    lowered, or not known, when the event was saved (`position` is its place in the log).
+    """
+
+    def __init__(
+        self, event_type: str, stream: str, size_bytes: int, limit_bytes: int, position: int | None = None
+    ) -> None:
+        self.event_type, self.stream, self.position = event_type, stream, position
         self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
-        super().__init__(
+        text = (
             f"{event_type} of stream {stream!r} takes {size_bytes:,} bytes as a message, and the broker takes "
-            f"{limit_bytes:,}. Nothing was stored. Keep large content elsewhere and put a reference into the event, "
-            "or raise max_payload on every nats-server."
+            f"{limit_bytes:,}. "
         )
+        if position is None:
+            text += (
+                "Nothing was stored. Keep large content elsewhere and put a reference into the event, "
+                "or raise max_payload on every nats-server."
+            )
+        else:
+            text += (
+                f"It is stored at position {position} and cannot be published. Raise max_payload on every nats-server; "
+                "the relay then goes on by itself."
+            )
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EventTooLarge, (self.event_type, self.stream, self.size_bytes, self.limit_bytes, self.position)
 
 
 class StoreError(EvsyncError):
@@ -127,8 +150,46 @@ class WrongStore(StoreError):
     """A store that belongs to another service or shard, or was written by a newer evsync. Nothing was touched."""
 
 
+class BrokerError(EvsyncError):
+    """What was asked of the NATS server was not done, or not known to be done."""
+
+
+class BrokerUnavailable(BrokerError, TimeoutError):
+    """Not connected, or no answer in time. A request that had been sent may or may not have been carried out."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker answered with an error. `err_code` is JetStream's own number (0 if there is none)."""
+
+    def __init__(self, asked: str, code: int, err_code: int, description: str) -> None:
+        self.asked, self.code, self.err_code, self.description = asked, code, err_code, description
+        number = f"{code}, err_code {err_code}" if err_code else f"{code}"
+        super().__init__(f"the NATS server refused {asked}: {description} ({number})")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BrokerRefused, (self.asked, self.code, self.err_code, self.description)
+
+
+class ServerFailed(BrokerError):
+    """The embedded nats-server did not start. The error holds the end of its log."""
+
+
 class RelayError(EvsyncError):
-    """A JetStream stream that does not, or cannot, mirror its log. The log itself is not affected."""
+    """A JetStream stream that does not, or cannot, mirror its log. The log itself is not affected.
+
+    `values` holds what the text says, by name: `stream`, `position`, …
+    """
+
+    def __init__(self, text: str, **values: object) -> None:
+        self.values = values
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _relay_error, (type(self), str(self), self.values)
+
+
+def _relay_error(kind: type[RelayError], text: str, values: dict[str, object]) -> RelayError:
+    return kind(text, **values)
 
 
 class StreamMisconfigured(RelayError):

@@ -34,7 +34,7 @@ _MICROSECOND = timedelta(microseconds=1)
 def pack(value: Any) -> bytes:
     """The msgpack bytes of a value. Raises EncodingError for a type that would not come back as it is."""
     try:
-        return _packb(value, default=_extend, strict_types=True)  # type: ignore[no-any-return]
+        return _packb(value, default=_extend, strict_types=True)
     except EncodingError:
         raise
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
@@ -49,7 +49,7 @@ def unpack(data: bytes) -> Any:
         raise DecodingError(f"{len(data)} bytes are not a value written by evsync: {type(e).__name__}: {e}") from e
 
 
-_packb: Callable[..., Any] = msgpack.packb
+_packb: Callable[..., bytes] = msgpack.packb
 _unpackb: Callable[..., Any] = msgpack.unpackb
 _Ext = msgpack.ExtType
 
@@ -70,11 +70,8 @@ def _aware(value: datetime) -> bytes:
 
 def _sorted(values: set[Any] | frozenset[Any]) -> bytes:
     parts = sorted(pack(v) for v in values)
-    return _packer_header(len(parts)) + b"".join(parts)
-
-
-def _packer_header(size: int) -> bytes:
-    return msgpack.Packer().pack_array_header(size)  # type: ignore[no-any-return]
+    header: bytes = msgpack.Packer().pack_array_header(len(parts))
+    return header + b"".join(parts)
 
 
 _WRITERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {

@@ -1,0 +1,175 @@
+"""The events of one service's aggregates: library event ⇄ stored event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from evsync.codec.fields import wire_of
+from evsync.codec.values import pack, unpack
+from evsync.domain import AnyAggregate, BaseAggregate, EventType, event_types
+from evsync.errors import ConfigurationError, DecodingError, EncodingError
+from evsync.records import NewEvent, StoredEvent, check_name, decode_meta, encode_meta, to_time_us
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Coding(NamedTuple):
+    """How the events of one type are written and read."""
+
+    type: str
+    """`service.Aggregate.Event`."""
+    event: EventType
+    names: tuple[str, ...]
+    writers: tuple[tuple[str, Callable[[Any], Any]], ...]
+    readers: tuple[tuple[str, Callable[[Any], Any]], ...]
+    upcasters: tuple[Upcaster, ...]
+
+
+class EventCodec:
+    """Encodes and decodes the events of a service's aggregates.
+
+    Event types are named `service.Aggregate.Event`, never by module path. `renamed` maps old type names to today's:
+    `users.Person.Registered` → `users.User.Registered`, or a whole aggregate, `users.Person` → `users.User`.
+    `upcasters[type]` are functions from the fields of one schema version to the next: with n of them, today's events
+    are of schema n + 1. Raises ConfigurationError for names that do not fit, EncodingError for a field whose
+    annotation cannot be written.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        aggregates: Sequence[type[AnyAggregate]],
+        *,
+        renamed: Mapping[str, str] | None = None,
+        upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
+    ) -> None:
+        self.service = check_name("service", service)
+        self.aggregates = tuple(aggregates)
+        self._of_type: dict[str, Coding] = {}
+        self._of_class: dict[tuple[type[Any], type[Any]], Coding] = {}
+        self._renamed = dict(renamed or {})
+        names: dict[str, type[AnyAggregate]] = {}
+        upcasters = upcasters or {}
+        for cls in aggregates:
+            if not (isinstance(cls, type) and issubclass(cls, BaseAggregate)):
+                raise ConfigurationError(f"aggregates of service {service!r}: {cls!r} is not an aggregate class")
+            if (other := names.setdefault(cls.__name__, cls)) is not cls:
+                raise ConfigurationError(
+                    f"service {service!r} has two aggregates named {cls.__name__}, in {other.__module__} and in "
+                    f"{cls.__module__}. Event types are named by them: rename one class "
+                    "(renamed= keeps the stored events readable)"
+                )
+            for name, event in event_types(cls).items():
+                self._add(
+                    f"{service}.{cls.__name__}.{name}",
+                    event,
+                    tuple(upcasters.get(f"{service}.{cls.__name__}.{name}", ())),
+                )
+        self._check_names(upcasters)
+
+    def _add(self, type: str, event: EventType, upcasters: tuple[Upcaster, ...]) -> None:
+        writers, readers = [], []
+        for field, annotation in event.fields.items():
+            try:
+                wire = wire_of(annotation)
+            except EncodingError as e:
+                raise EncodingError(f"field {field!r} of {type}: {e}") from e
+            if wire:
+                writers.append((field, wire.write))
+                readers.append((field, wire.read))
+        coding = Coding(type, event, tuple(event.fields), tuple(writers), tuple(readers), upcasters)
+        self._of_type[type] = coding
+        for cls in {event.cls, getattr(event.aggregate, event.name)}:
+            self._of_class[event.aggregate, cls] = coding
+
+    def _check_names(self, upcasters: Mapping[str, Any]) -> None:
+        known = set(self._of_type) | {t.rsplit(".", 1)[0] for t in self._of_type}
+        for old, new in self._renamed.items():
+            if new not in known or old in known or old.count(".") != new.count("."):
+                raise ConfigurationError(
+                    f"renamed={{{old!r}: {new!r}}} does not fit: the old name must be gone and the new one be one of "
+                    f"{', '.join(sorted(known)) or '(no aggregates)'}"
+                )
+        for type in upcasters:
+            if type not in self._of_type:
+                raise ConfigurationError(
+                    f"upcasters for {type!r}: there is no such event type, only {', '.join(sorted(self._of_type))}"
+                )
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """All event types of the service, sorted."""
+        return tuple(sorted(self._of_type))
+
+    def encode(self, aggregate: AnyAggregate, events: Sequence[Any], tags: Mapping[str, str]) -> list[NewEvent]:
+        """Library events of an aggregate as new events. Raises EncodingError with the event type and the field."""
+        new, meta = [], encode_meta(tags)
+        for event in events:
+            coding = self._of_class.get((type(aggregate), type(event)))
+            if coding is None:
+                raise ConfigurationError(
+                    f"{type(aggregate).__qualname__} is not an aggregate of service {self.service!r}, or "
+                    f"{type(event).__qualname__} not an event of it: give it to Service(aggregates=[…])"
+                )
+            values = event.__dict__
+            fields = {name: values[name] for name in coding.names}
+            try:
+                for name, write in coding.writers:
+                    fields[name] = write(fields[name])
+                data = pack(fields)
+            except Exception as e:  # pydantic's serializers raise whatever a user's own code raises
+                raise _blame(coding, values, e) from e
+            if event.timestamp.tzinfo is None:
+                raise EncodingError(f"{coding.type}: its timestamp {event.timestamp!r} has no time zone")
+            if coding.upcasters:
+                own = encode_meta({**tags, "schema": str(len(coding.upcasters) + 1)})
+                new.append(NewEvent(coding.type, to_time_us(event.timestamp), data, own))
+            else:
+                new.append(NewEvent(coding.type, to_time_us(event.timestamp), data, meta))
+        return new
+
+    def coding_of(self, type: str) -> Coding:
+        """The coding of a stored type name, old names included. Raises DecodingError for an unknown one."""
+        coding = self._of_type.get(type)
+        if coding is None:
+            prefix, _, name = type.rpartition(".")
+            today = self._renamed.get(type) or f"{self._renamed.get(prefix, '?')}.{name}"
+            coding = self._of_type.get(today)
+            if coding is None:
+                raise DecodingError(
+                    f"event type {type!r} is unknown to service {self.service!r}. If a class was renamed, say so with "
+                    f"renamed={{{type!r}: …}}; known types: {', '.join(self.types)}"
+                )
+            self._of_type[type] = coding
+        return coding
+
+    def fields_of(self, coding: Coding, stored: StoredEvent) -> dict[str, Any]:
+        """The fields of a stored event, upcast to today's schema. Raises DecodingError with stream and version."""
+        try:
+            fields: dict[str, Any] = unpack(stored.data)
+            if coding.upcasters:
+                for upcast in coding.upcasters[int(decode_meta(stored.meta).get("schema", "1")) - 1 :]:
+                    fields = upcast(fields)
+            for name, read in coding.readers:
+                if name in fields:
+                    fields[name] = read(fields[name])
+            if type(fields) is not dict:
+                raise DecodingError(f"a map of fields was expected, not {type(fields).__name__}")
+        except Exception as e:  # upcasters and validators are users' code
+            raise DecodingError(
+                f"version {stored.version} of stream {stored.stream!r} ({stored.type}, position {stored.position}) "
+                f"cannot be read: {e}"
+            ) from e
+        return fields
+
+
+def _blame(coding: Coding, values: Mapping[str, Any], error: Exception) -> EncodingError:
+    """The error again, naming the field: each is written alone."""
+    writers = dict(coding.writers)
+    for name in coding.names:
+        try:
+            pack(writers[name](values[name]) if name in writers else values[name])
+        except Exception as e:
+            return EncodingError(f"field {name!r} of {coding.type}: {e}. Nothing was stored.")
+    return EncodingError(f"{coding.type}: {error}. Nothing was stored.")

@@ -1,0 +1,89 @@
+"""Where a service runs: from `open()`, else the constructor, else the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from evsync.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from evsync.service import Service
+
+
+class Deployment(TypedDict, total=False):
+    """Where a service runs.
+
+    Each setting comes from `open()`, else the constructor, else EVSYNC_<SERVICE>_<SETTING> (a '-' in the service's name
+    becomes '_'); `nats` lastly from EVSYNC_NATS. Read when the service is opened.
+    """
+
+    store: str
+    """URL of the event store: sqlite:///users.db, memory://. Required."""
+    views: str
+    """SQLAlchemy URL of the read models' database. Absent: beside a SQLite store, `<store>_views.db`."""
+    nats: str
+    """URL of the broker. Absent: none; projections follow the logs of services in this process."""
+    sources: Mapping[str, Service | str]
+    """Where other services' logs are read from when not from NATS: a Service of this process, or its store's URL."""
+    run: Literal["all", "none"] | Sequence[str]
+    """Which of this service's relay ('relay'), projections and reactions (by their names) this process runs."""
+
+
+class _Environment(BaseSettings):
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
+
+    store: str | None = None
+    views: str | None = None
+    nats: str | None = None
+    sources: dict[str, str] | None = None
+    run: str | None = None
+
+
+class _Broker(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="EVSYNC_", env_ignore_empty=True, extra="ignore")
+
+    nats: str | None = None
+    nats_credentials: str | None = None
+    nats_ca: str | None = None
+    nats_certificate: str | None = None
+    nats_key: str | None = None
+
+
+def broker_files() -> dict[str, str]:
+    """What the connection needs beside a URL, paths from EVSYNC_NATS_CREDENTIALS, _CA, _CERTIFICATE, _KEY."""
+    found = _Broker()
+    files = {
+        "credentials": found.nats_credentials,
+        "ca": found.nats_ca,
+        "certificate": found.nats_certificate,
+        "key": found.nats_key,
+    }
+    return {name: path for name, path in files.items() if path}
+
+
+def resolve(service: str, given: Deployment, overrides: Deployment) -> Deployment:
+    """The settings of one opening. Raises ConfigurationError for a setting nobody knows, or with the wrong form."""
+    for setting in (*given, *overrides):
+        if setting not in Deployment.__annotations__:
+            raise ConfigurationError(
+                f"service {service!r} has no setting {setting!r}; there are {', '.join(Deployment.__annotations__)}"
+            )
+    prefix = f"EVSYNC_{service.upper().replace('-', '_')}_"
+    try:
+        found: dict[str, Any] = _Environment(_env_prefix=prefix).model_dump(exclude_none=True)
+        nats = _Broker().nats
+    except (ValidationError, ValueError) as e:
+        raise ConfigurationError(f"the environment of service {service!r} ({prefix}…) cannot be read: {e}") from e
+    if "run" in found and found["run"] not in ("all", "none"):
+        found["run"] = [part.strip() for part in found["run"].split(",") if part.strip()]
+    settings: dict[str, Any] = {**({"nats": nats} if nats else {}), **found, **given, **overrides}
+    if not settings.get("store"):
+        raise ConfigurationError(
+            f"service {service!r} has no event store: give open(store='sqlite:///{service}.db'), or set {prefix}STORE"
+        )
+    settings.setdefault("run", "all")
+    return settings  # type: ignore[return-value]  # assembled from the parts of a Deployment

@@ -1,0 +1,199 @@
+"""The domain: eventsourcing's aggregates and events, and what evsync has to know about them.
+
+This module (with evsync.interop) is the only one that imports the eventsourcing library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from eventsourcing.domain import (
+    Aggregate,
+    BaseAggregate,
+    BoundCommandMethodDecorator,
+    CanInitAggregate,
+    CanMutateAggregate,
+    DecoratedFuncCaller,
+    DomainEvent,
+    MetaDomainEvent,
+    UnboundCommandMethodDecorator,
+    decorated_funcs,
+    event,
+)
+from eventsourcing.utils import get_topic
+
+from evsync.errors import ConfigurationError
+from evsync.records import MAX_STREAM_ID_BYTES
+
+__all__ = ["Aggregate", "AnyAggregate", "BaseAggregate", "EventType", "NamedAggregate", "event", "event_types"]
+
+AnyAggregate = BaseAggregate[Any]
+ENVELOPE = ("originator_id", "originator_version", "timestamp", "originator_topic")
+"""Attributes of every library event that the record carries in columns of its own."""
+
+
+class NamedAggregate(BaseAggregate[str]):
+    """An aggregate whose id is a string of your own (the library's Aggregate has UUID ids only).
+
+    Give the id by a parameter `id` of `__init__`, or compute it in a static `create_id` from parameters of the same
+    names.
+    """
+
+    class Event(CanMutateAggregate[str], metaclass=MetaDomainEvent):
+        """What every event of a named aggregate has."""
+
+        originator_id: str
+        originator_version: int
+        timestamp: datetime
+
+        def __post_init__(self) -> None:
+            if not isinstance(self.originator_id, str):
+                raise TypeError(f"the id of a named aggregate must be a string, not {self.originator_id!r}")
+
+    class Created(Event, CanInitAggregate[str]):
+        """The first event, where `__init__` is not decorated with a name of its own."""
+
+        originator_topic: str
+
+
+# The library asks `isinstance(x, Aggregate)` before it lets a command be called on the class (User.rename(user, …)) or
+# a decorated property be set. Its own Aggregate is bound to UUIDs, so ours is registered beside it.
+Aggregate.register(NamedAggregate)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventType:
+    """One event class of one aggregate class, as the codec and the fold need it."""
+
+    aggregate: type[AnyAggregate]
+    name: str
+    """Such as `Registered`."""
+    cls: type[Any]
+    """The class to construct: the one that the library registers the decorated function under."""
+    kind: Literal["created", "method", "own"]
+    """Starts a stream; calls the function under `@event`; has a way of its own to change the aggregate."""
+    function: Callable[..., Any] | None
+    """What the compiled fold calls with the fields: None where only the library's own path is right."""
+    fields: dict[str, Any]
+    """Field name → annotation (Any where there is none, or where it cannot be resolved)."""
+    wants_id: bool
+    """Whether `function` is an `__init__` with a parameter `id`."""
+
+    def id_of(self, stream: str) -> UUID | str:
+        """The aggregate's own id again: text for a NamedAggregate, a UUID for all others."""
+        return stream if self.cls.originator_id_type is str else UUID(stream)
+
+
+def event_types(cls: type[AnyAggregate]) -> dict[str, EventType]:
+    """The event types of an aggregate class, inherited ones included, by name."""
+    return {name: _describe(cls, name, value) for name, value in _event_classes(cls)}
+
+
+def _event_classes(cls: type[AnyAggregate]) -> list[tuple[str, type[Any]]]:
+    # The library defines a class of its own for each inherited event, so the class's own attributes are all of them.
+    return [
+        (name, value)
+        for name, value in vars(cls).items()
+        if isinstance(value, type) and issubclass(value, CanMutateAggregate) and name != "Event"
+    ]
+
+
+def _describe(aggregate: type[AnyAggregate], name: str, cls: type[Any]) -> EventType:
+    kind: Literal["created", "method", "own"]
+    function: Callable[..., Any] | None
+    if issubclass(cls, CanInitAggregate):
+        kind, function = "created", aggregate.__init__
+        plain = cls.mutate is CanInitAggregate.mutate and cls.apply is CanMutateAggregate.apply
+        plain = plain and aggregate.__base_init__ is BaseAggregate.__base_init__
+    elif issubclass(cls, DecoratedFuncCaller):
+        # An inherited method triggers the event class of the aggregate that declared it: that one is registered.
+        cls = next(c for c in cls.__mro__ if c in decorated_funcs)
+        kind, function = "method", decorated_funcs[cls]
+        applies = [c for c in cls.__mro__ if "apply" in vars(c)]
+        plain = cls.mutate is CanMutateAggregate.mutate and applies == [DecoratedFuncCaller, CanMutateAggregate]
+    else:
+        kind, function, plain = "own", None, False
+    fields = _fields(cls, function)
+    parameters = set(inspect.signature(function).parameters) if function else set()
+    plain = (
+        plain
+        and cls._as_dict is CanMutateAggregate._as_dict
+        and _post_init_is_the_librarys(cls)
+        and aggregate.version is BaseAggregate.version
+        and aggregate.modified_on is BaseAggregate.modified_on
+        and parameters.isdisjoint(ENVELOPE)
+        and fields.keys() <= parameters
+    )
+    wants_id = kind == "created" and "id" in parameters
+    return EventType(aggregate, name, cls, kind, function if plain else None, fields, wants_id)
+
+
+def _post_init_is_the_librarys(cls: type[Any]) -> bool:
+    found = getattr(cls, "__post_init__", None)
+    return found in (None, DomainEvent.__post_init__, NamedAggregate.Event.__post_init__)
+
+
+def _fields(cls: type[Any], function: Callable[..., Any] | None) -> dict[str, Any]:
+    if dataclasses.is_dataclass(cls):
+        names = [f.name for f in dataclasses.fields(cls)]
+    else:  # the library allows pydantic models as event classes
+        names = list(getattr(cls, "model_fields", {}))
+    hints = {**_hints(function), **_hints(cls)} if function else _hints(cls)
+    return {name: hints.get(name, Any) for name in names if name not in ENVELOPE}
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(of, include_extras=True)
+    except Exception:  # a name that exists only for the type checker; its values must then be plain ones
+        hints = {}
+    return {name: Any if hint is inspect.Parameter.empty else hint for name, hint in hints.items()}
+
+
+def stream_of(id: UUID | str) -> str:
+    """The stream id of an aggregate id. Raises ConfigurationError for one that cannot be a stream id."""
+    if type(id) is UUID:
+        return str(id)
+    if not isinstance(id, (str, UUID)):
+        raise ConfigurationError(f"an aggregate's id is a UUID or a string, not {id!r}")
+    text = str(id)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as e:
+        raise ConfigurationError(f"{text!r} cannot be an aggregate's id: it is not valid Unicode text ({e})") from e
+    if not 0 < size <= MAX_STREAM_ID_BYTES:
+        raise ConfigurationError(
+            f"an aggregate's id takes 1 to {MAX_STREAM_ID_BYTES} bytes in UTF-8, and {text[:40]!r}… takes {size}: "
+            "use a short key as the id and keep the text in a field"
+        )
+    return text
+
+
+def topic_of(cls: type[AnyAggregate]) -> str:
+    """The library's name of an aggregate class, which its first events carry in memory."""
+    return get_topic(cls)
+
+
+def invoke(decide: Callable[..., Any], aggregate: AnyAggregate, *args: Any, **kwargs: Any) -> None:
+    """Call a command on an aggregate: a function of the aggregate, or a method taken from the class.
+
+    Raises TypeError for a coroutine function: a decision takes no time and calls nobody.
+    """
+    if isinstance(decide, UnboundCommandMethodDecorator):
+        # The library's own call insists on its UUID-bound base class; binding does what its call would do.
+        BoundCommandMethodDecorator(decide.event_decorator, aggregate)(*args, **kwargs)
+        return
+    result = decide(aggregate, *args, **kwargs)
+    if isinstance(result, types.CoroutineType):
+        result.close()
+        raise TypeError(
+            f"{getattr(decide, '__qualname__', decide)!r} is a coroutine function; a decision is a plain function of "
+            "the aggregate. Look up what it needs before, and pass it as an argument."
+        )

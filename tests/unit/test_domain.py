@@ -1,0 +1,102 @@
+"""What evsync knows of the library's aggregates."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID, uuid4
+
+import pytest
+
+from evsync.codec.events import EventCodec
+from evsync.domain import Aggregate, NamedAggregate, event, event_types, invoke, stream_of
+from evsync.errors import ConfigurationError
+from tests.aggregates import Account, Basket, Savings
+
+
+def test_event_types_are_named_by_service_aggregate_and_event() -> None:
+    """The module path is no part of the name: moving a class to another module changes nothing."""
+    types = EventCodec("bank", [Account]).types
+    assert {"bank.Account.Opened", "bank.Account.Deposited", "bank.Account.Audited"} <= set(types)
+    assert not any("tests" in t for t in types)
+
+
+def test_an_inherited_event_belongs_to_the_aggregate_that_inherits_it() -> None:
+    """A subclass has event types of its own, triggered by the inherited methods."""
+    codec = EventCodec("bank", [Account, Savings])
+    account = Savings("ada", 5)
+    account.deposit(7)
+    new = codec.encode(account, account.pending_events, {})
+    assert [e.type for e in new] == ["bank.Savings.Opened", "bank.Savings.Deposited"]
+
+
+def test_a_method_is_compiled_and_an_event_with_its_own_apply_is_not() -> None:
+    """Only where the library does nothing but call the function may the fold call it instead."""
+    types = event_types(Account)
+    assert types["Deposited"].function is not None
+    assert types["Audited"].function is None
+    assert types["Stamped"].function is None, "it asks for the timestamp, which the library passes"
+
+
+def test_two_aggregates_of_one_name_are_refused() -> None:
+    """Their events would have the same type."""
+    other = type("Basket", (NamedAggregate,), {"__module__": "json"})
+    with pytest.raises(ConfigurationError, match=r"two aggregates named Basket, in tests\.aggregates and in json"):
+        EventCodec("shop", [Basket, other])
+
+
+def test_what_is_no_aggregate_class_is_refused() -> None:
+    """When the service is made, not at the first save."""
+    with pytest.raises(ConfigurationError, match="not an aggregate class"):
+        EventCodec("bank", [int])  # type: ignore[list-item]
+
+
+def test_a_named_aggregate_has_the_id_it_was_given() -> None:
+    """Its id is a string, and its commands can be called on the class."""
+    basket = Basket("b-1", owner="ada")
+    Basket.add(basket, "sku-1")
+    invoke(Basket.add, basket, "sku-2")
+    basket.note = "gift"
+    assert (basket.id, basket.skus, basket.note) == ("b-1", ["sku-1", "sku-2"], "gift")
+
+
+def test_a_named_aggregate_refuses_an_id_that_is_no_string() -> None:
+    """A UUID would come back as text."""
+    with pytest.raises(TypeError, match="must be a string"):
+        Basket(uuid4(), owner="ada")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 513, "é" * 257, "\ud800", 7, None])
+def test_an_id_that_cannot_be_a_stream_id_is_refused_with_what_to_do(bad: object) -> None:
+    """Empty, longer than 512 bytes, not text."""
+    with pytest.raises(ConfigurationError, match="aggregate's id"):
+        stream_of(bad)  # type: ignore[arg-type]
+
+
+def test_a_uuid_is_its_own_text() -> None:
+    """As people write it."""
+    id = UUID("12345678-1234-5678-1234-567812345678")
+    assert stream_of(id) == "12345678-1234-5678-1234-567812345678"
+
+
+def test_a_decision_that_is_a_coroutine_is_refused() -> None:
+    """It would never run, and its events would be missing without a word."""
+
+    async def decide(account: Account) -> None:
+        account.deposit(1)
+
+    with pytest.raises(TypeError, match="coroutine"):
+        invoke(decide, Account("ada", 1))
+
+
+class Clock(Aggregate):
+    """Its event has no annotations that can be resolved at run time."""
+
+    @event("Set")
+    def __init__(self, at: NotImported) -> None:  # type: ignore[name-defined]  # noqa: F821
+        self.at = at
+
+
+def test_an_annotation_that_cannot_be_resolved_counts_as_any() -> None:
+    """Names that exist only for the type checker do not keep a service from being made."""
+    assert event_types(Clock)["Set"].fields["at"] is not datetime
+    EventCodec("clocks", [Clock])
