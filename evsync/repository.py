@@ -1,0 +1,255 @@
+"""The aggregates of one service in one store: load, save, and decide again when another writer was first."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol, TypeVar
+from uuid import UUID
+
+from evsync.codec.events import EventCodec
+from evsync.domain import AnyAggregate, BaseAggregate, invoke, stream_of
+from evsync.errors import ConfigurationError, Conflict, EvsyncError, NotFound, OutcomeUnknown
+from evsync.ports import Store
+from evsync.records import (
+    Append,
+    Checkpoint,
+    Commit,
+    Position,
+    StoredEvent,
+    command_of,
+    new_command,
+    to_time_us,
+)
+from evsync.replay import fold
+from evsync.sharding.slots import slot_of
+from evsync.stores.group_commit import GroupCommit
+from evsync.stream_locks import StreamLocks
+
+A = TypeVar("A", bound=BaseAggregate[Any])
+
+ATTEMPTS = 30
+"""How often `execute` decides before it gives up."""
+
+
+class SizeCheck(Protocol):
+    """Raises EventTooLarge for an append that some broker could not carry."""
+
+    def __call__(self, append: Append) -> None: ...
+
+
+class _Unsettled(NamedTuple):
+    """Appends of the same events whose outcome is not known: what to look for before they are sent again."""
+
+    expected_version: int
+    commands: frozenset[bytes]
+
+
+class Repository:
+    """Loads and saves aggregates. In this process, one save per stream is in flight at a time."""
+
+    def __init__(self, codec: EventCodec, store: Store, commits: GroupCommit, check_size: SizeCheck) -> None:
+        self._codec, self._store, self._commits, self._check_size = codec, store, commits, check_size
+        self._locks = StreamLocks()
+        self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()
+
+    # ---- load
+
+    async def get(self, cls: type[A], id: UUID | str, *, version: int | None = None, at: datetime | None = None) -> A:
+        """The aggregate as it is, or as it was at a version, or at a time (events of that very microsecond included).
+
+        Raises NotFound for a stream that does not exist, has not come to that version, or began later.
+        """
+        stream = stream_of(id)
+        events = await self._read(cls, stream, version)
+        if version is not None and len(events) < version:
+            raise NotFound(f"{cls.__name__} {stream!r} is at version {len(events)}; there is no version {version}")
+        if at is not None:
+            if at.tzinfo is None:
+                raise ConfigurationError(
+                    f"at={at!r} has no time zone: use an aware datetime, such as datetime.now(UTC)"
+                )
+            until = to_time_us(at)
+            # Clocks may step back between two commits, versions do not: the prefix before the first later event.
+            prefix = next((i for i, e in enumerate(events) if e.time_us > until), len(events))
+            if not prefix:
+                raise NotFound(f"{cls.__name__} {stream!r} did not exist at {at.isoformat()}")
+            events = events[:prefix]
+        return self._fold(cls, stream, events)
+
+    async def history(self, cls: type[AnyAggregate], id: UUID | str) -> list[StoredEvent]:
+        """All events of the aggregate's stream. Raises NotFound if there are none."""
+        return await self._read(cls, stream_of(id), None)
+
+    async def _read(self, cls: type[AnyAggregate], stream: str, to_version: int | None) -> list[StoredEvent]:
+        if not any(issubclass(known, cls) for known in self._codec.aggregates):
+            raise self._unregistered(cls)
+        if to_version is not None and to_version < 1:
+            raise NotFound(f"there is no version {to_version} of {cls.__name__} {stream!r}: versions begin at 1")
+        events = await self._store.read_stream(stream, to_version=to_version)
+        if not events:
+            raise NotFound(f"there is no {cls.__name__} {stream!r} in service {self._codec.service!r}")
+        found = self._codec.coding_of(events[0].type).event.aggregate
+        if not issubclass(found, cls):
+            raise NotFound(f"stream {stream!r} is a {found.__name__}, not a {cls.__name__}")
+        return events
+
+    def _fold(self, cls: type[A], stream: str, events: Sequence[StoredEvent]) -> A:
+        aggregate = fold(self._codec, events)
+        if not isinstance(aggregate, cls):
+            raise NotFound(f"{cls.__name__} {stream!r} was discarded by one of its own events")
+        return aggregate
+
+    def _unregistered(self, cls: type[Any]) -> ConfigurationError:
+        known = ", ".join(c.__name__ for c in self._codec.aggregates) or "none"
+        return ConfigurationError(
+            f"{cls.__qualname__} is not an aggregate of service {self._codec.service!r} (it has: {known}). "
+            f"Add it: Service({self._codec.service!r}, aggregates=[…, {cls.__name__}])"
+        )
+
+    # ---- save
+
+    async def save(
+        self,
+        aggregates: Iterable[AnyAggregate],
+        tags: Mapping[str, str],
+        *,
+        follower: str | None = None,
+        checkpoint: Checkpoint | None = None,
+        after: int | None = None,
+    ) -> Position:
+        """Append the pending events of all these aggregates, and a follower's checkpoint, in one commit.
+
+        Returns the position of its last event, or the log's head where there was nothing to save. Whatever is raised,
+        the aggregates keep their pending events, so that saving again cannot silently do nothing.
+        """
+        streams = self._streams(aggregates)
+        names = sorted(streams)
+        await self._locks.acquire(names)
+        try:
+            settled = await self._settle(streams)
+            changed = {stream: a for stream, a in streams.items() if a.pending_events}
+            if not changed and checkpoint is None:
+                return self._at(settled or await self._store.head())
+            commit = self._decided(changed, tags, new_command(), follower, checkpoint, after)
+            try:
+                return await self._commit(commit, changed)
+            except Conflict:
+                # The other writer may have been an earlier try of these very events, late on its way to the store.
+                settled = await self._settle(changed)
+                if settled is None or any(a.pending_events for a in changed.values()):
+                    raise
+                return self._at(settled)
+        finally:
+            self._locks.release(names)
+
+    async def execute(
+        self, cls: type[A], id: UUID | str, decide: Callable[..., None], args: Any, kwargs: Any, tags: Mapping[str, str]
+    ) -> Position:
+        """Load, decide, save: again after a conflict, and after an unknown outcome unless the command is found stored.
+
+        Raises what `decide` raises, NotFound, and the last Conflict or OutcomeUnknown when patience has run out.
+        """
+        stream, command = stream_of(id), new_command()
+        failed: EvsyncError | None = None
+        for attempt in range(ATTEMPTS):
+            if failed is not None:  # outside of the lock: others of this process may go first
+                await asyncio.sleep(random.uniform(0, min(1.0, 0.002 * 2**attempt)))
+            await self._locks.acquire((stream,))
+            try:
+                events = await self._read(cls, stream, None)
+                mine = [e for e in events if command_of(e.id) == command] if failed is not None else ()
+                if mine:
+                    return self._at(mine[-1].position + mine[-1].remaining)
+                aggregate = self._fold(cls, stream, events)
+                invoke(decide, aggregate, *args, **kwargs)
+                if not aggregate.pending_events:
+                    return self._at(await self._store.head())
+                changed = {stream: aggregate}
+                return await self._commit(self._decided(changed, tags, command), changed)
+            except (Conflict, OutcomeUnknown) as e:
+                failed = e
+            finally:
+                self._locks.release((stream,))
+        assert failed is not None
+        failed.add_note(f"execute() tried {ATTEMPTS} times.")
+        raise failed
+
+    def _decided(
+        self, changed: Mapping[str, AnyAggregate], tags: Mapping[str, str], command: bytes, *reaction: Any
+    ) -> Commit:
+        appends = [self._append(stream, a, a.pending_events, tags) for stream, a in changed.items()]
+        return Commit(command, appends, *reaction)
+
+    async def _commit(self, commit: Commit, changed: Mapping[str, AnyAggregate]) -> Position:
+        try:
+            position = await self._commits.commit(commit)
+        except (OutcomeUnknown, asyncio.CancelledError):
+            for append in commit.appends:
+                self._remember(append, commit.command)
+            raise
+        for append in commit.appends:
+            # What was decided while the save was under way stays pending.
+            del changed[append.stream].pending_events[: len(append.events)]
+            self._unsettled.pop(append.stream, None)
+        return self._at(position)
+
+    def _append(self, stream: str, aggregate: AnyAggregate, events: Sequence[Any], tags: Mapping[str, str]) -> Append:
+        new = self._codec.encode(aggregate, events, tags)
+        slot = slot_of(stream, self._store.identity.slots)
+        append = Append(stream, slot, events[0].originator_version - 1, new)
+        self._check_size(append)
+        return append
+
+    def _streams(self, aggregates: Iterable[AnyAggregate]) -> dict[str, AnyAggregate]:
+        streams: dict[str, AnyAggregate] = {}
+        for a in aggregates:
+            if not isinstance(a, BaseAggregate):
+                raise ConfigurationError(f"{a!r} is not an aggregate and cannot be saved")
+            if type(a) not in self._codec.aggregates:
+                raise self._unregistered(type(a))
+            stream = stream_of(a.id)
+            if streams.setdefault(stream, a) is not a:
+                raise ConfigurationError(
+                    f"two objects of stream {stream!r} in one save: change one object, or save them one after the other"
+                )
+        return streams
+
+    def _at(self, number: int) -> Position:
+        return self._store.identity.at(number)
+
+    # ---- unknown outcomes
+
+    def _remember(self, append: Append, command: bytes) -> None:
+        before = self._unsettled.pop(append.stream, None)
+        same = before is not None and before.expected_version == append.expected_version
+        commands = before.commands | {command} if before is not None and same else frozenset((command,))
+        self._unsettled[append.stream] = _Unsettled(append.expected_version, commands)
+        while len(self._unsettled) > 10_000:  # an older one is then an ordinary conflict
+            self._unsettled.popitem(last=False)
+
+    async def _settle(self, streams: Mapping[str, AnyAggregate]) -> int | None:
+        """Find out what became of earlier saves of these very events whose reply was lost.
+
+        Events that turn out to be stored are no longer pending. Returns the position of the last of them.
+        """
+        if not self._unsettled:
+            return None
+        position = None
+        for stream, aggregate in streams.items():
+            unsettled = self._unsettled.get(stream)
+            if unsettled is None:
+                continue
+            pending = aggregate.pending_events
+            if pending and pending[0].originator_version == unsettled.expected_version + 1:
+                stored = await self._store.read_stream(stream, after_version=unsettled.expected_version)
+                mine = [e for e in stored if command_of(e.id) in unsettled.commands]
+                if not mine:
+                    continue  # not yet, or never: they are sent again, and if that conflicts, looked for again
+                del pending[: len(mine)]
+                position = max(position or 0, mine[-1].position + mine[-1].remaining)
+            self._unsettled.pop(stream, None)
+        return position

@@ -1,0 +1,98 @@
+"""Imports point one way, and each technology is known to one place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import evsync
+
+ROOT = Path(evsync.__file__).parent
+LAYERS = [
+    {"errors"},
+    {"records", "ports", "domain", "tags"},
+    {"codec", "replay", "sharding.slots", "snapshots"},
+    {"stores", "jetstream", "projections", "sharding", "archive"},
+    {"sources", "stream_locks", "repository", "config", "interop"},
+    {"runtime", "service"},
+    {"cli", "testing", "__init__"},
+]
+"""From the bottom up: a part may import what is below it, and its own part."""
+ADAPTERS = {"stores", "jetstream", "projections", "archive"}
+KNOWN_TO_ONE = {"eventsourcing": {"domain", "interop"}, "nats": {"jetstream"}, "sqlite3": {"stores", "projections"}}
+
+
+def part_of(module: str) -> str:
+    """`evsync.stores.sqlite` belongs to `stores`; a module of its own layer keeps its name."""
+    name = module.removeprefix("evsync.")
+    return name if any(name in layer for layer in LAYERS) else name.split(".", maxsplit=1)[0]
+
+
+def layer_of(part: str) -> int:
+    """Counted from the bottom."""
+    return next(i for i, layer in enumerate(LAYERS) if part in layer)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports at run time; what stands under TYPE_CHECKING is for the type checker alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        for parent in ast.iter_child_nodes(node):
+            parent._above = node  # type: ignore[attr-defined]
+    for node in ast.walk(tree):
+        above = node
+        while (above := getattr(above, "_above", None)) is not None:
+            if isinstance(above, ast.If) and "TYPE_CHECKING" in ast.unparse(above.test):
+                break
+        else:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module
+
+
+def files() -> list[tuple[str, str, Path]]:
+    """Every module of the package: its part, its name, its file."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found.append((part_of(name), name, path))
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    """A new part says where it stands."""
+    assert [name for part, name, _ in files() if not any(part in layer for layer in LAYERS)] == []
+
+
+def test_imports_point_downwards_and_adapters_do_not_know_one_another() -> None:
+    """cli → service → adapters → codec → records → errors."""
+    wrong = []
+    for part, name, path in files():
+        for imported in imports(path):
+            if not imported.startswith("evsync."):
+                continue
+            other = part_of(imported)
+            upwards = layer_of(other) > layer_of(part)
+            sideways = part != other and {part, other} <= ADAPTERS
+            if upwards or sideways:
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_each_library_is_known_to_one_part() -> None:
+    """Only domain and interop know eventsourcing, only jetstream knows nats."""
+    wrong = [
+        f"{name} imports {imported}"
+        for part, name, path in files()
+        for imported in imports(path)
+        for library, parts in KNOWN_TO_ONE.items()
+        if imported.split(".")[0] == library and part not in parts
+    ]
+    assert wrong == []
+
+
+def test_no_module_holds_two_ideas() -> None:
+    """A file that passes about 400 lines usually does."""
+    assert [(name, n) for _, name, path in files() if (n := len(path.read_text().splitlines())) > 420] == []
