@@ -1,0 +1,30 @@
+"""evsync: event sourcing for Python microservices."""
+
+from evsync.domain import Aggregate, NamedAggregate, event
+from evsync.errors import Conflict, EvsyncError, Halted, NotFound, NotVisible, OutcomeUnknown
+from evsync.projections import Contract, Event, MemoryModel, Projection, Reaction, SqlModel, Tables
+from evsync.records import Position
+from evsync.service import Service
+from evsync.tags import metadata
+
+__all__ = [
+    "Aggregate",
+    "Conflict",
+    "Contract",
+    "Event",
+    "EvsyncError",
+    "Halted",
+    "MemoryModel",
+    "NamedAggregate",
+    "NotFound",
+    "NotVisible",
+    "OutcomeUnknown",
+    "Position",
+    "Projection",
+    "Reaction",
+    "Service",
+    "SqlModel",
+    "Tables",
+    "event",
+    "metadata",
+]

@@ -87,6 +87,10 @@ class EventLog(Protocol):
         ...
 
 
+class Store(EventStore, EventLog, Protocol):
+    """A store that holds its own log: what `open_store` gives."""
+
+
 class LogReader(Protocol):
     """A log as a follower reads it, whether from the store itself, a JetStream stream or an archive.
 
@@ -114,6 +118,7 @@ class LogReader(Protocol):
         ...
 
 
+@runtime_checkable
 class LogSource(Protocol):
     """Where the logs of one service are found."""
 

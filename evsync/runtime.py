@@ -1,0 +1,351 @@
+"""An open service: the adapters that its settings name, and the tasks that keep its parts going.
+
+This is the composition root, the one module that chooses adapters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.sql import visitors
+from typing_extensions import TypeVarTuple
+
+from evsync.config import Deployment, broker_files
+from evsync.domain import AnyAggregate
+from evsync.errors import ConfigurationError, EventTooLarge
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.messages import MessageFormat
+from evsync.jetstream.relay import Relay, RelayStatus
+from evsync.jetstream.settings import NatsSettings
+from evsync.ports import LogSource, Store
+from evsync.projections import (
+    MemoryModel,
+    Projection,
+    ProjectionRunner,
+    Reaction,
+    ReactionRunner,
+    SqlModel,
+    ViewsDatabase,
+)
+from evsync.projections.status import FollowerStatus
+from evsync.records import Append, Checkpoint, Position, StoredEvent
+from evsync.repository import Repository
+from evsync.sources import ServiceSource, StoreSource
+from evsync.stores import open_store
+from evsync.stores.group_commit import GroupCommit
+from evsync.tags import current_tags
+
+if TYPE_CHECKING:
+    from evsync.service import Service
+
+S = TypeVar("S")
+Ts = TypeVarTuple("Ts")
+logger = logging.getLogger("evsync")
+
+DEFAULT_MAX_PAYLOAD = 1 << 20
+"""What a nats-server takes unless it is told otherwise; assumed until one has been met."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A service at one moment."""
+
+    service: str
+    log: str
+    incarnation: str
+    head: int
+    nats: str | None
+    """Where the broker is, and why it is not reached if it is not; None without one."""
+    relay: RelayStatus | None
+    followers: Sequence[FollowerStatus] = field(default_factory=tuple)
+
+
+class Runtime:
+    """What is open of one service, and what runs."""
+
+    def __init__(self, service: Service, settings: Deployment, store: Store) -> None:
+        self.service, self.settings, self.store = service, settings, store
+        self.commits = GroupCommit(store)
+        self._sizes = MessageFormat(store.identity.name)
+        self.repository = Repository(service.codec, store, self.commits, self._check_size)
+        self.connection: Connection | None = None
+        self.views: ViewsDatabase | None = None
+        self.relay: Relay | None = None
+        self.projections: dict[str, ProjectionRunner] = {}
+        self.reactions: dict[str, ReactionRunner] = {}
+        self.running: frozenset[str] = frozenset()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crashed: BaseException | None = None
+
+    # ---- opening and closing
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, service: Service, settings: Deployment) -> AsyncIterator[Runtime]:
+        """Everything that the settings ask for, opened in the order of need and closed in the other."""
+        running = _parts_to_run(service, settings)
+        url = settings["store"]
+        if not isinstance(url, str):
+            raise ConfigurationError(f"store={url!r} is not a URL; several shards are not available in this version")
+        async with AsyncExitStack() as stack:
+            store = await open_store(url, service=service.name)
+            stack.push_async_callback(store.close)
+            runtime = cls(service, settings, store)
+            runtime.running = running
+            stack.push_async_callback(runtime.commits.close)
+            if nats := settings.get("nats"):
+                settings_of_nats = NatsSettings(nats, **{name: Path(path) for name, path in broker_files().items()})
+                runtime.connection = await Connection.open(settings_of_nats, service.name)
+                stack.push_async_callback(runtime.connection.close)
+                if "relay" in running:
+                    runtime.relay = Relay(store, runtime.connection)
+            sources = {name: runtime._source(name, stack) for name in _services_read_by(service)}
+            await runtime._open_projections(stack, sources)
+            await runtime._open_reactions(stack, sources)
+            stack.push_async_callback(runtime._stop)
+            yield runtime
+
+    def _source(self, name: str, stack: AsyncExitStack) -> LogSource:
+        given: Any = self.settings.get("sources", {}).get(name)
+        if isinstance(given, LogSource):  # how a test world puts its own in
+            found: LogSource = given
+            return found
+        if name == self.service.name:
+            return ServiceSource(name, lambda: self.store)
+        if isinstance(given, str):
+            source = StoreSource(name, given)
+            stack.push_async_callback(source.close)
+            return source
+        if given is not None:
+            service: Service = given
+            return ServiceSource(name, lambda: service.store)
+        if self.connection is not None:
+            from evsync.jetstream.source import JetStreamSource
+
+            return JetStreamSource(self.connection, name)
+        raise ConfigurationError(
+            f"service {self.service.name!r} needs the events of {name!r} and does not know where they are: set nats= "
+            f"(or EVSYNC_NATS), or sources={{{name!r}: …}} with a Service of this process or its store's URL"
+        )
+
+    async def _open_projections(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:
+        if any(isinstance(p.model, SqlModel) for p in self.service.projections):
+            self.views = ViewsDatabase(self.settings.get("views") or _views_beside(self.settings["store"]))
+            stack.push_async_callback(self.views.close)
+        for projection in self.service.projections:
+            runner = ProjectionRunner(projection, self.views, [sources[s] for s in projection.sources])
+            stack.push_async_callback(runner.close)
+            await runner.open()
+            self.projections[projection.name] = runner
+
+    async def _open_reactions(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:
+        for reaction in self.service.reactions:
+            runner = ReactionRunner(
+                reaction,
+                checkpoints=self.store.checkpoints,
+                commit=self._commit_of_reaction,
+                sources=[sources[s] for s in reaction.sources],
+                service=self.service,
+            )
+            stack.push_async_callback(runner.close)
+            self.reactions[reaction.name] = runner
+
+    async def _commit_of_reaction(
+        self, aggregates: Sequence[AnyAggregate], follower: str, checkpoint: Checkpoint, after: int
+    ) -> Position:
+        return await self.repository.save(
+            aggregates, current_tags(), follower=follower, checkpoint=checkpoint, after=after
+        )
+
+    def start(self) -> None:
+        """Begin to run the parts that this process is to run."""
+        if self.relay is not None:
+            self._spawn("relay", self.relay.run())
+        for name, runner in (*self.projections.items(), *self.reactions.items()):
+            if name in self.running:
+                self._spawn(name, runner.run())
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"evsync {self.service.name} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s ended: %s", task.get_name(), error, exc_info=error)
+            self._crashed = error
+
+    async def _stop(self) -> None:
+        """End the tasks. Each brings its step to an end first: a batch is applied or not, never half."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def serve(self) -> None:
+        """Run until SIGTERM or SIGINT. Raises what stopped a part before that."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            while not stop.is_set():
+                if (error := self.failure()) is not None:
+                    raise error
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 0.2)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def followers(self) -> list[ProjectionRunner | ReactionRunner]:
+        """The service's projections and reactions, whether this process runs them or not."""
+        return [*self.projections.values(), *self.reactions.values()]
+
+    def failure(self) -> BaseException | None:
+        """What stopped a part that was to run: a halted projection, reaction or relay; None if all is well."""
+        halted: list[BaseException] = [part.halted for part in self.followers() if part.halted]
+        if self.relay is not None and self.relay.halted is not None:
+            halted.append(self.relay.halted)
+        return halted[0] if halted else self._crashed
+
+    # ---- saving
+
+    def _check_size(self, append: Append) -> None:
+        limit = DEFAULT_MAX_PAYLOAD
+        if self.connection is not None and self.connection.max_payload is not None:
+            limit = self.connection.max_payload
+        identity = self.store.identity
+        for e in append.events:
+            # Subject and headers of an ordinary event are far below this: nothing to measure.
+            if len(e.data) + len(e.meta or "") + 8_192 < limit and len(append.stream) <= 128:
+                continue
+            stored = StoredEvent(
+                position=0, stream=append.stream, version=0, slot=append.slot, type=e.type, time_us=e.time_us,
+                id=bytes(16), remaining=0, incarnation=identity.incarnation, data=e.data, meta=e.meta,
+            )  # fmt: skip
+            if (size := self._sizes.size_of(stored)) > limit:
+                raise EventTooLarge(e.type, append.stream, size, limit)
+
+    # ---- read models
+
+    def number_of(self, position: Position) -> int:
+        """The number of a position of this service's own log. Raises ConfigurationError for any other."""
+        identity = self.store.identity
+        if (position.log, position.incarnation) != (identity.name, identity.incarnation):
+            raise ConfigurationError(
+                f"{position} is not a position of log {identity.name!r}, incarnation {identity.incarnation!r}"
+            )
+        return position.number
+
+    async def wait(self, after: Position, projections: Sequence[Projection[Any]], timeout_s: float) -> None:
+        """See Service.wait."""
+        service = after.log.split(".")[0]
+        chosen = projections or [p for p in self.service.projections if service in p.sources]
+        if not chosen:
+            raise ConfigurationError(f"no projection of service {self.service.name!r} reads the log of {after}")
+        await asyncio.gather(*(self._runner(p).wait(after, timeout_s) for p in chosen))
+
+    def _runner(self, projection: Projection[Any]) -> ProjectionRunner:
+        runner = self.projections.get(projection.name)
+        if runner is None or projection not in self.service.projections:
+            raise ConfigurationError(
+                f"{projection!r} is not a projection of service {self.service.name!r}: "
+                "give it to Service(projections=[…])"
+            )
+        return runner
+
+    async def query(self, select: sa.Select[*Ts], after: Position | None, timeout_s: float) -> sa.Result[*Ts]:
+        """See Service.query."""
+        if self.views is None:
+            raise ConfigurationError(f"service {self.service.name!r} has no projection with tables to query")
+        if after is not None:
+            owners = self._owners(select)
+            if reading := [p for p in owners if after.log.split(".")[0] in p.sources]:
+                await self.wait(after, reading, timeout_s)
+            else:
+                raise ConfigurationError(
+                    f"{after} is a position of a log that no projection behind this select reads "
+                    f"({', '.join(p.name for p in owners) or 'its tables belong to none'})"
+                )
+        return await self.views.query(select)
+
+    def _owners(self, select: sa.Select[*Ts]) -> list[Projection[Any]]:
+        tables = {id(found) for found in visitors.iterate(select) if isinstance(found, sa.Table)}
+        return [
+            p
+            for p in self.service.projections
+            if isinstance(p.model, SqlModel) and any(id(t) in tables for t in p.model.metadata.tables.values())
+        ]
+
+    def state(self, model: MemoryModel[S]) -> S:
+        """See Service.state."""
+        for projection in self.service.projections:
+            if projection.model is model:
+                runner = self._runner(projection)
+                if runner.halted is not None:
+                    raise runner.halted
+                state: S = runner.state
+                return state
+        raise ConfigurationError(f"no projection of service {self.service.name!r} fills that model")
+
+    async def status(self) -> Status:
+        """See Service.status."""
+        identity, connection = self.store.identity, self.connection
+        return Status(
+            service=self.service.name,
+            log=identity.name,
+            incarnation=identity.incarnation,
+            head=await self.store.head(),
+            nats=_shown(connection) if connection is not None else None,
+            relay=self.relay.status() if self.relay is not None else None,
+            followers=[await follower.status() for follower in self.followers()],
+        )
+
+
+def _parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
+    names = {"relay", *(p.name for p in service.projections), *(r.name for r in service.reactions)}
+    run = settings["run"]
+    if run == "all":
+        return frozenset(names)
+    if run == "none":
+        return frozenset()
+    if isinstance(run, str) or (unknown := set(run) - names):
+        raise ConfigurationError(
+            f"run={run!r}: service {service.name!r} has no part named "
+            f"{', '.join(sorted(unknown)) if not isinstance(run, str) else repr(run)}; use 'all', 'none' or a list of "
+            f"{', '.join(sorted(names))}"
+        )
+    return frozenset(run)
+
+
+def _services_read_by(service: Service) -> tuple[str, ...]:
+    parts: list[Projection[Any] | Reaction] = [*service.projections, *service.reactions]
+    return tuple(dict.fromkeys(s for part in parts for s in part.sources))
+
+
+def _shown(connection: Connection) -> str:
+    problem = f" (not connected: {connection.problem})" if connection.problem else ""
+    return connection.settings.shown + problem
+
+
+def _views_beside(store: str) -> str:
+    """The read models' database where none is given: beside a SQLite store, in memory for one in memory."""
+    if store.startswith("memory:"):
+        return "sqlite://"
+    if store.startswith("sqlite:"):
+        return f"{store.removesuffix('.db')}_views.db"
+    raise ConfigurationError(
+        f"a service that stores in {store.split(':', maxsplit=1)[0]} needs views=, the URL of its read models"
+    )

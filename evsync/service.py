@@ -1,0 +1,221 @@
+"""A service: a named set of aggregates, projections and reactions, and what can be done with it while it is open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from uuid import UUID
+
+import sqlalchemy as sa
+from typing_extensions import TypeVarTuple, Unpack
+
+from evsync.codec.events import EventCodec, Upcaster
+from evsync.codec.values import unpack
+from evsync.config import Deployment, resolve
+from evsync.domain import AnyAggregate, BaseAggregate
+from evsync.errors import ConfigurationError
+from evsync.ports import Store
+from evsync.projections import Event, MemoryModel, Projection, Reaction
+from evsync.records import Position, StoredEvent, check_name
+from evsync.runtime import Runtime, Status
+from evsync.tags import current_tags
+
+A = TypeVar("A", bound=BaseAggregate[Any])
+S = TypeVar("S")
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+
+
+class Service:
+    """A named set of aggregates, projections and reactions. Inert until opened: nothing is touched, no global kept.
+
+    `renamed` and `upcasters` keep old events readable (see EventCodec). What remains, `**deployment`, says where the
+    service runs: see Deployment. Raises ConfigurationError for names and classes that do not fit, EncodingError for an
+    event whose fields cannot be written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        aggregates: Sequence[type[AnyAggregate]] = (),
+        projections: Sequence[Projection[Any]] = (),
+        reactions: Sequence[Reaction] = (),
+        renamed: Mapping[str, str] | None = None,
+        upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
+        **deployment: Unpack[Deployment],
+    ) -> None:
+        self.name = check_name("service", name)
+        self.codec = EventCodec(name, aggregates, renamed=renamed, upcasters=upcasters)
+        self.projections = tuple(projections)
+        self.reactions = tuple(reactions)
+        self._deployment = deployment
+        self._runtime: Runtime | None = None
+        self._opening = False
+        self._closing: AbstractAsyncContextManager[Self] | None = None
+        names = [p.name for p in self.projections] + [r.name for r in self.reactions] + ["relay"]
+        for twice in {n for n in names if names.count(n) > 1}:
+            raise ConfigurationError(f"service {name!r} has two parts named {twice!r}; 'relay' is always one")
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}: {'open' if self._runtime else 'not open'}>"
+
+    # ---- opening
+
+    @asynccontextmanager
+    async def open(self, **overrides: Unpack[Deployment]) -> AsyncIterator[Self]:
+        """Open the service for the length of an `async with`: the store, the broker, and the parts that `run` names.
+
+        A broker that cannot be reached is no error: saves go on, and the relay catches up when it is there. Raises
+        ConfigurationError, StoreError. A service is open once at a time.
+        """
+        if self._runtime is not None or self._opening:
+            raise ConfigurationError(f"service {self.name!r} is open already; make a second Service to open it twice")
+        self._opening = True
+        try:
+            async with Runtime.open(self, resolve(self.name, self._deployment, overrides)) as runtime:
+                self._runtime = runtime
+                runtime.start()
+                try:
+                    yield self
+                finally:
+                    self._runtime = None
+        finally:
+            self._opening = False
+
+    async def __aenter__(self) -> Self:
+        opened = self.open()
+        await opened.__aenter__()
+        self._closing = opened
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        opened, self._closing = self._closing, None
+        if opened is not None:
+            await opened.__aexit__(*exc)
+
+    @asynccontextmanager
+    async def lifespan(self, app: object, /) -> AsyncIterator[None]:
+        """The lifespan of an ASGI application: `FastAPI(lifespan=users.lifespan)`."""
+        async with self.open():
+            yield
+
+    async def serve(self) -> None:
+        """Open the service if it is not, and run until SIGTERM or SIGINT, then end cleanly.
+
+        Raises Halted when a projection or reaction has halted, RelayError when the relay has.
+        """
+        if self._runtime is not None:
+            await self._runtime.serve()
+            return
+        async with self.open():
+            await self._open.serve()
+
+    @property
+    def store(self) -> Store | None:
+        """The event store while the service is open, else None: where others of this process read its log."""
+        return self._runtime.store if self._runtime is not None else None
+
+    @property
+    def runtime(self) -> Runtime:
+        """What is open, for tools and tests. Raises ConfigurationError when the service is not open."""
+        return self._open
+
+    @property
+    def _open(self) -> Runtime:
+        if self._runtime is None:
+            raise ConfigurationError(
+                f"service {self.name!r} is not open: use `async with {self.name}.open(store=…):`, or its lifespan"
+            )
+        return self._runtime
+
+    # ---- aggregates
+
+    async def save(self, first: AnyAggregate, /, *more: AnyAggregate) -> Position:
+        """Append the pending events of these aggregates in one commit; durable when it returns.
+
+        Returns the position of the last event: wait for it, or send it on. Raises Conflict when another writer was
+        first, OutcomeUnknown, EncodingError, EventTooLarge, StoreError; the pending events are then kept.
+        """
+        return await self._open.repository.save((first, *more), current_tags())
+
+    @overload
+    async def get(self, cls: type[A], id: UUID | str, /) -> A: ...
+    @overload
+    async def get(self, cls: type[A], id: UUID | str, /, *, version: int) -> A: ...
+    @overload
+    async def get(self, cls: type[A], id: UUID | str, /, *, at: datetime) -> A: ...
+    async def get(
+        self, cls: type[A], id: UUID | str, /, *, version: int | None = None, at: datetime | None = None
+    ) -> A:
+        """The aggregate, rebuilt from its events: now, at a version, or at a time. Raises NotFound."""
+        return await self._open.repository.get(cls, id, version=version, at=at)
+
+    async def execute(
+        self,
+        cls: type[A],
+        id: UUID | str,
+        decide: Callable[Concatenate[A, P], None],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Position:
+        """Load the aggregate, call `decide` on it, save it; all of it again after a conflict.
+
+        After an unknown outcome the command is looked for in the stream first, so that it takes effect once. Raises
+        NotFound, what `decide` raises, and Conflict or OutcomeUnknown only when patience has run out.
+        """
+        return await self._open.repository.execute(cls, id, decide, args, kwargs, current_tags())
+
+    async def history(self, cls: type[AnyAggregate], id: UUID | str, /) -> Sequence[Event[Mapping[str, Any]]]:
+        """Every event of one aggregate, oldest first, with its data as it was written. Raises NotFound."""
+        runtime = self._open
+        return [self._event(e, runtime) for e in await runtime.repository.history(cls, id)]
+
+    async def log(
+        self, *, after: Position | None = None, follow: bool = False
+    ) -> AsyncIterator[Event[Mapping[str, Any]]]:
+        """All events of the service in commit order, from the beginning or after a position; `follow`: for ever."""
+        runtime = self._open
+        position = runtime.number_of(after) if after is not None else 0
+        while self._runtime is runtime:
+            events = await runtime.store.read(position, 500)
+            for e in events:
+                yield self._event(e, runtime)
+            if events:
+                position = events[-1].position
+            elif not follow:
+                return
+            else:
+                await runtime.store.wait(position, 1.0)
+
+    def _event(self, stored: StoredEvent, runtime: Runtime) -> Event[Mapping[str, Any]]:
+        return Event.of(stored, unpack(stored.data), runtime.store.identity.name)
+
+    # ---- read models
+
+    async def wait(self, after: Position, /, *projections: Projection[Any], timeout_s: float = 5.0) -> None:
+        """Return the moment these projections (none given: all that read its log) have passed the position.
+
+        Raises NotVisible when the time has run out, Halted at once when a projection has stopped.
+        """
+        await self._open.wait(after, projections, timeout_s)
+
+    async def query(
+        self, select: sa.Select[*Ts], /, *, after: Position | None = None, timeout_s: float = 5.0
+    ) -> sa.Result[*Ts]:
+        """The rows of a select over read models, first waiting until the projections that own its tables show `after`.
+
+        The result is complete in memory: no connection stays in use. Raises as `wait`.
+        """
+        return await self._open.query(select, after, timeout_s)
+
+    def state(self, model: MemoryModel[S], /) -> S:
+        """The state of an in-memory read model. Raises Halted when its projection has stopped."""
+        return self._open.state(model)
+
+    async def status(self) -> Status:
+        """How far the relay, the projections and the reactions are, and what is wrong with them if anything is."""
+        return await self._open.status()

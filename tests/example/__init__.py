@@ -1,0 +1,1 @@
+"""The tests that a team would write for the example's services."""
