@@ -26,6 +26,7 @@ from evsync.jetstream.connection import Connection
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.relay import Relay, RelayStatus
 from evsync.jetstream.settings import NatsSettings
+from evsync.jetstream.source import JetStreamSource
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -129,8 +130,6 @@ class Runtime:
             service: Service = given
             return ServiceSource(name, lambda: service.store)
         if self.connection is not None:
-            from evsync.jetstream.source import JetStreamSource
-
             return JetStreamSource(self.connection, name)
         raise ConfigurationError(
             f"service {self.service.name!r} needs the events of {name!r} and does not know where they are: set nats= "
@@ -170,9 +169,12 @@ class Runtime:
         """Begin to run the parts that this process is to run."""
         if self.relay is not None:
             self._spawn("relay", self.relay.run())
-        for name, runner in (*self.projections.items(), *self.reactions.items()):
+        for name, projection in self.projections.items():
             if name in self.running:
-                self._spawn(name, runner.run())
+                self._spawn(name, projection.run())
+        for name, reaction in self.reactions.items():
+            if name in self.running:
+                self._spawn(name, reaction.run())
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=f"evsync {self.service.name} {name}")

@@ -190,11 +190,11 @@ async def _until_current(
     done, deadline = 0, time.monotonic() + PATIENCE_S
     while True:
         status = (await orders.get("/status")).json()
-        logs = {at["log"]: at["position"] for follower in status["followers"] for at in follower["logs"]}
-        now = sum(min(logs.get(p.log) or 0, p.number) for p in written)
-        halted = [f["reason"] for f in status["followers"] if f["state"] == "halted"]
-        if halted:
-            raise DemoFailed(f"the projection has halted: {halted[0]}")
+        view = next(f for f in status["followers"] if f["name"] == "customers")
+        logs = {at["log"]: at["position"] for at in view["logs"]}
+        now = sum(min(logs.get(p.log, 0), p.number) for p in written)
+        if view["state"] == "halted":
+            raise DemoFailed(f"the projection has halted: {view['reason']}")
         if now > done:
             advance(now - done)
             done, deadline = now, time.monotonic() + PATIENCE_S
