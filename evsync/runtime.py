@@ -91,14 +91,19 @@ class Runtime:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, service: Service, settings: Deployment) -> AsyncIterator[Runtime]:
-        """Everything that the settings ask for, opened in the order of need and closed in the other."""
-        running = _parts_to_run(service, settings)
+    async def open(
+        cls, service: Service, settings: Deployment, *, followers: bool = True, look_only: bool = False
+    ) -> AsyncIterator[Runtime]:
+        """Everything that the settings ask for, opened in the order of need and closed in the other.
+
+        Without `followers` projections and reactions are left out. `look_only` makes nothing: no store, no tables.
+        """
+        running = frozenset[str]() if look_only else _parts_to_run(service, settings)
         url = settings["store"]
         if not isinstance(url, str):
             raise ConfigurationError(f"store={url!r} is not a URL; several shards are not available in this version")
         async with AsyncExitStack() as stack:
-            store = await open_store(url, service=service.name)
+            store = await open_store(url, service=service.name, create=not look_only)
             stack.push_async_callback(store.close)
             runtime = cls(service, settings, store)
             runtime.running = running
@@ -109,9 +114,10 @@ class Runtime:
                 stack.push_async_callback(runtime.connection.close)
                 if "relay" in running:
                     runtime.relay = Relay(store, runtime.connection)
-            sources = {name: runtime._source(name, stack) for name in _services_read_by(service)}
-            await runtime._open_projections(stack, sources)
-            await runtime._open_reactions(stack, sources)
+            if followers:
+                sources = {name: runtime._source(name, stack) for name in _services_read_by(service)}
+                await runtime._open_projections(stack, sources, prepare=not look_only)
+                await runtime._open_reactions(stack, sources)
             stack.push_async_callback(runtime._stop)
             yield runtime
 
@@ -136,14 +142,17 @@ class Runtime:
             f"(or EVSYNC_NATS), or sources={{{name!r}: …}} with a Service of this process or its store's URL"
         )
 
-    async def _open_projections(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:
+    async def _open_projections(
+        self, stack: AsyncExitStack, sources: Mapping[str, LogSource], *, prepare: bool
+    ) -> None:
         if any(isinstance(p.model, SqlModel) for p in self.service.projections):
             self.views = ViewsDatabase(self.settings.get("views") or _views_beside(self.settings["store"]))
             stack.push_async_callback(self.views.close)
         for projection in self.service.projections:
             runner = ProjectionRunner(projection, self.views, [sources[s] for s in projection.sources])
             stack.push_async_callback(runner.close)
-            await runner.open()
+            if prepare:
+                await runner.open()
             self.projections[projection.name] = runner
 
     async def _open_reactions(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:

@@ -71,15 +71,32 @@ class Service:
         A broker that cannot be reached is no error: saves go on, and the relay catches up when it is there. Raises
         ConfigurationError, StoreError. A service is open once at a time.
         """
+        settings = resolve(self.name, self._deployment, overrides)
+        async with self._opened(Runtime.open(self, settings)) as runtime:
+            runtime.start()
+            yield self
+
+    @asynccontextmanager
+    async def inspect(self, *, followers: bool = False, **overrides: Unpack[Deployment]) -> AsyncIterator[Self]:
+        """Open the service to look at it: an existing store only, nothing is made and nothing runs.
+
+        With `followers`, `status()` tells of projections and reactions too. Raises as `open`, StoreUnavailable where
+        there is no store.
+        """
+        settings = resolve(self.name, self._deployment, overrides)
+        async with self._opened(Runtime.open(self, settings, followers=followers, look_only=True)):
+            yield self
+
+    @asynccontextmanager
+    async def _opened(self, opening: AbstractAsyncContextManager[Runtime]) -> AsyncIterator[Runtime]:
         if self._runtime is not None or self._opening:
             raise ConfigurationError(f"service {self.name!r} is open already; make a second Service to open it twice")
         self._opening = True
         try:
-            async with Runtime.open(self, resolve(self.name, self._deployment, overrides)) as runtime:
+            async with opening as runtime:
                 self._runtime = runtime
-                runtime.start()
                 try:
-                    yield self
+                    yield runtime
                 finally:
                     self._runtime = None
         finally:
