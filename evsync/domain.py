@@ -168,6 +168,8 @@ def stream_of(id: UUID | str) -> str:
         size = len(text.encode())
     except UnicodeEncodeError as e:
         raise ConfigurationError(f"{text!r} cannot be an aggregate's id: it is not valid Unicode text ({e})") from e
+    if "\0" in text:
+        raise ConfigurationError(f"an aggregate's id holds no NUL character, which PostgreSQL cannot keep: {text!r}")
     if not 0 < size <= MAX_STREAM_ID_BYTES:
         raise ConfigurationError(
             f"an aggregate's id takes 1 to {MAX_STREAM_ID_BYTES} bytes in UTF-8, and {text[:40]!r}… takes {size}: "

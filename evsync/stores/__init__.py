@@ -1,0 +1,54 @@
+"""Event stores, by URL."""
+
+from __future__ import annotations
+
+from evsync.errors import ConfigurationError
+from evsync.ports import Store
+from evsync.records import LogIdentity, check_name, new_incarnation
+from evsync.stores.memory import MemoryStore
+from evsync.stores.sqlite import SqliteStore
+
+URL_FORMS = """
+    sqlite:///events.db            a file, relative to the working directory
+    sqlite:////var/lib/events.db   a file, absolute
+    memory://                      in this process only, gone when it ends
+    postgresql://user:password@host/database?schema=users
+                                   a schema of its own in a PostgreSQL database (needs evsync[postgres])"""
+
+
+async def open_store(url: str, *, service: str, shard: str = "main", create: bool = True) -> Store:
+    """The event store of a service's shard at a URL.
+
+        sqlite:///events.db            a file, relative to the working directory
+        sqlite:////var/lib/events.db   a file, absolute
+        memory://                      in this process only, gone when it ends
+        postgresql://user:password@host/database?schema=users
+                                       a schema of its own in a PostgreSQL database (needs evsync[postgres])
+
+    `create=False` opens an existing store only (StoreUnavailable if there is none; a memory store is always new).
+    Raises ConfigurationError for any other URL, and what the store raises when it cannot be opened.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme == "memory" and separator and not rest:
+        check_name("service", service)
+        check_name("shard", shard)
+        return MemoryStore(LogIdentity(service, shard, new_incarnation()))
+    if scheme == "sqlite" and rest[:1] == "/" and len(rest) > 1 and not rest.endswith("/"):
+        path = rest[1:]
+        if path == ":memory:":
+            raise ConfigurationError("sqlite:///:memory: is not a store that lasts: use memory:// instead")
+        if "?" in path or "#" in path:
+            raise ConfigurationError(f"{url!r}: the URL of an SQLite store takes no options ('?' and '#')")
+        return await SqliteStore.open(path, service=service, shard=shard, create=create)
+    if scheme in ("postgresql", "postgres") and rest:
+        try:
+            from evsync.stores.postgres import PostgresStore  # noqa: PLC0415  (its driver is an extra)
+        except ImportError as e:
+            raise ConfigurationError(
+                f"a PostgreSQL store needs its driver: pip install 'evsync[postgres]' ({e})"
+            ) from e
+        return await PostgresStore.open(url, service=service, shard=shard, create=create)
+    if scheme == "nats":
+        raise ConfigurationError(f"nats:// stores are not available in this version of evsync. Use one of:{URL_FORMS}")
+    shown = url if "@" not in url else f"{scheme}://…"  # what stands before an @ may be a password
+    raise ConfigurationError(f"{shown!r} is not the URL of an event store. Use one of:{URL_FORMS}")

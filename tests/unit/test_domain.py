@@ -65,7 +65,7 @@ def test_a_named_aggregate_refuses_an_id_that_is_no_string() -> None:
         Basket(uuid4(), owner="ada")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", ["", "x" * 513, "é" * 257, "\ud800", 7, None])
+@pytest.mark.parametrize("bad", ["", "a\0b", "x" * 513, "é" * 257, "\ud800", 7, None])
 def test_an_id_that_cannot_be_a_stream_id_is_refused_with_what_to_do(bad: object) -> None:
     """Empty, longer than 512 bytes, not text."""
     with pytest.raises(ConfigurationError, match="aggregate's id"):

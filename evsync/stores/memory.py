@@ -1,0 +1,87 @@
+"""An event store in memory: for tests, and the shortest statement of what a store does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evsync.errors import Conflict, StoreUnavailable
+from evsync.ports import Capabilities
+from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent
+from evsync.stores.plan import CheckpointKey, keys_of, plan, streams_of
+from evsync.stores.tail import Tail
+
+
+class MemoryStore:
+    """An EventStore and EventLog that keeps everything in this process, for as long as the object lives.
+
+    Keeps every law of `evsync.ports` but durability. Belongs to one event loop at a time.
+    """
+
+    capabilities = Capabilities(durable=False, several_processes=False)
+
+    def __init__(self, identity: LogIdentity) -> None:
+        self.identity = identity
+        self._log: list[StoredEvent] = []
+        self._streams: dict[str, list[StoredEvent]] = {}
+        self._checkpoints: dict[CheckpointKey, Checkpoint] = {}
+        self._tail = Tail()
+        self._closed = False
+
+    async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:
+        """Append each commit, all of it or none; see `EventStore.append`."""
+        self._check_open()
+        versions = {s: len(self._streams.get(s, ())) for s in streams_of(commits)}
+        positions = {k: c.position for k in keys_of(commits) if (c := self._checkpoints.get(k)) is not None}
+        planned = plan(self.identity, len(self._log), versions, positions, commits)
+        for row in planned.rows:
+            self._log.append(row)
+            self._streams.setdefault(row.stream, []).append(row)
+        self._checkpoints.update(planned.checkpoints)
+        self._tail.moved(planned.head)
+        return planned.outcomes
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """The events of a stream with `after_version < version <= to_version`, in order."""
+        self._check_open()
+        events = self._streams.get(stream, [])
+        end = len(events) if to_version is None else max(to_version, 0)
+        return events[max(after_version, 0) : end]
+
+    async def checkpoints(self, follower: str) -> list[Checkpoint]:
+        """The checkpoints that commits have stored under this name."""
+        self._check_open()
+        return [c for (name, _, _), c in self._checkpoints.items() if name == follower]
+
+    async def head(self) -> int:
+        """The position of the last event: 0 for an empty log."""
+        self._check_open()
+        return len(self._log)
+
+    async def read(self, after: int, limit: int) -> list[StoredEvent]:
+        """The events after position `after`, about `limit` of them, whole commits only; [] at the end."""
+        self._check_open()
+        events = self._log[max(after, 0) : max(after, 0) + max(limit, 1)]
+        if events and (remaining := events[-1].remaining):
+            end = events[-1].position
+            events += self._log[end : end + remaining]
+        return events
+
+    async def wait(self, after: int, timeout_s: float) -> int:
+        """The head, as soon as it is beyond `after`, or when the time has run out."""
+        self._check_open()
+        await self._tail.beyond(after, timeout_s)
+        return self._tail.head
+
+    async def close(self) -> None:
+        """Refuse everything from now on, and let go of those who wait."""
+        self._closed = True
+        self._tail.failed(self._closed_error())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the memory store of {self.identity.name!r} is closed; nothing was stored")

@@ -1,0 +1,365 @@
+"""An event store in an SQLite file: durable, for as many processes as share the file on one machine.
+
+Appends run in a thread of their own, which waits for locks and for the disk. A write is a handful of statements,
+whatever the number of events, because each statement lets go of the GIL and must get it back: beside an event loop
+that is busy, a statement per row would wait its 5 ms (sys.getswitchinterval) for every row.
+
+For the same reason reads run on the event loop itself, in slices of a millisecond or so: fetching rows in a thread
+hands the GIL over once per row. A read that does not come back in time (a cold file on a slow disk) is broken off and
+done in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from functools import cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
+from evsync.ports import Capabilities
+from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent, check_name
+from evsync.sharding.slots import SLOTS
+from evsync.stores import sqlite_schema as schema
+from evsync.stores.plan import keys_of, plan, streams_of
+from evsync.stores.sqlite_errors import BUSY, primary_code, translated
+from evsync.stores.sqlite_threads import ConnectionThreads
+from evsync.stores.tail import Tail
+
+ROWS_PER_STATEMENT = 64
+"""Rows of one INSERT: 704 parameters, below the 999 that the oldest SQLite in use takes."""
+ROWS_PER_READ = 512
+"""Rows that are read without a pause for the event loop: about a millisecond."""
+READ_THREADS = 2
+
+_READ_LOG = f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
+_READ_STREAM = (
+    f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
+    "ORDER BY version LIMIT ?2"
+)
+_READ_CHECKPOINTS = (
+    'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
+)
+_READ_HEAD = "SELECT head FROM log"
+_VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
+_CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
+
+_stored_event = partial(tuple.__new__, StoredEvent)
+"""`StoredEvent._make` without its check of the length, in less than half its time."""
+
+
+class SqliteStore:
+    """An EventStore and EventLog in one SQLite file (write-ahead log, fsync at each commit).
+
+    Made by `open`. Belongs to the event loop it was opened in. Any number of processes of one machine may have the
+    same file open and append to it; a network share will not do, SQLite's locks and shared memory do not work there.
+    """
+
+    capabilities = Capabilities()
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        service: str,
+        shard: str = "main",
+        slots: int = SLOTS,
+        create: bool = True,
+        patience_s: float = 10.0,
+        poll_s: float = 0.025,
+        read_on_loop_s: float = 0.005,
+    ) -> SqliteStore:
+        """The store in the file at `path`, which is made if `create` allows it.
+
+        `slots` counts for a new store only: an existing one keeps what it was made with (see `identity`).
+        `patience_s` is how long an append waits for another process to release the file before StoreUnavailable;
+        `poll_s` how often `wait` looks for the appends of other processes; `read_on_loop_s` after how long a read is
+        taken off the event loop (0: always in a thread).
+
+        Raises ConfigurationError for a path or name that cannot be right, WrongStore for a file that is another
+        service's or shard's store, was written by a newer evsync, is damaged, or is not a store at all,
+        StoreUnavailable if it cannot be opened, or is not there and `create` is False.
+        """
+        check_name("service", service)
+        check_name("shard", shard)
+        file = schema.check_path(path, create=create)
+        writer = ConnectionThreads(
+            lambda: schema.patiently(lambda: schema.connect(file, create=create, timeout_s=0), patience_s),
+            threads=1,
+            name=f"evsync-write-{service}",
+        )
+        try:
+            identity = await writer.run(
+                lambda c: schema.prepare(
+                    c, file, service=service, shard=shard, slots=slots, create=create, patience_s=patience_s
+                )
+            )
+            reader = await writer.run(
+                lambda _: schema.patiently(lambda: schema.connect_to_read(file, timeout_s=0), patience_s)
+            )
+        except BaseException as e:
+            await writer.close()
+            if isinstance(e, sqlite3.Error):
+                raise translated(e, file) from e
+            raise
+        return cls(file, identity, writer, reader, patience_s, poll_s, read_on_loop_s)
+
+    def __init__(
+        self,
+        path: Path,
+        identity: LogIdentity,
+        writer: ConnectionThreads,
+        reader: sqlite3.Connection,
+        patience_s: float,
+        poll_s: float,
+        read_on_loop_s: float,
+    ) -> None:
+        """For `open`, which everybody else uses."""
+        self.path, self.identity = path, identity
+        self._patience_s, self._poll_s, self._read_on_loop_s = patience_s, poll_s, read_on_loop_s
+        self._writer, self._reader = writer, reader
+        self._readers = ConnectionThreads(
+            lambda: schema.connect_to_read(path, timeout_s=patience_s),
+            threads=READ_THREADS,
+            name=f"evsync-read-{identity.service}",
+        )
+        self._file = _file_id(path)
+        self._tail = Tail()
+        self._poller: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # ---- EventStore
+
+    async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:
+        """Append each commit, all of it or none, in one transaction; see `EventStore.append`.
+
+        When it returns, the events are on the disk. A caller that is cancelled leaves the append carried out, or not
+        begun. Raises StoreFull, StoreUnavailable, WrongStore (a damaged file) or EncodingError (a value that SQLite
+        cannot hold) when nothing of the whole call was stored, OutcomeUnknown when that cannot be told.
+        """
+        self._check_open()
+        if not commits:
+            return []
+        try:
+            written = await self._writer.run(partial(self._write, commits), then=self._moved)
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+            raise translated(e, self.path) from e
+        return written.outcomes
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
+        return await self._rows(
+            _READ_STREAM, 2, after_version, _MANY, stream, _MANY if to_version is None else to_version
+        )
+
+    async def checkpoints(self, follower: str) -> list[Checkpoint]:
+        """The checkpoints that commits have stored under this name, by log and group."""
+        return [
+            Checkpoint(log, group, incarnation, position, count, digest & _MASK)
+            for log, group, incarnation, position, count, digest in await self._fetch(_READ_CHECKPOINTS, (follower,))
+        ]
+
+    async def close(self) -> None:
+        """Carry out what was begun, then release everything. Calling twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._poller is not None:
+            self._poller.cancel()
+        self._tail.failed(self._closed_error())
+        await self._readers.close()
+        self._reader.close()
+        await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it
+
+    # ---- EventLog
+
+    async def head(self) -> int:
+        """The position of the last event: 0 for an empty log."""
+        ((head,),) = await self._fetch(_READ_HEAD, ())
+        return int(head)
+
+    async def read(self, after: int, limit: int) -> list[StoredEvent]:
+        """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
+        rows = await self._rows(_READ_LOG, 0, after, max(limit, 1))
+        if rows and (remaining := rows[-1].remaining):
+            rows += await self._rows(_READ_LOG, 0, rows[-1].position, remaining)
+        return rows
+
+    async def wait(self, after: int, timeout_s: float) -> int:
+        """The head, as soon as it is beyond `after`, or when the time has run out.
+
+        Woken by appends of this store at once; others are found by one poll for all who wait, which runs only while
+        somebody does.
+        """
+        self._check_open()
+        if self._tail.head <= after and timeout_s > 0:
+            if self._poller is None or self._poller.done():
+                self._poller = asyncio.get_running_loop().create_task(self._poll())
+            await self._tail.beyond(after, timeout_s)
+        return self._tail.head if self._tail.head > after else await self.head()
+
+    async def _poll(self) -> None:
+        try:
+            while True:
+                self._tail.moved(await self.head())
+                await asyncio.sleep(self._poll_s)
+                if not self._tail.awaited:
+                    return
+        except StoreError as e:
+            self._tail.failed(e)
+
+    def _moved(self, written: _Written) -> None:
+        self._tail.moved(written.head)
+
+    # ---- reading
+
+    async def _rows(self, sql: str, key: int, after: int, limit: int, *where: Any) -> list[StoredEvent]:
+        """Up to `limit` rows whose field number `key` is beyond `after`.
+
+        In slices, each a query of its own: a cursor that stayed open while the event loop runs would keep later reads
+        of the same connection from seeing what was appended since.
+        """
+        rows: list[StoredEvent] = []
+        while True:
+            asked = min(limit - len(rows), ROWS_PER_READ)
+            part = await self._fetch(sql, (after, asked, *where))
+            rows += map(_stored_event, part)
+            if len(part) < asked or len(rows) == limit:
+                return rows
+            after = part[-1][key]
+            await asyncio.sleep(0)
+
+    async def _fetch(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """All rows of a query: read here and now if that goes quickly, else in a thread."""
+        self._check_open()
+        try:
+            if self._read_on_loop_s > 0 and (rows := self._fetch_now(sql, parameters)) is not None:
+                return rows
+            return await self._readers.run(lambda c: c.execute(sql, parameters).fetchall())
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+            raise translated(e, self.path) from e
+
+    def _fetch_now(self, sql: str, parameters: tuple[Any, ...]) -> list[Any] | None:
+        """The rows, or None if they did not come in time or a lock was in the way."""
+        deadline = time.monotonic() + self._read_on_loop_s
+        # Asked every 200 steps of SQLite's machine, which is about every tenth row.
+        self._reader.set_progress_handler(lambda: time.monotonic() > deadline, 200)
+        try:
+            return self._reader.execute(sql, parameters).fetchall()
+        except sqlite3.OperationalError as e:
+            if primary_code(e) in BUSY or primary_code(e) == sqlite3.SQLITE_INTERRUPT:
+                return None
+            raise
+
+    # ---- writing (in the writer's thread)
+
+    def _write(self, commits: Sequence[Commit], c: sqlite3.Connection) -> _Written:
+        self._check_file()
+        schema.begin(c, self._patience_s)
+        streams, keys = streams_of(commits), keys_of(commits)
+        head, versions = _look_up(c, _VERSION, [(s,) for s in streams])
+        positions = _look_up(c, _CHECKPOINT, keys)[1] if keys else []
+        known = dict(zip(streams, versions, strict=True)), dict(zip(keys, positions, strict=True))
+        planned = plan(self.identity, head, *known, commits)
+        if planned.rows or planned.checkpoints:
+            for start in range(0, len(planned.rows), ROWS_PER_STATEMENT):
+                rows = planned.rows[start : start + ROWS_PER_STATEMENT]
+                c.execute(_insert(len(rows)), list(chain.from_iterable(rows)))
+            if planned.rows:
+                c.execute("UPDATE log SET head = ?", (planned.head,))
+            for (follower, _, _), checkpoint in planned.checkpoints.items():
+                _store_checkpoint(c, follower, checkpoint)
+            self._commit(c)
+        return _Written(planned.outcomes, planned.head)  # a transaction that wrote nothing is rolled back behind us
+
+    def _commit(self, c: sqlite3.Connection) -> None:
+        try:
+            c.execute("COMMIT")
+        except sqlite3.Error as e:
+            # The frame that makes a commit is the last to be written, so a full disk leaves none. After a failed
+            # write or fsync it may stand in the write-ahead log, to be found by whoever recovers the file.
+            if primary_code(e) in BUSY or primary_code(e) == sqlite3.SQLITE_FULL:
+                raise
+            raise OutcomeUnknown(
+                f"{self.path}: the disk failed in the middle of a commit ({e}), which may or may not be stored. Look "
+                "for the command's id in its streams before you save again; execute() does."
+            ) from e
+
+    def _check_file(self) -> None:
+        # A file that is deleted or replaced under an open connection goes on taking commits, and they vanish with it.
+        if _file_id(self.path) != self._file:
+            raise StoreUnavailable(
+                f"{self.path} was deleted, moved or replaced while this process had it open; nothing was stored. Put "
+                "the file back, or start the process again to use the one that is there now."
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the store {self.path} is closed; nothing was stored")
+
+
+class _Written(NamedTuple):
+    outcomes: list[int | Conflict]
+    head: int
+
+
+_MASK = 2**64 - 1
+_MANY = 2**63 - 1
+"""More than any number of rows or versions: SQLite's greatest integer."""
+
+
+def _look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, list[int]]:
+    """The head of the log, and the value of the expression for each key (0 for none): many in one statement."""
+    values: list[int] = []
+    for start in range(0, max(len(keys), 1), ROWS_PER_STATEMENT):
+        part = keys[start : start + ROWS_PER_STATEMENT]
+        head, *found = c.execute(_select(expression, len(part)), list(chain.from_iterable(part))).fetchone()
+        values += [value or 0 for value in found]
+    return head, values
+
+
+@cache
+def _select(expression: str, times: int) -> str:
+    return "SELECT " + ", ".join([f"({_READ_HEAD})", *[expression] * times])
+
+
+@cache
+def _insert(rows: int) -> str:
+    row = f"({', '.join('?' * len(StoredEvent._fields))})"
+    return f"INSERT INTO events ({schema.COLUMNS}) VALUES {', '.join([row] * rows)}"
+
+
+def _store_checkpoint(c: sqlite3.Connection, follower: str, checkpoint: Checkpoint) -> None:
+    digest = checkpoint.digest & _MASK
+    c.execute(
+        'INSERT OR REPLACE INTO checkpoints (follower, log, "group", incarnation, position, count, digest) '
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            follower,
+            checkpoint.log,
+            checkpoint.group,
+            checkpoint.incarnation,
+            checkpoint.position,
+            checkpoint.count,
+            digest - 2**64 if digest >= 2**63 else digest,
+        ),
+    )
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,17 @@
+"""The suites that every adapter of a port passes, as classes to inherit. Needs pytest, anyio and hypothesis.
+
+    class TestMyStore(EventStoreContract, EventLogContract):
+        async def new_store(self) -> Store: ...
+        async def reopen(self, store: Store) -> Store: ...   # if it declares durable
+        def url_of(self, store: Store) -> str: ...           # if it declares several_processes
+
+What an adapter cannot do it declares in its `Capabilities`; the tests that this rules out are reported as skipped, with
+the declaration as the reason.
+"""
+
+from evsync.testing.contracts.case import StoreCase
+from evsync.testing.contracts.event_log import EventLogContract
+from evsync.testing.contracts.event_store import EventStoreContract
+from evsync.testing.contracts.lost_reply import LostReply
+
+__all__ = ["EventLogContract", "EventStoreContract", "LostReply", "StoreCase"]

@@ -1,0 +1,13 @@
+"""The memory store keeps the laws."""
+
+from __future__ import annotations
+
+from evsync.ports import Store
+from evsync.records import LogIdentity, new_incarnation
+from evsync.stores.memory import MemoryStore
+from evsync.testing.contracts import EventLogContract, EventStoreContract
+
+
+class TestMemoryStore(EventStoreContract, EventLogContract):
+    async def new_store(self) -> Store:
+        return MemoryStore(LogIdentity("users", "main", new_incarnation()))
