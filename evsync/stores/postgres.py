@@ -1,0 +1,356 @@
+"""An event store in PostgreSQL: durable, for any number of processes on any number of machines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from evsync.errors import Conflict, EncodingError, EvsyncError, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
+from evsync.ports import Capabilities
+from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent, check_name
+from evsync.sharding.slots import SLOTS
+from evsync.stores import postgres_schema as tables
+from evsync.stores.plan import CheckpointKey, Plan, key_of, plan, streams_of
+from evsync.stores.postgres_connections import Connections, settings_of, words
+from evsync.stores.tail import Tail
+
+_MASK = 2**64 - 1
+_MANY = 2**63 - 1
+_FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
+_REFUSED = ("22", "23")  # classes: data that the columns cannot hold
+_GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
+
+_stored_event = partial(tuple.__new__, StoredEvent)
+
+
+class PostgresStore:
+    """An EventStore and EventLog in one schema of a PostgreSQL database. Made by `open`.
+
+    One connection appends, a group of commits in one round trip; a few others read; one listens. Connections that break
+    are made anew. What was being appended then raises OutcomeUnknown; reads are tried again by themselves.
+    """
+
+    capabilities = Capabilities()
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        service: str,
+        shard: str = "main",
+        slots: int = SLOTS,
+        create: bool = True,
+        patience_s: float = 10.0,
+        poll_s: float = 0.25,
+    ) -> PostgresStore:
+        """The store at `postgresql://user@host/database?schema=…`, made if `create` allows it.
+
+        Without `schema` it is the service's name (`service_shard` for a shard other than main). `patience_s` is how
+        long a database that is away is waited for before StoreUnavailable; `poll_s` how often `wait` looks for appends
+        of other processes when no notification came. Raises ConfigurationError, WrongStore, StoreUnavailable.
+        """
+        check_name("service", service)
+        check_name("shard", shard)
+        settings, schema = settings_of(url, service, shard)
+        database = Connections(settings, schema, patience_s)
+        try:
+            async with database.connection() as c:
+                identity = await tables.prepare(c, schema, service=service, shard=shard, slots=slots, create=create)
+        except psycopg.Error as e:
+            await database.close()
+            raise StoreUnavailable(f"the store in {database.where} cannot be opened: {words(e)}") from e
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database, identity, schema, poll_s)
+
+    def __init__(self, database: Connections, identity: LogIdentity, schema: str, poll_s: float) -> None:
+        """For `open`, which everybody else uses."""
+        self.identity, self.schema = identity, schema
+        self._database, self._poll_s = database, poll_s
+        name = sql.Identifier(schema)
+        events, log = sql.SQL("{}.events").format(name), sql.SQL("{}.log").format(name)
+        columns = sql.SQL(tables.COLUMNS)
+        self._read_log = sql.SQL("SELECT {} FROM {} WHERE position > %s ORDER BY position LIMIT %s").format(
+            columns, events
+        )
+        self._read_stream = sql.SQL(
+            "SELECT {} FROM {} WHERE stream = %s AND version > %s AND version <= %s ORDER BY version"
+        ).format(columns, events)
+        self._read_head = sql.SQL("SELECT head FROM {}").format(log)
+        self._read_checkpoints = sql.SQL(
+            'SELECT log, "group", incarnation, position, count, digest FROM {}.checkpoints WHERE follower = %s '
+            "ORDER BY 1, 2"
+        ).format(name)
+        self._append = sql.SQL("SELECT * FROM {}.append_commits({})").format(name, sql.SQL(", ".join(_PARAMETERS)))
+        self._channel = f"evsync_{schema}"[:63]
+        self._tail = Tail()
+        self._watcher: asyncio.Task[None] | None = None
+        self._appending = asyncio.Lock()
+        self._writer: AsyncConnection[Any] | None = None
+        self._closed = False
+
+    # ---- EventStore
+
+    async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:
+        """Append each commit, all of it or none, in one transaction; see `EventStore.append`.
+
+        Raises StoreUnavailable, StoreFull or EncodingError when nothing of the whole call was stored, OutcomeUnknown
+        when the connection broke before the answer.
+        """
+        self._check_open()
+        if not commits:
+            return []
+        # Not stopped in the middle when the caller is cancelled: an append is carried out, or not begun.
+        return await asyncio.shield(asyncio.create_task(self._append_in_turn(commits)))
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
+        if "\0" in stream:
+            return []
+        until = _MANY if to_version is None else min(to_version, _MANY)
+        return await self._rows(self._read_stream, (stream, after_version, until))
+
+    async def checkpoints(self, follower: str) -> list[Checkpoint]:
+        """The checkpoints that commits have stored under this name, by log and group."""
+        return [
+            Checkpoint(log, group, incarnation, position, count, digest & _MASK)
+            for log, group, incarnation, position, count, digest in await self._fetch(
+                self._read_checkpoints, (follower,)
+            )
+        ]
+
+    async def close(self) -> None:
+        """Carry out what was begun, then release everything. Calling twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._tail.failed(self._closed_error())
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        async with self._appending:
+            if self._writer is not None:
+                await self._writer.close()
+        await self._database.close()
+
+    # ---- EventLog
+
+    async def head(self) -> int:
+        """The position of the last event: 0 for an empty log."""
+        ((head,),) = await self._fetch(self._read_head, ())
+        return int(head)
+
+    async def read(self, after: int, limit: int) -> list[StoredEvent]:
+        """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
+        rows = await self._rows(self._read_log, (after, max(limit, 1)))
+        if rows and (remaining := rows[-1].remaining):
+            rows += await self._rows(self._read_log, (rows[-1].position, remaining))
+        return rows
+
+    async def wait(self, after: int, timeout_s: float) -> int:
+        """The head, as soon as it is beyond `after`, or when the time has run out.
+
+        Woken at once by appends of this store and by notifications of others; a poll stands behind them.
+        """
+        self._check_open()
+        if self._tail.head <= after and timeout_s > 0:
+            if self._watcher is None or self._watcher.done():
+                self._watcher = asyncio.create_task(self._watch(), name=f"evsync listener of {self.identity.name}")
+            await self._tail.beyond(after, timeout_s)
+        return self._tail.head if self._tail.head > after else await self.head()
+
+    async def _watch(self) -> None:
+        """Tell the tail what others append, while anybody waits for it.
+
+        A notification is a hint that saves time. That it may be missed (a listener that was killed, a failover) costs
+        no more than the poll's interval.
+        """
+        try:
+            while self._tail.awaited:
+                with contextlib.suppress(psycopg.Error, StoreUnavailable):
+                    async with self._database.connection() as c:
+                        await c.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+                        self._tail.moved(await self.head())
+                        while self._tail.awaited:
+                            async for notice in c.notifies(timeout=self._poll_s, stop_after=1):
+                                self._tail.moved(int(notice.payload))
+                            self._tail.moved(await self.head())
+                        await c.execute("UNLISTEN *")
+                        return
+                await asyncio.sleep(self._poll_s)
+                with contextlib.suppress(StoreUnavailable):
+                    self._tail.moved(await self.head())
+        except StoreError as e:
+            self._tail.failed(e)
+
+    # ---- reading
+
+    async def _rows(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[StoredEvent]:
+        return list(map(_stored_event, await self._fetch(query, parameters)))
+
+    async def _fetch(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        self._check_open()
+
+        async def fetch(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
+            async with c.cursor(binary=True) as cursor:
+                await cursor.execute(query, parameters, prepare=True)
+                return await cursor.fetchall()
+
+        return await self._database.patiently(fetch)
+
+    # ---- writing
+
+    async def _append_in_turn(self, commits: Sequence[Commit]) -> list[int | Conflict]:
+        parts = list(_parts(commits))
+        async with self._appending:
+            c = self._writer
+            if c is None or c.closed:
+                c = self._writer = await self._database.connect()
+            try:
+                if len(parts) == 1:
+                    outcomes = await self._append_part(c, parts[0])
+                else:
+                    outcomes = []
+                    async with c.transaction():
+                        for part in parts:
+                            outcomes += await self._append_part(c, part)
+            except psycopg.Error as e:
+                raise await self._failed(c, e) from e
+        self._tail.moved(max((o for o in outcomes if isinstance(o, int)), default=0))
+        return outcomes
+
+    async def _append_part(self, c: AsyncConnection[Any], commits: Sequence[Commit]) -> list[int | Conflict]:
+        """One call of the function: commits that have no stream and no checkpoint in common."""
+        # Planned as if every expectation were met; the function finds out which are not, and gives positions.
+        expected = {a.stream: a.expected_version for commit in commits for a in reversed(commit.appends)}
+        after: dict[CheckpointKey, int] = {
+            key: commit.after for commit in commits if commit.after is not None and (key := key_of(commit)) is not None
+        }
+        planned = plan(self.identity, 0, expected, after, commits)
+        parameters, judged = _arguments(commits, planned)
+        cursor = c.cursor(binary=True)
+        await cursor.execute(self._append, (*parameters, self.identity.incarnation, self._channel), prepare=True)
+        row = await cursor.fetchone()
+        assert row is not None
+        head, refused, items, actuals = row
+        outcomes: list[int | Conflict] = []
+        found: dict[int, tuple[int, int]] = {}
+        for number, item, actual in sorted(zip(refused or (), items or (), actuals or (), strict=True)):
+            found.setdefault(number, (item, actual))  # its checkpoint before its streams, and these in their order
+        for number, commit in enumerate(commits):
+            if number in found:
+                item, actual = found[number]
+                outcomes.append(planned.outcomes[number] if item not in judged else Conflict(*judged[item], actual))
+            else:
+                head += commit.size
+                outcomes.append(head)
+        return outcomes
+
+    async def _failed(self, c: AsyncConnection[Any], e: psycopg.Error) -> EvsyncError:
+        """What an error of an append means, which depends on whether the server itself has said that it failed."""
+        state = e.sqlstate or ""
+        if c.closed or not state or state.startswith(_GOING_DOWN):
+            self._writer = None
+            with contextlib.suppress(psycopg.Error):
+                await c.close()
+            return OutcomeUnknown(
+                f"the connection to {self._database.where} broke in the middle of an append ({words(e)}), which may or "
+                "may not be stored. Look for the command's id in its streams before you save again; execute() does."
+            )
+        if state in _FULL:
+            return StoreFull(f"{self._database.where}: {words(e)}; nothing was stored. Make room, then save again.")
+        if state[:2] in _REFUSED:
+            return EncodingError(f"{self._database.where} cannot hold this: {words(e)}; nothing was stored")
+        return StoreUnavailable(f"{self._database.where}: {words(e)} ({state}); nothing was stored")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the store in {self._database.where} is closed; nothing was stored")
+
+
+def _parts(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
+    """The commits in order, cut so that no stream and no checkpoint belongs to two commits of one part."""
+    part: list[Commit] = []
+    used: set[object] = set()
+    for commit in commits:
+        mine: set[object] = {*streams_of([commit])}
+        if (key := key_of(commit)) is not None:
+            mine.add(key)
+        if mine & used:
+            yield part
+            part, used = [], set()
+        part.append(commit)
+        used |= mine
+    yield part
+
+
+_PARAMETERS = (
+    "%s::int[]", "%s::text[]", "%s::bigint[]",
+    "%s::int[]", "%s::text[]", "%s::text[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::bigint[]", "%s::bigint[]",
+    "%s::bigint[]",
+    "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%b::bytea[]", "%s::int[]",
+    "%b::bytea[]", "%s::text[]",
+    "%s", "%s",
+)  # fmt: skip
+
+
+def _arguments(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequence[Any]], dict[int, tuple[str, int]]]:
+    """The arrays that the function takes, and for each item it judges (see `items` there) its name and expectation."""
+    appends: list[tuple[int, str, int]] = []
+    checkpoints: list[tuple[Any, ...]] = []
+    sizes: list[int] = []
+    judged: dict[int, tuple[str, int]] = {}
+    for number, commit in enumerate(commits):
+        moved: dict[str, int] = {}
+        for a in commit.appends:
+            if a.stream not in moved:
+                appends.append((number, a.stream, a.expected_version))
+                judged[len(appends)] = a.stream, a.expected_version
+            elif moved[a.stream] != a.expected_version:
+                # The commit contradicts itself and is to be refused, for this reason unless the tables give one that
+                # comes before it. No stream is at version -1.
+                appends.append((number, a.stream, -1))
+                break
+            moved[a.stream] = a.expected_version + len(a.events)
+        else:
+            sizes += [number] * commit.size
+        c = commit.checkpoint
+        if c is not None and commit.follower is not None:
+            digest = c.digest & _MASK
+            signed = digest - 2**64 if digest >= 2**63 else digest
+            row = (commit.follower, c.log, c.group, c.incarnation, c.position, c.count, signed, commit.after)
+            checkpoints.append((number, *row))
+            judged[-len(checkpoints)] = f"checkpoint of {commit.follower}", commit.after or 0
+    rows = planned.rows
+    columns: list[Sequence[Any]] = [
+        *_columns(appends, 3),
+        *_columns(checkpoints, 9),
+        sizes,
+        [e.stream for e in rows],
+        [e.version for e in rows],
+        [e.slot for e in rows],
+        [e.type for e in rows],
+        [e.time_us for e in rows],
+        [e.id for e in rows],
+        [e.remaining for e in rows],
+        [e.data for e in rows],
+        [e.meta for e in rows],
+    ]
+    return columns, judged
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

@@ -1,0 +1,114 @@
+"""Connections to the database of a PostgreSQL store: where it is, and how long it is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from evsync.errors import ConfigurationError, StoreUnavailable
+
+T = TypeVar("T")
+
+READERS = 4
+CONNECT_TIMEOUT_S = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+
+
+def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str]:
+    """What the driver is given for a URL, and the store's schema. Raises ConfigurationError, without the password."""
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        schema = options.pop("schema", service if shard == "main" else f"{service}_{shard}")
+        settings = conninfo_to_dict(urlunsplit(parts._replace(query=urlencode(options))))
+    except (psycopg.ProgrammingError, ValueError) as e:
+        raise ConfigurationError(
+            "the URL of a PostgreSQL store looks like postgresql://user:password@host:5432/database?schema=users, with "
+            f"the driver's own options (sslmode=…) beside schema; this one is not understood: {words(e)}"
+        ) from e
+    if not 0 < len(schema.encode()) <= 63 or "\0" in schema or schema.startswith("pg_"):
+        raise ConfigurationError(
+            f"schema={schema!r} cannot be the name of a PostgreSQL schema: 1 to 63 bytes, not pg_…"
+        )
+    return settings, schema
+
+
+def words(error: Exception) -> str:
+    """What the driver says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Connections:
+    """Makes connections, waits with growing pauses while there is no database, and keeps a few for reading."""
+
+    def __init__(self, settings: dict[str, Any], schema: str, patience_s: float) -> None:
+        self.where = f"{settings.get('host', 'localhost')}/{settings.get('dbname', '')}, schema {schema!r}"
+        """For errors and logs: no user, no password."""
+        self._settings = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": f"evsync {schema}", **settings}
+        self._patience_s = patience_s
+        self._readers: AsyncConnectionPool[AsyncConnection[Any]] | None = None
+        self._opening = asyncio.Lock()
+
+    async def connect(self) -> AsyncConnection[Any]:
+        """A new connection in autocommit mode. Raises StoreUnavailable when patience has run out."""
+
+        async def attempt() -> AsyncConnection[Any]:
+            return await AsyncConnection.connect(autocommit=True, **self._settings)
+
+        return await self._again(attempt)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection of one's own for the length of a block."""
+        connection = await self.connect()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def patiently(self, read: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """What `read` returns; tried again on another connection when one breaks. It must not change anything."""
+
+        async def attempt() -> T:
+            pool = await self._pool()
+            async with pool.connection(timeout=CONNECT_TIMEOUT_S) as connection:
+                return await read(connection)
+
+        return await self._again(attempt)
+
+    async def _pool(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
+        async with self._opening:
+            if self._readers is None:
+                self._readers = AsyncConnectionPool(
+                    kwargs={"autocommit": True, **self._settings}, min_size=1, max_size=READERS, open=False
+                )
+                await self._readers.open()
+            return self._readers
+
+    async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        deadline, pause_s = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return await attempt()
+            except (psycopg.OperationalError, PoolTimeout) as e:
+                if time.monotonic() + pause_s > deadline:
+                    raise StoreUnavailable(
+                        f"{self.where} does not answer: {words(e)}. Nothing was stored; try again when it is back."
+                    ) from e
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def close(self) -> None:
+        """Close the connections kept for reading."""
+        if self._readers is not None:
+            await self._readers.close()

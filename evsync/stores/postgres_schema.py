@@ -1,0 +1,179 @@
+"""The PostgreSQL schema of a store: its tables, the function that appends, and whose store it is.
+
+`append_commits` stores a whole group of commits in one statement, and so in one round trip: it locks the counter row,
+looks up versions, keeps conflicting commits out and writes the rest. The lock is held while the function runs and its
+transaction is brought to the disk, never over the network. It is what makes positions contiguous and visible in their
+own order: whoever draws a position has committed before the next one can be drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import AsyncConnection, sql
+
+from evsync.errors import StoreUnavailable, WrongStore
+from evsync.records import LogIdentity, StoredEvent, new_incarnation
+
+SCHEMA = 1
+"""Counts changes of the tables and the function. A greater number in the database was written by a newer evsync."""
+
+COLUMNS = ", ".join(StoredEvent._fields)
+"""In the order of the fields, so that a row is a StoredEvent as it is."""
+
+_MAKING = 0x6576_7379_6E63
+"""Advisory lock ('evsync') under which stores are made, so that processes that start at once wait for one another."""
+
+_TABLES = """
+CREATE TABLE {schema}.log (
+    single      boolean PRIMARY KEY CHECK (single),
+    schema      integer NOT NULL,
+    service     text NOT NULL,
+    shard       text NOT NULL,
+    incarnation text NOT NULL,
+    slots       integer NOT NULL,
+    head        bigint NOT NULL  -- position of the last event: the counter that every append locks
+) WITH (fillfactor = 10);  -- the one row is rewritten by every append; on a page with room that touches no index
+
+CREATE TABLE {schema}.events (
+    position    bigint PRIMARY KEY,
+    stream      text COLLATE "C" NOT NULL,
+    version     bigint NOT NULL,
+    slot        integer NOT NULL,
+    type        text NOT NULL,
+    time_us     bigint NOT NULL,
+    id          bytea NOT NULL,
+    remaining   integer NOT NULL,
+    incarnation text NOT NULL,
+    data        bytea NOT NULL,
+    meta        text,
+    UNIQUE (stream, version)
+);
+
+CREATE TABLE {schema}.checkpoints (
+    follower    text NOT NULL,
+    log         text NOT NULL,
+    "group"     integer NOT NULL,
+    incarnation text NOT NULL,
+    position    bigint NOT NULL,
+    count       bigint NOT NULL,
+    digest      bigint NOT NULL,  -- modulo 2**64, as the signed integer with the same bits
+    PRIMARY KEY (follower, log, "group")
+);
+"""
+
+# A stream, and a checkpoint, belongs to one commit of a call at most (the store sees to that), so each can be judged by
+# the tables alone. Every statement of the function has a snapshot of its own: those after the lock see what its last
+# holder committed. Plans are kept for the life of a connection, also those made while the tables were empty; without
+# sequential scans these are the right ones too.
+_APPEND = """
+CREATE FUNCTION {schema}.append_commits(
+    a_commit int[], a_stream text[], a_expected bigint[],
+    k_commit int[], k_follower text[], k_log text[], k_group int[], k_incarnation text[], k_position bigint[],
+    k_count bigint[], k_digest bigint[], k_after bigint[],
+    e_commit int[], e_stream text[], e_version bigint[], e_slot int[], e_type text[], e_time_us bigint[], e_id bytea[],
+    e_remaining int[], e_data bytea[], e_meta text[],
+    incarnation text, channel text
+) RETURNS TABLE (before bigint, commits int[], items int[], actuals bigint[])
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    written bigint;
+BEGIN
+    SELECT log.head INTO before FROM {schema}.log FOR UPDATE;
+    SELECT array_agg(c.commit), array_agg(c.item), array_agg(c.actual) INTO commits, items, actuals FROM (
+        SELECT a.commit, a.item::int, v.actual
+        FROM unnest(a_commit, a_stream, a_expected) WITH ORDINALITY AS a (commit, stream, expected, item)
+        CROSS JOIN LATERAL (
+            SELECT coalesce(max(e.version), 0) AS actual FROM {schema}.events e WHERE e.stream = a.stream
+        ) v
+        WHERE v.actual <> a.expected
+        UNION ALL
+        SELECT k.commit, -k.item::int, coalesce(c.position, 0)
+        FROM unnest(k_commit, k_follower, k_log, k_group, k_after)
+            WITH ORDINALITY AS k (commit, follower, log, "group", after, item)
+        LEFT JOIN {schema}.checkpoints c ON (c.follower, c.log, c."group") = (k.follower, k.log, k."group")
+        WHERE coalesce(c.position, 0) <> k.after
+    ) c;
+    INSERT INTO {schema}.events
+    SELECT before + row_number() OVER (ORDER BY e.item), e.stream, e.version, e.slot, e.type, e.time_us, e.id,
+        e.remaining, incarnation, e.data, e.meta
+    FROM unnest(e_commit, e_stream, e_version, e_slot, e_type, e_time_us, e_id, e_remaining, e_data, e_meta)
+        WITH ORDINALITY AS e (commit, stream, version, slot, type, time_us, id, remaining, data, meta, item)
+    WHERE commits IS NULL OR e.commit <> ALL (commits);
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF cardinality(k_commit) > 0 THEN
+        INSERT INTO {schema}.checkpoints AS c
+        SELECT k.follower, k.log, k."group", k.incarnation, k.position, k.count, k.digest
+        FROM unnest(k_commit, k_follower, k_log, k_group, k_incarnation, k_position, k_count, k_digest)
+            AS k (commit, follower, log, "group", incarnation, position, count, digest)
+        WHERE commits IS NULL OR k.commit <> ALL (commits)
+        ON CONFLICT (follower, log, "group") DO UPDATE SET (incarnation, position, count, digest) =
+            (excluded.incarnation, excluded.position, excluded.count, excluded.digest);
+    END IF;
+    IF written > 0 THEN
+        UPDATE {schema}.log SET head = before + written;
+        PERFORM pg_notify(channel, (before + written)::text);
+    END IF;
+    RETURN NEXT;
+END $$;
+"""
+
+
+async def prepare(
+    connection: AsyncConnection[Any],
+    schema: str,
+    *,
+    service: str,
+    shard: str,
+    slots: int,
+    create: bool,
+) -> LogIdentity:
+    """The identity of the store in this schema, which is made if it is not there and `create` allows it.
+
+    Safe when many processes do it at once. A role that may not make schemas can use one that was made for it. Raises
+    WrongStore, StoreUnavailable.
+    """
+    name = sql.Identifier(schema)
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
+        if await _missing(connection, "to_regclass", f"{name.as_string()}.log"):
+            if not create:
+                raise StoreUnavailable(
+                    f"there is no store in schema {schema!r} (yet): its service makes it when it is opened first"
+                )
+            if await _missing(connection, "to_regnamespace", name.as_string()):
+                await connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
+            for statement in (_TABLES, _APPEND):
+                await connection.execute(sql.SQL(statement).format(schema=name))
+            await connection.execute(
+                sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0)").format(name),
+                (SCHEMA, service, shard, new_incarnation(), slots),
+            )
+        found = await connection.execute(
+            sql.SQL("SELECT schema, service, shard, incarnation, slots FROM {}.log").format(name)
+        )
+        row = await found.fetchone()
+    return _identity(schema, row, service, shard)
+
+
+async def _missing(connection: AsyncConnection[Any], lookup: str, name: str) -> bool:
+    found = await (await connection.execute(f"SELECT {lookup}(%s) IS NULL", (name,))).fetchone()
+    return bool(found and found[0])
+
+
+def _identity(schema: str, row: tuple[Any, ...] | None, service: str, shard: str) -> LogIdentity:
+    if row is None:
+        raise WrongStore(f"table log of schema {schema!r} is empty: it was not written by evsync, or is damaged")
+    version, *found = row
+    if version > SCHEMA:
+        raise WrongStore(
+            f"the store in schema {schema!r} has version {version} of the tables, and this evsync knows {SCHEMA}: it "
+            "was opened by a newer one. Nothing was touched; install that version, or a later one."
+        )
+    if found[:2] != [service, shard]:
+        raise WrongStore(
+            f"schema {schema!r} holds the store of service {found[0]!r}, shard {found[1]!r}, not of {service!r}, shard "
+            f"{shard!r}. Nothing was touched; give the URL of this service's own store, or another ?schema=."
+        )
+    return LogIdentity(*found)

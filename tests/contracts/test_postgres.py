@@ -1,0 +1,30 @@
+"""The PostgreSQL store keeps the laws."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from evsync.ports import Store
+from evsync.stores.postgres import PostgresStore
+from evsync.testing.contracts import EventLogContract, EventStoreContract
+
+
+class TestPostgresStore(EventStoreContract, EventLogContract):
+    numbers = itertools.count()
+
+    @pytest.fixture(autouse=True)
+    def _database(self, postgres_url: str) -> None:
+        self.database = postgres_url
+
+    async def new_store(self) -> Store:
+        url = f"{self.database}&schema=contract_{next(self.numbers)}"
+        return await PostgresStore.open(url, service="users")
+
+    async def reopen(self, store: Store) -> Store:
+        return await PostgresStore.open(self.url_of(store), service="users", create=False)
+
+    def url_of(self, store: Store) -> str:
+        assert isinstance(store, PostgresStore)
+        return f"{self.database}&schema={store.schema}"
