@@ -1,0 +1,77 @@
+"""Making a stream anew from its log: the mend for a stream that can no longer mirror it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from evsync.errors import OtherIncarnation, StreamAhead
+from evsync.jetstream import streams
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
+from evsync.jetstream.verification import Progress, StreamReport, check_stream, holds_same
+from evsync.ports import EventLog
+
+_TICK_S = 0.05
+
+
+async def rebuild_stream(
+    log: EventLog,
+    conn: Connection,
+    on_progress: Progress | None = None,
+    *,
+    allow_loss: bool = False,
+    policy: RelayPolicy | None = None,
+) -> StreamReport:
+    """Delete the stream that has the log's subjects, create it, publish the log into it, and read all of it back.
+
+    The log is only read. Consumers of the stream wait meanwhile and resume at their checkpoints; a relay that runs, or
+    has halted, goes on by itself. May be broken off and called again. `on_progress` is told of the events published.
+
+    Raises StreamAhead or OtherIncarnation, with nothing touched, when the stream may hold the only copy of events
+    (unless `allow_loss`): it reaches beyond the log, or belongs to another incarnation; ConfigurationError when a
+    stream that is not evsync's has the subjects; what `Connection.api` raises; and whatever halts a relay.
+    """
+    name, head = streams.stream_name(log.identity), await log.head()
+    old = await streams.info(conn, name) or await streams.occupant(conn, log.identity)
+    if old is not None:
+        streams.check_owner(old, log.identity)
+        if not allow_loss:
+            await _refuse_loss(log, conn, old)
+        await streams.delete(conn, old.name)
+    relay = Relay(log, conn, policy)
+    task = asyncio.create_task(relay.run())
+    try:
+        while relay.confirmed < head or relay.state is RelayState.SYNC:
+            if relay.halted is not None:
+                raise relay.halted
+            if on_progress is not None:
+                on_progress(relay.confirmed, head)
+            await asyncio.sleep(_TICK_S)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if on_progress is not None:
+        on_progress(head, head)
+    return await check_stream(log, conn)
+
+
+async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState) -> None:
+    """Raise if the stream holds what the log does not, as far as its end and its name tell."""
+    head, name = await log.head(), streams.stream_name(log.identity)
+    if old.last > head:
+        raise StreamAhead(
+            f"stream {old.name} holds events up to position {old.last}, and the log of {log.identity.name} ends at "
+            f"{head}: what lies between would be gone. Bring the store up to date first "
+            "(`evsync restore --from-stream`), or state that this loss is accepted",
+            stream=old.name,
+            last=old.last,
+            head=head,
+        )
+    if old.name != name and not await holds_same(log, conn, old.name, old.last):
+        raise OtherIncarnation(
+            f"stream {old.name} belongs to another incarnation of {log.identity.name}, and its last event (position "
+            f"{old.last}) is not in this log: its events would be gone. If another service runs under this name, give "
+            "one of them another name; otherwise state that this loss is accepted",
+            stream=old.name,
+            last=old.last,
+        )

@@ -1,0 +1,139 @@
+"""One connection to one server, from its handshake to its loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nats.aio.client import Client
+from nats.errors import Error, StaleConnectionError
+from nats.protocol.parser import Parser
+
+from evsync.jetstream.frames import FrameParser, Handler
+from evsync.jetstream.settings import NatsSettings
+
+log = logging.getLogger("evsync.jetstream")
+
+CONNECT_TIMEOUT_S = 5
+RECONNECT_WAIT_S = 0.2
+PING_INTERVAL_S = 5
+"""A peer that does not answer two pings is dead; nats-py's own default would notice after four minutes."""
+
+
+class Session(Client):
+    """nats-py does handshake, TLS, authentication and keep-alive; messages go around it, by `FrameParser` and `write`.
+
+    It never reconnects. nats-py's reconnect flushes what was pending to the new connection (a publish that was given up
+    reappears), waits without limit for a dead peer's socket to drain, and gives up for good on some errors of the
+    server. A new Session per connection has none of that, and everything of the old one ends with it. `lost` is done,
+    with the reason, when the connection is.
+
+    The private names used (`_ps`, `_transport`, `_process_op_err`, `_process_info`, `_reading_task`) are those of
+    nats-py 2.16; tests/integration/test_connection.py fails if another version moves them.
+    """
+
+    def __init__(self, handlers: Mapping[bytes, Handler], violated: Callable[[str], None]) -> None:
+        super().__init__()
+        self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._violated = violated
+        self._needs_tls = False
+        self._control_lines = Parser(self)
+        self._ps = FrameParser(handlers, self._control, _handler_failed)  # type: ignore[assignment]  # same two methods
+
+    async def open(
+        self,
+        settings: NatsSettings,
+        *,
+        tls: ssl.SSLContext,
+        servers: Sequence[str],
+        name: str,
+        problem: Callable[[Exception], None],
+    ) -> None:
+        """Connect to one of the servers, trying them in turn for as long as it takes.
+
+        `problem` is told of each vain attempt. Raises what the handshake raised (a refused login, a failed TLS
+        handshake); use a new Session for the next attempt.
+        """
+
+        async def on_error(error: Exception) -> None:
+            problem(error)
+
+        self._needs_tls = settings.uses_tls
+        login: dict[str, Any] = {"user": settings.user, "password": settings.password, "token": settings.token}
+        if settings.credentials is not None:
+            login["user_credentials"] = settings.credentials
+        await self.connect(
+            list(servers),
+            error_cb=on_error,
+            name=name,
+            allow_reconnect=False,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # declared int, used as seconds
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=2,
+            pending_size=0,
+            tls=tls,
+            **login,
+        )
+        assert self._reading_task is not None
+        self._reading_task.add_done_callback(lambda _: self._lose(StaleConnectionError()))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes that are whole frames, without waiting. The caller bounds what is in flight."""
+        assert self._transport is not None
+        self._transport.write(data)
+
+    async def end(self, *, flush: bool) -> None:
+        """Close the socket, after sending what was written if `flush`, and end nats-py's tasks. Never hangs."""
+        if not flush:
+            self._abort()
+        self._lose(StaleConnectionError())
+        if self._flush_queue is None:  # connect() failed before it had anything to close
+            return
+        try:
+            await asyncio.wait_for(self.close(), 1.0)
+        except (OSError, Error, TimeoutError) as e:
+            log.debug("closing the connection to NATS: %r", e)
+        finally:
+            self._abort()
+
+    async def _process_op_err(self, e: Exception) -> None:
+        """Called by nats-py's tasks when the connection failed."""
+        self._lose(e)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Called by nats-py with the server's INFO, before anything is sent: the moment to insist on TLS."""
+        if initial_connection and self._needs_tls and not info.get("tls_required"):
+            raise Error("the server does not use TLS, and the settings insist on it")
+        await super()._process_info(info, initial_connection)
+
+    async def _control(self, line: bytes) -> None:
+        """A line that is not a message. nats-py closes for good on most errors; here they end this session only."""
+        if line.startswith(b"-ERR"):
+            text = line[4:].strip().strip(b"'").decode(errors="replace")
+            if text.lower().startswith("permissions violation"):
+                self._violated(text)
+            else:
+                self._lose(Error(f"the server said: {text}"))
+        else:
+            await self._control_lines.parse(line)
+
+    def _lose(self, error: Exception) -> None:
+        if not self.lost.done():
+            self.lost.set_result(error)
+
+    def _abort(self) -> None:
+        """Drop the socket now. Closing it would wait until a dead peer has read everything."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            with contextlib.suppress(OSError, RuntimeError):
+                writer.transport.abort()
+
+
+def _handler_failed(subject: bytes, error: Exception) -> None:
+    log.error("the handler of a message on %s failed", subject.decode(errors="replace"), exc_info=error)

@@ -1,0 +1,269 @@
+"""The JetStream stream of a log: its name, its settings, and what protects the law.
+
+The law: at stream sequence n stands event n of the log, or nothing. Some settings of JetStream break it in silence
+(messages that are acknowledged and not stored, sequences taken by markers, messages replaced), so a stream is created
+with settings that forbid this, and refused when it has others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, OtherIncarnation, StreamMisconfigured
+from evsync.jetstream.connection import Connection
+from evsync.records import LogIdentity
+
+LOG_KEY, INCARNATION_KEY, SLOTS_KEY = "evsync.log", "evsync.incarnation", "evsync.slots"
+
+_REQUIRED: Mapping[str, Any] = {
+    "retention": "limits",
+    "storage": "file",
+    "discard": "new",  # a full stream refuses, where it would else drop its oldest events
+    "no_ack": False,
+    "sealed": False,
+    "deny_delete": True,
+    "deny_purge": True,
+    "allow_rollup_hdrs": False,
+    "allow_direct": True,  # events are read back by direct gets
+    "duplicate_window": 100_000_000,  # ns, the least there is: no message has an id that would need it
+}
+_REFUSED = (
+    "mirror",
+    "sources",
+    "subject_transform",
+    "max_msgs_per_subject",
+    "discard_new_per_subject",
+    "subject_delete_marker_ttl",
+    "allow_msg_ttl",
+    "allow_msg_schedules",
+    "allow_msg_counter",
+)
+_NOTHING: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
+"""How the server writes, or leaves out, a setting that is not made."""
+
+INFO_TIMEOUT_S = 1.5
+"""A question that went to a leader which died is never answered: better ask again soon."""
+
+STREAM_NOT_FOUND = 10059
+_NAME_IN_USE = 10058
+_SUBJECTS_OVERLAP = 10065
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """A stream as the server described it at one moment."""
+
+    name: str
+    created: str
+    """When it was created, in the server's words: another text is another stream."""
+    config: Mapping[str, Any]
+    first: int
+    """Sequence of the first message; `last` + 1 if there is none."""
+    last: int
+    """Sequence of the last message ever stored: 0 for none."""
+    missing: int
+    """How many messages, at the beginning or between `first` and `last`, the server itself says are gone."""
+    problem: str
+    """What the server says is wrong with its files, or ""."""
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> StreamState:
+        """From the answer of STREAM.INFO or STREAM.CREATE."""
+        state = info["state"]
+        messages, last, deleted = int(state["messages"]), int(state["last_seq"]), int(state.get("num_deleted", 0))
+        first = int(state["first_seq"]) if messages else last + 1
+        # Only age takes messages away from the beginning: a full stream refuses, and purging is denied.
+        lowest = first if info["config"].get("max_age") else int(info["config"].get("first_seq") or 1)
+        lost = state.get("lost")
+        return cls(
+            name=str(info["config"]["name"]),
+            created=str(info["created"]),
+            config=info["config"],
+            first=first,
+            last=last,
+            missing=max(last - first + 1 - messages, deleted) + first - lowest,
+            problem=f"it lost data of its files: {lost}" if lost else "",
+        )
+
+    @property
+    def identity(self) -> LogIdentity | None:
+        """The log that the stream says it mirrors; None if it is not a stream of evsync."""
+        metadata = self.config.get("metadata") or {}
+        service, _, shard = str(metadata.get(LOG_KEY, "")).partition(".")
+        slots = str(metadata.get(SLOTS_KEY, ""))
+        if not service or not shard or not slots.isdigit():
+            return None
+        return LogIdentity(service, shard, str(metadata.get(INCARNATION_KEY, "")), int(slots))
+
+    def same_as(self, other: StreamState | None) -> bool:
+        """Whether it is the same stream, settings included, with nothing missing; its end may have moved."""
+        return (
+            other is not None
+            and (self.created, self.config) == (other.created, other.config)
+            and not self.missing
+            and not self.problem
+        )
+
+
+def stream_name(identity: LogIdentity) -> str:
+    """The name of a log's stream. It holds the incarnation, so that a relay of an older one publishes nothing."""
+    return f"evsync_{identity.service}_{identity.shard}_{identity.incarnation}"
+
+
+def subjects(identity: LogIdentity) -> str:
+    """The subjects that the stream captures: every event of the log."""
+    return f"evsync.{identity.service}.{identity.shard}.>"
+
+
+def stream_config(identity: LogIdentity, *, replicas: int = 1) -> dict[str, Any]:
+    """The settings a stream is created with."""
+    return {
+        "name": stream_name(identity),
+        "subjects": [subjects(identity)],
+        "num_replicas": replicas,
+        "metadata": _metadata(identity),
+        "description": f"events of {identity.name}; published by evsync's relay alone",
+        **_REQUIRED,
+    }
+
+
+def check_config(config: Mapping[str, Any], identity: LogIdentity) -> None:
+    """Raise StreamMisconfigured, naming the setting, if the law does not hold in a stream with this configuration.
+
+    Limits (max_bytes, max_age, …), replicas, placement and compression are the operator's to choose.
+    """
+    name = stream_name(identity)
+
+    def refuse(setting: str, found: object, wanted: object) -> StreamMisconfigured:
+        return StreamMisconfigured(
+            f"stream {name} has {setting} = {found!r} where evsync needs {wanted!r}: otherwise a stream sequence is "
+            f"not a log position. Set it (`nats stream edit {name}`), or make the stream anew: `evsync stream rebuild`",
+            stream=name,
+            setting=setting,
+            found=found,
+            wanted=wanted,
+        )
+
+    if config.get("subjects") != [subjects(identity)]:
+        raise refuse("subjects", config.get("subjects"), [subjects(identity)])
+    for setting, wanted in _REQUIRED.items():
+        if config.get(setting, False) != wanted:
+            raise refuse(setting, config.get(setting), wanted)
+    for setting in _REFUSED:
+        if config.get(setting) not in _NOTHING:
+            raise refuse(setting, config.get(setting), None)
+    if config.get("persist_mode") not in {None, "", "default"}:
+        raise refuse("persist_mode", config.get("persist_mode"), "default")
+    metadata = config.get("metadata") or {}
+    for key, value in _metadata(identity).items():
+        if metadata.get(key) != value:
+            raise refuse(f"metadata {key}", metadata.get(key), value)
+
+
+async def info(conn: Connection, name: str) -> StreamState | None:
+    """The state of a stream; None if the server says for certain that there is none (silence raises)."""
+    try:
+        return StreamState.of(await conn.api(f"STREAM.INFO.{name}", timeout_s=INFO_TIMEOUT_S))
+    except BrokerRefused as e:
+        if e.err_code == STREAM_NOT_FOUND:
+            return None
+        raise
+
+
+async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) -> StreamState:
+    """The log's stream, created if it does not exist, its configuration checked.
+
+    Raises StreamMisconfigured; OtherIncarnation when a stream of another incarnation of the log has the subjects;
+    ConfigurationError when a stream that is not evsync's has them; and what `Connection.api` raises.
+    """
+    name = stream_name(identity)
+    state = await info(conn, name)
+    if state is None:
+        try:
+            state = StreamState.of(await conn.api(f"STREAM.CREATE.{name}", stream_config(identity, replicas=replicas)))
+        except BrokerRefused as e:
+            if e.err_code == _SUBJECTS_OVERLAP:
+                raise await _occupied(conn, identity) from e
+            if e.err_code != _NAME_IN_USE:  # created by another relay between the question and this
+                raise
+            state = StreamState.of(await conn.api(f"STREAM.INFO.{name}", timeout_s=INFO_TIMEOUT_S))
+    check_config(state.config, identity)
+    return state
+
+
+async def occupant(conn: Connection, identity: LogIdentity) -> StreamState | None:
+    """The stream that captures the log's subjects, whatever its name, if there is one."""
+    names = await conn.api("STREAM.NAMES", {"subject": subjects(identity)})
+    for name in names.get("streams") or ():
+        if (state := await info(conn, name)) is not None:
+            return state
+    return None
+
+
+async def fingerprint(conn: Connection, identity: LogIdentity) -> tuple[object, ...]:
+    """What differs after anything was changed about the log's stream: made anew, edited, its subjects freed."""
+    names = await conn.api("STREAM.NAMES", {"subject": subjects(identity)})
+    state = await info(conn, stream_name(identity))
+    described = (state.created, json.dumps(state.config, sort_keys=True)) if state is not None else None
+    return tuple(names.get("streams") or ()), described, conn.max_payload
+
+
+async def delete(conn: Connection, name: str) -> None:
+    """Delete a stream with everything in it, consumers too. One that does not exist is fine."""
+    try:
+        await conn.api(f"STREAM.DELETE.{name}")
+    except BrokerRefused as e:
+        if e.err_code != STREAM_NOT_FOUND:
+            raise
+
+
+async def find(conn: Connection, service: str) -> list[StreamState]:
+    """The streams of the service's logs, one per shard, in order of their names."""
+    found: list[StreamState] = []
+    offset = 0
+    while True:
+        page = await conn.api("STREAM.LIST", {"subject": f"evsync.{service}.>", "offset": offset})
+        listed = page.get("streams") or []
+        for state in map(StreamState.of, listed):
+            identity = state.identity
+            if identity is not None and identity.service == service and state.name == stream_name(identity):
+                found.append(state)
+        offset += len(listed)
+        if not listed or offset >= int(page.get("total", 0)):
+            return sorted(found, key=lambda s: s.name)
+
+
+def check_owner(state: StreamState, identity: LogIdentity) -> None:
+    """Raise ConfigurationError if a stream that has the log's subjects is not one of this log, of any incarnation."""
+    other = state.identity
+    if other is None or other.name != identity.name or state.name != stream_name(other):
+        raise ConfigurationError(
+            f"stream {state.name} captures subjects of {subjects(identity)} and is not a stream of evsync: "
+            "take them out of its subjects, or delete it"
+        )
+
+
+async def _occupied(conn: Connection, identity: LogIdentity) -> OtherIncarnation | BrokerUnavailable:
+    """Who has the subjects, as an error that says what to do."""
+    state = await occupant(conn, identity)
+    if state is None:
+        return BrokerUnavailable(f"the subjects {subjects(identity)} were taken a moment ago, and now they are free")
+    check_owner(state, identity)
+    incarnation = state.identity.incarnation if state.identity is not None else ""
+    return OtherIncarnation(
+        f"the subjects {subjects(identity)} belong to stream {state.name}, of incarnation {incarnation} of log "
+        f"{identity.name} (last position {state.last}); this store holds incarnation {identity.incarnation}. If "
+        "another service runs under this name, give one of them another name. If this store replaces the one that "
+        "filled the stream, have it made anew: `evsync stream rebuild`",
+        stream=state.name,
+        incarnation=incarnation,
+        wanted=identity.incarnation,
+        last=state.last,
+    )
+
+
+def _metadata(identity: LogIdentity) -> dict[str, str]:
+    return {LOG_KEY: identity.name, INCARNATION_KEY: identity.incarnation, SLOTS_KEY: str(identity.slots)}

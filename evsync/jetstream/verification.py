@@ -1,0 +1,285 @@
+"""Reading a stream back and comparing it with its log: what makes a stream's last sequence a checkpoint.
+
+The server's own account (STREAM.INFO) shows neither foreign messages nor, always, damaged files; only reading does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from evsync.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    DecodingError,
+    RelayError,
+    StreamAhead,
+    StreamDiverged,
+    StreamGone,
+    StreamHole,
+)
+from evsync.jetstream import streams
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.frames import Message, status_of
+from evsync.jetstream.messages import MessageFormat, parse_headers
+from evsync.ports import EventLog
+from evsync.records import LogIdentity, StoredEvent
+
+BATCH = 1000
+_BATCH_BYTES = 4 << 20
+_SILENCE_S = 5.0
+_NO_MESSAGE = 10037
+_END_OF_BATCH, _NOT_FOUND, _NO_RESPONDERS = 204, 404, 503
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many messages are done."""
+
+
+@dataclass(slots=True)
+class StreamReport:
+    """What `check_stream` found. The stream mirrors its log as far as it reaches if `problems` is empty."""
+
+    stream: str
+    first: int
+    last: int
+    head: int
+    """Last position of the log. `head - last` events are not published yet."""
+    compared: int = 0
+    problems: list[RelayError] = field(default_factory=list)
+    """The first few differences, in order of position."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+
+async def check_stream(
+    log: EventLog, conn: Connection, on_progress: Progress | None = None, *, most_problems: int = 10
+) -> StreamReport:
+    """Read the whole stream of a log and compare each message with the log's event at that position.
+
+    Changes nothing; may run beside a relay. Raises StreamGone when there is no stream, BrokerUnavailable when the
+    broker does not answer or the stream is deleted meanwhile.
+    """
+    name = streams.stream_name(log.identity)
+    state = await streams.info(conn, name)
+    if state is None:
+        raise StreamGone(
+            f"there is no stream {name} at {conn.settings.shown}; a running relay creates it",
+            stream=name,
+        )
+    head = await log.head()
+    report = StreamReport(name, state.first, state.last, head)
+    try:
+        streams.check_config(state.config, log.identity)
+        check_state(state, log.identity)
+    except RelayError as e:
+        report.problems.append(e)
+    async for done, problem in compare(log, conn, state.first, state.last):
+        report.compared = done
+        if problem is not None:
+            report.problems.append(problem)
+        if on_progress is not None:
+            on_progress(done, state.last - state.first + 1)
+        if len(report.problems) >= most_problems:
+            break
+    return report
+
+
+def check_state(state: streams.StreamState, identity: LogIdentity) -> None:
+    """Raise StreamHole if the server itself says that messages are missing."""
+    if state.missing or state.problem:
+        what = f"{state.missing} of the messages up to sequence {state.last} are gone" if state.missing else ""
+        raise StreamHole(
+            f"stream {state.name}: {' and '.join(filter(None, (what, state.problem)))}. "
+            f"A sequence cannot be filled again: have it made anew from the log of {identity.name}, "
+            "with `evsync stream rebuild`",
+            stream=state.name,
+            first=state.first,
+            last=state.last,
+            missing=state.missing,
+        )
+
+
+async def verify(log: EventLog, conn: Connection, first: int, last: int, *, pause_s: float = 0.0) -> None:
+    """Compare the stream's messages from `first` to `last` with the log, and raise the first difference.
+
+    StreamHole, StreamDiverged or StreamAhead; BrokerUnavailable when the broker does not answer. `pause_s` is slept
+    between batches of about a thousand, to leave room for others.
+    """
+    async for _, problem in compare(log, conn, first, last):
+        if problem is not None:
+            raise problem
+        if pause_s:
+            await asyncio.sleep(pause_s)
+
+
+async def holds_same(log: EventLog, conn: Connection, name: str, last: int) -> bool:
+    """Whether the last message of some stream, at sequence `last`, is this log's event at that position.
+
+    Event ids are random, and histories only grow: if two logs share an event they share all before it. So if this is
+    True, or if the stream is empty, nothing that a relay put into it is lost with it.
+    """
+    if last == 0:
+        return True
+    message = (await read_back(conn, name, last, last))[0]
+    events = await _events(log, last, last)
+    return message is not None and _difference(name, MessageFormat(log.identity.name), last, message, *events) is None
+
+
+async def compare(
+    log: EventLog, conn: Connection, first: int, last: int
+) -> AsyncIterator[tuple[int, RelayError | None]]:
+    """Yield after each batch how many messages were compared, and with each difference the difference."""
+    name = streams.stream_name(log.identity)
+    form = MessageFormat(log.identity.name)
+    position = first
+    while position <= last:
+        until = min(position + BATCH - 1, last)
+        found = await read_back(conn, name, position, until)
+        until = position + len(found) - 1
+        events = await _events(log, position, until)
+        for n, message in enumerate(found, position):
+            if message is None and await _trimmed(conn, name, n):
+                continue
+            event = events[n - position] if n - position < len(events) else None
+            problem = _difference(name, form, n, message, event)
+            if problem is not None:
+                yield n - first + 1, problem
+        position = until + 1
+        yield until - first + 1, None
+
+
+async def read_back(conn: Connection, name: str, first: int, last: int) -> Sequence[Message | None]:
+    """The messages at sequences first, first + 1, … of a stream: at least one, at most to `last`; None where none is.
+
+    A message's headers are followed by those of the server. Direct gets may be answered by a replica that lags, so
+    what they leave out is asked of the stream's leader before it counts as missing.
+    """
+    got = await _direct_get(conn, name, first, last)
+    # Where a batch ended early, for its size, the next call goes on; before that, what is left out is missing.
+    end = max(got, default=first)
+    found: list[Message | None] = []
+    for n in range(first, end + 1):
+        message = got.get(n)
+        found.append(message if message is not None else await _leader_get(conn, name, n))
+    return found
+
+
+async def _trimmed(conn: Connection, name: str, sequence: int) -> bool:
+    """Whether a message that is not there left for its age since we looked. Raises if the stream changed."""
+    state = await streams.info(conn, name)
+    if state is None or state.last < sequence:
+        raise BrokerUnavailable(f"stream {name} was deleted, or lost its tail, while it was read back")
+    return state.first > sequence and not state.missing
+
+
+async def _direct_get(conn: Connection, name: str, first: int, last: int) -> dict[int, Message]:
+    got: dict[int, Message] = {}
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    refused = 0
+
+    def received(_subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+        nonlocal refused
+        status = status_of(headers)[0]
+        if status == 0:
+            # Last, because what the server adds stands behind the message's own headers.
+            own = parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
+            n = int(own["Nats-Sequence"])
+            if n <= last:
+                got[n] = Message(own["Nats-Subject"].encode("latin-1"), reply, headers, body)
+        elif not ended.done():
+            refused = status if status not in {_END_OF_BATCH, _NOT_FOUND} else 0
+            ended.set_result(None)
+
+    inbox = conn.inbox()
+    epoch = conn.epoch
+    subscription = conn.subscribe(inbox, received)
+    try:
+        ask = {"seq": first, "batch": last - first + 1, "max_bytes": _BATCH_BYTES}
+        conn.publish(f"$JS.API.DIRECT.GET.{name}", inbox, b"", json.dumps(ask).encode())
+        while not ended.done():
+            before = len(got)
+            await asyncio.wait([ended], timeout=_SILENCE_S)
+            if conn.epoch != epoch or (not ended.done() and len(got) == before):
+                raise BrokerUnavailable(f"no answer while reading stream {name} back from sequence {first}")
+    finally:
+        subscription.unsubscribe()
+    if refused:
+        raise BrokerUnavailable(f"reading stream {name} back from sequence {first} was answered with status {refused}")
+    return got
+
+
+async def _leader_get(conn: Connection, name: str, sequence: int) -> Message | None:
+    try:
+        answer = await conn.api(f"STREAM.MSG.GET.{name}", {"seq": sequence})
+    except BrokerRefused as e:
+        if e.err_code == _NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    headers = base64.b64decode(message.get("hdrs") or "")
+    return Message(str(message["subject"]).encode(), b"", headers, base64.b64decode(message.get("data") or ""))
+
+
+async def _events(log: EventLog, first: int, last: int) -> list[StoredEvent]:
+    """The log's events from `first` to `last`, fewer if the log ends before."""
+    events: list[StoredEvent] = []
+    while first + len(events) <= last:
+        more = await log.read(first - 1 + len(events), last - first + 1 - len(events))
+        if not more:
+            break
+        events += more
+    return events[: last - first + 1]
+
+
+def _difference(
+    name: str, form: MessageFormat, position: int, message: Message | None, event: StoredEvent | None = None
+) -> RelayError | None:
+    """What is wrong with the message at this position, if anything."""
+    if message is None:
+        return StreamHole(
+            f"stream {name} has no message at sequence {position}: it was deleted, or the server's files are damaged. "
+            "A sequence cannot be filled again: have the stream made anew from the log, with `evsync stream rebuild`",
+            stream=name,
+            position=position,
+        )
+    try:
+        found = form.decode(message.subject.decode("latin-1"), message.headers, message.body)
+    except DecodingError as e:
+        return StreamDiverged(
+            f"sequence {position} of stream {name} holds a message that no relay published: {e}. Allow only the "
+            f"relay's user to publish to evsync.{form.log}.>, then have the stream made anew: `evsync stream rebuild`",
+            stream=name,
+            position=position,
+            subject=message.subject.decode("latin-1"),
+        )
+    if found == event:
+        return None
+    if event is None and found.position == position:
+        return StreamAhead(
+            f"stream {name} holds position {position} and the store does not: the store was put back to an earlier "
+            "state. If nothing was written since, roll it forward (`evsync restore --from-stream`) and nothing is "
+            "lost; `evsync stream rebuild` would lose what only the stream holds",
+            stream=name,
+            position=position,
+        )
+    return StreamDiverged(
+        f"sequence {position} of stream {name} holds {_described(found)}, and the log "
+        f"{_described(event) if event else 'nothing'}: the store was put back to an earlier state and written since, "
+        "or another publisher forged the message. Restore the store under a new incarnation, or, if the log is right, "
+        "have the stream made anew: `evsync stream rebuild`",
+        stream=name,
+        position=position,
+    )
+
+
+def _described(event: StoredEvent) -> str:
+    return (
+        f"{event.type} {event.id.hex()} (position {event.position}, version {event.version} of stream "
+        f"{event.stream!r}, incarnation {event.incarnation})"
+    )
