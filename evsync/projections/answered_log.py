@@ -1,0 +1,79 @@
+"""One log of a reaction: how far its events have been dealt with, and how far that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from evsync.ports import LogReader
+from evsync.projections.batch import digest_of
+from evsync.projections.feed import Feed
+from evsync.projections.status import State
+from evsync.records import Checkpoint, StoredEvent
+
+ReadCheckpoints = Callable[[str], Awaitable[Sequence[Checkpoint]]]
+"""The checkpoints that commits have stored under a follower's name."""
+
+
+class AnsweredLog:
+    """What a reaction knows of one of its logs.
+
+    An event whose answer is None needs no commit, so what was `seen` may be ahead of what is `stored`.
+    """
+
+    def __init__(self, reader: LogReader, follower: str, batch: int) -> None:
+        self.name, self.reader, self._follower = reader.log, reader, follower
+        self.feed = Feed(reader, batch, self.report)
+        self.seen = self.stored = Checkpoint(self.name, 0, "", 0)
+        self.state: State = "running"
+        self.reason: str | None = None
+        """What stands in the way, if anything does."""
+        self.failures = 0
+        """In a row, of any kind: how long to pause."""
+        self.attempts = 0
+        """How often the event after `seen` was to blame."""
+
+    @property
+    def unstored(self) -> int:
+        """How many events were seen beyond what is stored."""
+        return self.seen.position - self.stored.position
+
+    async def load(self, read: ReadCheckpoints) -> bool:
+        """Compare with what is stored; if that is not where this process left it, go on from there.
+
+        Returns whether there is a checkpoint of any log of this service: a shard that was added later is answered from
+        its beginning, since what "now" means was settled with the first.
+        """
+        found = await read(self._follower)
+        stored = next((c for c in found if c.log == self.name), Checkpoint(self.name, 0, "", 0))
+        if stored.position != self.stored.position or not self.seen.incarnation:
+            self.seen = self.stored = stored
+        return any(c.log.partition(".")[0] == self.name.partition(".")[0] for c in found)
+
+    def after(self, event: StoredEvent, *, handled: bool) -> Checkpoint:
+        """The checkpoint once this event has been dealt with; only handled ones are counted."""
+        seen = self.seen
+        return Checkpoint(
+            self.name,
+            0,
+            event.incarnation,
+            event.position,
+            seen.count + handled,
+            (seen.digest + digest_of(event)) % 2**64 if handled else seen.digest,
+        )
+
+    def passed(self, checkpoint: Checkpoint, *, stored: bool) -> None:
+        """An event has been dealt with."""
+        self.seen = checkpoint
+        if stored:
+            self.stored = checkpoint
+        self.failures = self.attempts = 0
+        self.state, self.reason = "running", None
+
+    def failed(self, reason: str) -> None:
+        """An attempt failed."""
+        self.failures += 1
+        self.state, self.reason = "retrying", reason
+
+    def report(self, reason: str | None) -> None:
+        """What stands in the way of reading."""
+        self.reason = reason

@@ -1,0 +1,113 @@
+"""Applying a batch: from stored events through contracts and handlers to new checkpoints, in one tight loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+from pydantic import ValidationError
+
+from evsync.codec.values import unpack
+from evsync.errors import DecodingError, OtherIncarnation, StreamHole
+from evsync.projections.contracts import explain
+from evsync.projections.event import Event
+from evsync.projections.handlers import Handlers
+from evsync.projections.read_model import CannotApply, Settle
+from evsync.records import Checkpoint, StoredEvent
+
+_DIGEST = 1 << 64
+
+
+def digest_of(event: StoredEvent) -> int:
+    """An event's share in a checkpoint's digest: 8 bytes (big-endian) of BLAKE2b over id, type, a zero byte, and data.
+
+    Shares are added modulo 2**64, so that a digest does not depend on the order of the events, nor on how they were
+    divided among groups and workers. It finds omissions and mistakes; it is no proof against forgers.
+    """
+    content = b"%b%b\0%b" % (event.id, event.type.encode(), event.data)
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
+
+
+def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredEvent]) -> None:
+    """Raise unless a batch continues a log behind position `after`: without a gap, and in the same history.
+
+    It may begin earlier: what is known already is skipped. Raises StreamHole, OtherIncarnation.
+    """
+    first, last = events[0].position, events[-1].position
+    if first > after + 1 or last - first != len(events) - 1:
+        raise StreamHole(
+            f"log {log!r} was to go on behind position {after}, and its source gave {len(events)} events at "
+            f"{first}..{last}: at least one event is missing, so nothing was applied. If it is read from JetStream, "
+            "check the stream with `evsync stream check`."
+        )
+    known = incarnation or events[0].incarnation
+    for event in events:
+        if event.incarnation != known:
+            raise other_incarnation(log, after, known, event.incarnation)
+
+
+def other_incarnation(log: str, position: int, known: str, found: str) -> OtherIncarnation:
+    """What to say when a log has another history than the one that was applied."""
+    return OtherIncarnation(
+        f"log {log!r} is now incarnation {found}, and what was applied up to position {position} came from incarnation "
+        f"{known}: it was restored from a backup, or is another log. Nothing was applied since. Make the read model "
+        "anew: delete its tables, and its rows in evsync_checkpoints and evsync_leases, and start again."
+    )
+
+
+def apply_batch(
+    handlers: Handlers,
+    log: str,
+    events: Sequence[StoredEvent],
+    checkpoints: Mapping[int, Checkpoint],
+    groups: int,
+    state: Any,
+    settle: Settle | None = None,
+) -> list[Checkpoint]:
+    """Hand each event that is past its group's checkpoint to its handlers; the checkpoints at the batch's end.
+
+    `checkpoints` are those of this log, by group, for the groups that are held; events of other groups are skipped.
+    With `settle`, what the handlers gathered is written after each event. Raises CannotApply with the culprit.
+    """
+    positions = {g: c.position for g, c in checkpoints.items()}
+    counts, digests = dict.fromkeys(positions, 0), dict.fromkeys(positions, 0)
+    steps_of, make = handlers.steps, Event.of
+    stored = events[0]
+    beyond = events[-1].position + 1
+    try:
+        for stored in events:
+            steps = steps_of(stored.type)
+            if not steps:
+                continue
+            group = stored.slot % groups
+            if stored.position <= positions.get(group, beyond):
+                continue
+            for decode, handle in steps:
+                try:
+                    data = decode(unpack(stored.data))
+                except ValidationError as e:
+                    raise CannotApply(stored, f"it does not meet the contract: {explain(e)}") from e
+                handle(make(stored, data, log), state)
+            if settle is not None:
+                settle()
+            counts[group] += 1
+            digests[group] += digest_of(stored)
+    except CannotApply:
+        raise
+    except DecodingError as e:
+        raise CannotApply(stored, str(e)) from e
+    except Exception as e:
+        raise CannotApply(stored, f"{type(e).__name__}: {e}") from e
+    end = events[-1]
+    return [
+        replace(
+            c,
+            incarnation=end.incarnation,
+            position=max(c.position, end.position),
+            count=c.count + counts[g],
+            digest=(c.digest + digests[g]) % _DIGEST,
+        )
+        for g, c in checkpoints.items()
+    ]

@@ -1,0 +1,102 @@
+"""Batches of one log, read ahead while the one before is applied."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
+from evsync.ports import LogReader, LogSource
+from evsync.projections.batch import other_incarnation
+from evsync.projections.pause import pause_s
+from evsync.records import StoredEvent
+
+FATAL = (RelayError, WrongStore, ConfigurationError, CodecError)
+"""What only a person can mend. Everything else that a source raises is taken to pass, and is asked for again."""
+
+Report = Callable[[str | None], None]
+"""Is told what stands in the way of reading, or None when nothing does."""
+
+
+class Feed:
+    """Reads one log for one follower. Used by one task at a time."""
+
+    def __init__(self, reader: LogReader, limit: int, report: Report) -> None:
+        self._reader, self._limit, self._report = reader, limit, report
+        self._ahead: asyncio.Task[list[StoredEvent]] | None = None
+        self._ahead_after = 0
+
+    async def next(self, after: int, incarnation: str, timeout_s: float) -> list[StoredEvent]:
+        """The events behind position `after`; [] when none came in time. Trouble that passes is waited out.
+
+        `incarnation` is that of what was applied, "" for nothing. Raises OtherIncarnation, and what is FATAL.
+        """
+        failures = 0
+        while True:
+            self._check(after, incarnation)
+            try:
+                events = await self._read(after, timeout_s)
+            except FATAL:
+                raise
+            except Exception as e:
+                failures += 1
+                self._report(f"log {self._reader.log!r} cannot be read: {type(e).__name__}: {e}")
+                await asyncio.sleep(pause_s(failures))
+            else:
+                if failures:
+                    self._report(None)
+                return events
+
+    async def now(self, after: int, incarnation: str, limit: int | None) -> list[StoredEvent]:
+        """What is there behind `after`, without waiting and without second attempts."""
+        self._check(after, incarnation)
+        await self.drop()
+        return await self._reader.read(after, limit or self._limit, 0.0)
+
+    def read_ahead(self, after: int, timeout_s: float) -> None:
+        """Begin to read what the next call of `next` will probably ask for."""
+        self._ahead = asyncio.create_task(self._reader.read(after, self._limit, timeout_s))
+        self._ahead_after = after
+
+    async def drop(self) -> None:
+        """Forget what was read ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await ahead
+
+    async def close(self) -> None:
+        """Stop reading and let go of the log."""
+        await self.drop()
+        await self._reader.close()
+
+    async def _read(self, after: int, timeout_s: float) -> list[StoredEvent]:
+        if self._ahead is not None and self._ahead_after == after:
+            ahead, self._ahead = self._ahead, None
+            return await ahead
+        await self.drop()
+        return await self._reader.read(after, self._limit, timeout_s)
+
+    def _check(self, after: int, incarnation: str) -> None:
+        found = self._reader.incarnation
+        if incarnation and found is not None and found != incarnation:
+            raise other_incarnation(self._reader.log, after, incarnation, found)
+
+
+async def connect(source: LogSource, report: Report) -> Sequence[LogReader]:
+    """One new reader per log of the source, as soon as one is known. Raises what is FATAL."""
+    failures = 0
+    while True:
+        try:
+            readers = await source.readers()
+        except FATAL:
+            raise
+        except Exception as e:
+            failures += 1
+            report(f"the log of {source.service!r} cannot be reached: {type(e).__name__}: {e}")
+            await asyncio.sleep(pause_s(failures))
+        else:
+            report(None)
+            return readers

@@ -1,0 +1,30 @@
+"""Why a follower halted, as a note that other processes can read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from evsync import errors
+from evsync.errors import EvsyncError, Halted
+
+
+def write_note(error: EvsyncError) -> str:
+    """The error as JSON text."""
+    note: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
+    if isinstance(error, Halted):
+        note["halted"] = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+    return json.dumps(note)
+
+
+def read_note(note: str) -> EvsyncError:
+    """The error that `write_note` wrote, of the same type where that can be made from a text alone."""
+    try:
+        found = json.loads(note)
+        if "halted" in found:
+            return Halted(**found["halted"])
+        cls = getattr(errors, found["error"], EvsyncError)
+        error = cls(found["text"])
+    except (ValueError, TypeError, KeyError):  # written by another version of evsync
+        return EvsyncError(note)
+    return error if isinstance(error, EvsyncError) else EvsyncError(note)

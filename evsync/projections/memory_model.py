@@ -1,0 +1,85 @@
+"""A read model in memory: whatever object you like, made anew in each process from the logs' beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from evsync.errors import ConfigurationError
+from evsync.projections.read_model import Claim, Holding, Observation, ReadModel, Settle
+from evsync.records import Checkpoint
+
+if TYPE_CHECKING:
+    from evsync.projections.database import ViewsDatabase
+
+S = TypeVar("S")
+
+
+class MemoryModel(ReadModel[S], Generic[S]):
+    """A read model that is an object in memory: `MemoryModel(Totals)`, `MemoryModel(dict)`.
+
+    Each process has its own and fills it from the beginning of the logs. It is changed by whole batches between two
+    steps of the event loop, so that a coroutine never sees half of one; other threads may.
+    """
+
+    def __init__(self, factory: Callable[[], S]) -> None:
+        """`factory` makes an empty state: once when the service is opened, and again after a batch has failed."""
+        if not callable(factory):
+            raise ConfigurationError(f"MemoryModel takes a function that makes an empty state, not {factory!r}")
+        self._factory = factory
+
+    def open(self, claim: Claim, database: ViewsDatabase | None) -> MemorySession[S]:
+        """See ReadModel. No database is needed."""
+        return MemorySession(self._factory)
+
+
+class MemorySession(Generic[S]):
+    """One state and its checkpoints. Implements ModelSession.
+
+    A batch that fails may have changed half of the state, and there is no way back: the state is discarded, and with it
+    the checkpoints, so that the runner reads the logs from their beginning again. Nobody else can reach the state, so
+    there is nothing to fence off.
+    """
+
+    def __init__(self, factory: Callable[[], S]) -> None:
+        self._factory = factory
+        self._checkpoints: dict[tuple[str, int], Checkpoint] = {}
+        self._state = factory()
+        self._held = False
+        self._halted: str | None = None
+
+    @property
+    def state(self) -> S:
+        """A fold over whole batches from the beginning of the logs."""
+        return self._state
+
+    async def prepare(self) -> None:
+        """Nothing: the state was made with the session."""
+
+    async def take(self) -> Holding | None:
+        """See ModelSession. Always succeeds."""
+        self._held, self._halted = True, None
+        return Holding({}, list(self._checkpoints.values()))
+
+    async def apply(
+        self, holding: Holding, work: Callable[[S, Settle | None], Sequence[Checkpoint]], *, one_by_one: bool = False
+    ) -> None:
+        """See ModelSession. Does not leave the event loop, so that no coroutine sees half a batch."""
+        try:
+            moved = work(self._state, None)
+        except BaseException:
+            self._state = self._factory()
+            self._checkpoints.clear()
+            raise
+        self._checkpoints.update(((c.log, c.group), c) for c in moved)
+
+    async def renew(self, holding: Holding) -> None:
+        """Nothing: nobody else can take it."""
+
+    async def release(self, holding: Holding, halted: str | None = None) -> None:
+        """See ModelSession."""
+        self._held, self._halted = False, halted
+
+    async def observe(self) -> Observation:
+        """See ModelSession."""
+        return Observation(list(self._checkpoints.values()), self._held, self._halted)

@@ -1,0 +1,13 @@
+"""How long to wait before the next attempt."""
+
+from __future__ import annotations
+
+import random
+
+
+def pause_s(failures: int, *, most_s: float = 5.0) -> float:
+    """Seconds to wait after this many failures in a row (from 1): doubling from 50 ms, and never twice the same.
+
+    The jitter keeps followers that failed together from coming back together.
+    """
+    return min(most_s, 0.05 * 2.0 ** min(failures - 1, 20)) * random.uniform(0.5, 1.0)

@@ -1,0 +1,363 @@
+"""The runner of a reaction: one event at a time, its answer saved in one commit with the checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from evsync.codec.values import unpack
+from evsync.errors import Conflict, DecodingError, EvsyncError, Halted, OutcomeUnknown, StoreFull, StoreUnavailable
+from evsync.ports import LogSource
+from evsync.projections.answered_log import AnsweredLog, ReadCheckpoints
+from evsync.projections.batch import check_batch
+from evsync.projections.contracts import explain
+from evsync.projections.event import Event
+from evsync.projections.feed import FATAL, connect
+from evsync.projections.heads import Heads
+from evsync.projections.pause import pause_s
+from evsync.projections.reaction import Reaction
+from evsync.projections.read_model import CannotApply
+from evsync.projections.status import FollowerStatus, LogStatus, State
+from evsync.records import Checkpoint, Position, StoredEvent, command_of, decode_meta, event_uuid, to_time_us
+from evsync.tags import metadata
+
+if TYPE_CHECKING:
+    from evsync.domain import BaseAggregate
+    from evsync.service import Service
+
+Aggregates = Sequence["BaseAggregate[Any]"]
+CommitAnswer = Callable[[Aggregates, str, Checkpoint, int], Awaitable[Position]]
+"""Saves the aggregates (perhaps none) and the follower's checkpoint in one commit, accepted only if the stored
+checkpoint is at the position given last (0: or there is none). Raises Conflict otherwise."""
+
+logger = logging.getLogger("evsync")
+
+BATCH = 200
+IDLE_S = 5.0
+SETTLE_S = 0.05
+"""How long a log must be silent to count as idle."""
+LAZY_EVENTS = 256
+"""After how many events that needed no commit the checkpoint is stored all the same; at the latest when it is idle."""
+STANDBY_S = 3.0
+"""How long the stored checkpoint must stand still before a process that stood by tries again."""
+PASSING = (StoreUnavailable, StoreFull, OutcomeUnknown)
+"""What the store says that is not the event's fault, and is waited out."""
+
+
+class ReactionRunner:
+    """Answers the events of some logs, each exactly once as far as its own service is changed.
+
+    The checkpoint is part of the commit that holds the answer, and the commit is refused unless the checkpoint is where
+    this runner believes it to be: of two processes only one can answer an event, whatever either of them thinks. The
+    other then stands by until the checkpoint has not moved for a while.
+    """
+
+    def __init__(
+        self,
+        reaction: Reaction,
+        *,
+        checkpoints: ReadCheckpoints,
+        commit: CommitAnswer,
+        sources: Sequence[LogSource],
+        service: Service,
+        standby_s: float = STANDBY_S,
+    ) -> None:
+        self.reaction = reaction
+        self.halted: EvsyncError | None = None
+        """What stopped the reaction for good: Halted, or the error of a log that a person must mend."""
+        self._checkpoints, self._commit, self._service = checkpoints, commit, service
+        self._sources, self._standby_s = tuple(sources), standby_s
+        self._since_us = to_time_us(reaction.since) if isinstance(reaction.since, datetime) else None
+        self._logs: dict[str, AnsweredLog] = {}
+        self._connecting = asyncio.Lock()
+        self._heads = Heads(self._sources)
+        self._running = False
+        self._reason: str | None = None
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises what halted the reaction."""
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for source in self._sources:
+                    tasks.create_task(self._follow_source(source, tasks))
+        except* _Stop:
+            pass
+        finally:
+            self._running = False
+        if self.halted is not None:
+            raise self.halted.with_traceback(None)
+
+    async def step(self, log: str | None = None, limit: int = BATCH) -> bool:
+        """One small unit of work, for a world that decides what happens when: read once, and answer what was read.
+
+        Returns whether anything was done (a failed attempt is something). Not beside `run()`.
+        """
+        if self.halted is not None:
+            return False
+        found: AnsweredLog | None = None
+        try:
+            for source in self._sources:
+                await self._connect(source)
+            for found in [self._logs[log]] if log is not None else self._logs.values():
+                if events := await found.feed.now(found.seen.position, found.seen.incarnation, limit):
+                    if not await self._answer_all(found, events):
+                        await found.load(self._checkpoints)
+                    return True
+                await self._store(found)
+        except FATAL as e:
+            self._halt(found, e)
+            return True
+        except _Stop:
+            return True
+        return False
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The logs found so far."""
+        return tuple(self._logs)
+
+    async def status(self) -> FollowerStatus:
+        """How far every log has been answered, and what stands in the way if anything does."""
+        state: State = "halted" if self.halted else "running" if self._running else "standby"
+        heads = await self._heads.now()
+        logs = []
+        for name in sorted({*heads, *self._logs}):
+            log = self._logs.get(name)
+            of_log: State = log.state if log is not None and state == "running" else state
+            logs.append(
+                LogStatus(name, log.seen.position if log else 0, heads.get(name), of_log, log.reason if log else None)
+            )
+        if state == "running" and logs:
+            state = next((s for s in ("retrying", "running", "standby") if any(log.state == s for log in logs)), state)
+        waiting = [s for s in self.reaction.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
+        reason = str(self.halted) if self.halted else self._reason
+        return FollowerStatus(self.reaction.name, state, reason, logs, waiting)
+
+    async def close(self) -> None:
+        """Let go of the logs."""
+        for log in self._logs.values():
+            await log.feed.close()
+        self._logs.clear()
+        await self._heads.close()
+
+    # ---- following logs
+
+    async def _follow_source(self, source: LogSource, tasks: asyncio.TaskGroup) -> None:
+        try:
+            logs = await self._connect(source)
+        except FATAL as e:
+            self._halt(None, e)
+            raise _Stop from e
+        for log in logs:
+            tasks.create_task(self._follow(log))
+
+    async def _connect(self, source: LogSource) -> list[AnsweredLog]:
+        async with self._connecting:
+            known = [log for name, log in self._logs.items() if name.startswith(f"{source.service}.")]
+            if known:
+                return known
+            for reader in await connect(source, self._report):
+                log = AnsweredLog(reader, self.reaction.name, BATCH)
+                await self._begin(log)
+                self._logs[reader.log] = log
+                known.append(log)
+            return known
+
+    async def _begin(self, log: AnsweredLog) -> None:
+        """Find the place to begin at: the stored checkpoint, else what `since` says, which "now" settles once."""
+        failures = 0
+        while True:
+            try:
+                if await log.load(self._checkpoints) or self.reaction.since != "now":
+                    self._reason = None
+                    return
+                if (head := await log.reader.head()) is not None and log.reader.incarnation is not None:
+                    start = Checkpoint(log.name, 0, log.reader.incarnation, head)
+                    await self._commit((), self.reaction.name, start, 0)
+                    continue  # with what is stored, whoever stored it
+                self._reason = f"waiting to know where log {log.name!r} ends, to begin there"
+            except Conflict:
+                pass  # another process was first
+            except PASSING as e:
+                self._reason = str(e)
+            failures += 1
+            await asyncio.sleep(pause_s(failures))
+
+    async def _follow(self, log: AnsweredLog) -> None:
+        try:
+            while True:
+                # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
+                patience_s = SETTLE_S if log.unstored else IDLE_S
+                events = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
+                if events:
+                    log.feed.read_ahead(events[-1].position, SETTLE_S)
+                    done = await self._answer_all(log, events)
+                else:
+                    done = await self._store(log)
+                if not done:
+                    await self._recover(log)
+        except FATAL as e:
+            self._halt(log, e)
+            raise _Stop from e
+        finally:
+            await log.feed.drop()
+
+    async def _recover(self, log: AnsweredLog) -> None:
+        """After a failed attempt: pause, or stand by for the other process; then go on from what is stored."""
+        if log.state == "standby":
+            await self._stand_by(log)
+            return
+        logger.warning("reaction %s: %s; trying again", self.reaction.name, log.reason)
+        while True:
+            await asyncio.sleep(pause_s(log.failures))
+            try:
+                await log.load(self._checkpoints)
+                return
+            except PASSING as e:
+                log.failed(str(e))
+
+    async def _stand_by(self, log: AnsweredLog) -> None:
+        """Return when events have waited for an answer so long that the other process must be gone."""
+        logger.info("reaction %s: another process answers log %s; standing by", self.reaction.name, log.name)
+        clock = asyncio.get_running_loop().time
+        waiting: tuple[int, float] | None = None  # the position that events wait behind, and since when
+        while True:
+            try:
+                await log.load(self._checkpoints)
+                head = await log.reader.head()
+            except PASSING as e:
+                log.reason = str(e)
+            else:
+                position = log.stored.position
+                if head is None or head <= position:
+                    waiting = None
+                elif waiting is None or waiting[0] != position:
+                    waiting = position, clock()
+                elif clock() - waiting[1] > self._standby_s:
+                    log.state, log.reason = "running", None
+                    return
+            await asyncio.sleep(self._standby_s / 10)
+
+    # ---- answering
+
+    async def _answer_all(self, log: AnsweredLog, events: Sequence[StoredEvent]) -> bool:
+        """Answer these events in order. False when it stopped before the end. Raises _Stop when the reaction halts."""
+        check_batch(log.name, log.seen.position, log.seen.incarnation, events)
+        for event in events:
+            if event.position <= log.seen.position:
+                continue
+            try:
+                await self._answer(log, event)
+            except PASSING as e:
+                log.failed(str(e))
+                return False
+            except Exception as e:
+                # A conflict may be over the checkpoint; else it is over an aggregate: load it again, decide again.
+                if not (isinstance(e, Conflict) and await self._is_overtaken(log)):
+                    await self._failed(log, event, e)
+                return False
+        return log.unstored < LAZY_EVENTS or await self._store(log)
+
+    async def _answer(self, log: AnsweredLog, event: StoredEvent) -> None:
+        steps = self.reaction.handlers.steps(event.type)
+        if self._since_us is not None and event.time_us < self._since_us:
+            steps = ()
+        checkpoint = log.after(event, handled=bool(steps))
+        if not steps:
+            log.passed(checkpoint, stored=False)
+            return
+        tags = decode_meta(event.meta)
+        correlation = tags.get("correlation_id") or str(UUID(bytes=command_of(event.id)))
+        with metadata(correlation_id=correlation, causation_id=str(event_uuid(event.id))):
+            changed: list[BaseAggregate[Any]] = []
+            for decode, handle in steps:
+                try:
+                    data = decode(unpack(event.data))
+                except ValidationError as e:
+                    raise CannotApply(event, f"it does not meet the contract: {explain(e)}") from e
+                changed += _aggregates(handle, await handle(Event.of(event, data, log.name), self._service))
+            if changed:
+                await self._commit(changed, self.reaction.name, checkpoint, log.stored.position)
+        log.passed(checkpoint, stored=bool(changed))
+
+    async def _store(self, log: AnsweredLog) -> bool:
+        """Store the checkpoint alone, if it has moved since it was stored. False when that was not possible."""
+        if not log.unstored:
+            return True
+        try:
+            await self._commit((), self.reaction.name, log.seen, log.stored.position)
+        except PASSING as e:
+            log.failed(str(e))
+            return False
+        except Conflict:
+            await self._is_overtaken(log)
+            return False
+        log.stored = log.seen
+        return True
+
+    async def _is_overtaken(self, log: AnsweredLog) -> bool:
+        """Whether the stored checkpoint is not where this process left it: then another process answers this log."""
+        believed = log.stored.position
+        try:
+            await log.load(self._checkpoints)
+        except PASSING as e:
+            log.failed(str(e))
+            return True
+        if log.stored.position == believed:
+            return False
+        log.state, log.reason = "standby", "another process answers this log"
+        return True
+
+    async def _failed(self, log: AnsweredLog, event: StoredEvent, error: Exception) -> None:
+        known = isinstance(error, (CannotApply, DecodingError))
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        log.attempts += 1
+        log.failed(f"{event.type} at position {event.position}: {reason}")
+        if log.attempts <= self.reaction.retries:
+            return
+        halted = Halted(
+            follower=self.reaction.name,
+            log=log.name,
+            position=event.position,
+            event_type=event.type,
+            stream=event.stream,
+            version=event.version,
+            reason=reason,
+        )
+        halted.__cause__ = error
+        await self._store(log)  # so that the events before it are not handled again
+        self._halt(log, halted)
+        raise _Stop from error
+
+    def _halt(self, log: AnsweredLog | None, error: EvsyncError) -> None:
+        self.halted = error
+        if log is not None:
+            log.reason = str(error)
+
+    def _report(self, reason: str | None) -> None:
+        self._reason = reason
+
+
+class _Stop(Exception):
+    """Ends the tasks: the reaction has halted."""
+
+
+def _aggregates(handler: Callable[..., Any], answer: Any) -> Sequence[BaseAggregate[Any]]:
+    """What a handler returned, as a sequence. Raises TypeError for what cannot be saved."""
+    if answer is None:
+        return ()
+    found: Sequence[Any] = answer if isinstance(answer, Sequence) and not isinstance(answer, str) else (answer,)
+    for aggregate in found:
+        if not hasattr(aggregate, "pending_events"):
+            raise TypeError(
+                f"{getattr(handler, '__qualname__', handler)!r} returned {aggregate!r}; a reaction returns an "
+                "aggregate, a sequence of aggregates, or None"
+            )
+    return found

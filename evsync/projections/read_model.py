@@ -1,0 +1,140 @@
+"""The port between a runner and whatever holds a read model.
+
+Laws of a read model
+    A batch is applied whole or not at all, and its checkpoints with it.
+    A batch is applied only while every token that it was begun under is the stored one. Taking a group raises its
+    token and reads its checkpoints in one step, so that a worker that was slow, paused or cut off can never add to what
+    its successor has begun from.
+    A lease ends by the clock of the place that holds the read model. It saves work (only one worker applies at a time);
+    correctness rests on the tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+
+from evsync.records import Checkpoint, StoredEvent
+
+if TYPE_CHECKING:
+    from evsync.projections.database import ViewsDatabase
+
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+Settle = Callable[[], None]
+"""Brings what was gathered so far to the database, so that an error shows at the event it comes from."""
+Work = Callable[[S, Settle | None], Sequence[Checkpoint]]
+"""Applies a batch to the model's state, calling what it is given (if anything) after each event; returns the
+checkpoints to store with the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who wants to work on what."""
+
+    projection: str
+    version: int
+    groups: int
+    owner: str
+    """Unique to one runner, so that a lease is known to be one's own."""
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The groups that a worker has taken: their tokens, and all their checkpoints as they were at that moment."""
+
+    tokens: Mapping[int, int]
+    checkpoints: Sequence[Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A projection as anybody may see it."""
+
+    checkpoints: Sequence[Checkpoint]
+    held: bool
+    """Whether a worker's lease is running."""
+    halted: str | None
+    """What the last worker said when it halted (see evsync.projections.halt), until another takes over."""
+
+
+class Fenced(Exception):
+    """Another worker has taken a group: nothing was applied, and nothing that this worker holds is valid."""
+
+
+class DatabaseAway(Exception):
+    """The read model's database does not answer, is locked or is full. Nothing was applied; try again later."""
+
+
+class GatheredFailed(Exception):
+    """What a batch had gathered could not be written. Nothing was applied; event by event the culprit will show."""
+
+
+class CannotApply(Exception):
+    """One event could not be applied, for a reason that lies in it, its contract or its handler."""
+
+    def __init__(self, event: StoredEvent, reason: str) -> None:
+        super().__init__(reason)
+        self.event, self.reason = event, reason
+
+
+class ModelSession(Protocol[S_co]):
+    """One runner's access to a read model. Its methods are called one at a time, except `observe`."""
+
+    async def prepare(self) -> None:
+        """Make what is missing: tables, bookkeeping.
+
+        Raises ConfigurationError for a read model made by another version of the projection or with another number of
+        groups, WrongStore for bookkeeping of a newer evsync.
+        """
+        ...
+
+    async def take(self) -> Holding | None:
+        """Take all groups, or None while another worker's lease is running. One's own are taken anew."""
+        ...
+
+    async def apply(
+        self,
+        holding: Holding,
+        work: Callable[[S_co, Settle | None], Sequence[Checkpoint]],
+        *,
+        one_by_one: bool = False,
+    ) -> None:
+        """Do the work and store the checkpoints it returns, all or nothing, if the tokens still hold.
+
+        With `one_by_one`, nothing is gathered beyond an event. Raises Fenced, DatabaseAway, GatheredFailed, or the
+        CannotApply of the work; nothing is applied then.
+        """
+        ...
+
+    async def renew(self, holding: Holding) -> None:
+        """Let the lease run for its full time again. Raises Fenced, DatabaseAway."""
+        ...
+
+    async def release(self, holding: Holding, halted: str | None = None) -> None:
+        """End the lease, so that another may take over at once; leave word why, if the projection halted."""
+        ...
+
+    async def observe(self) -> Observation:
+        """The stored checkpoints and who holds them, without disturbing anybody. Raises DatabaseAway."""
+        ...
+
+    @property
+    def state(self) -> S_co:
+        """The state of a model that lives in memory. Raises ConfigurationError for one that has to be queried."""
+        ...
+
+
+@runtime_checkable
+class ReadModel(Protocol[S_co]):
+    """What a projection's handlers write to: SqlModel, MemoryModel. `S_co` is what they get as second argument.
+
+    A read model is inert until a runner opens it.
+    """
+
+    def open(self, claim: Claim, database: ViewsDatabase | None) -> ModelSession[S_co]:
+        """This claim's access. Raises ConfigurationError where a database is needed and there is none."""
+        ...

@@ -1,0 +1,163 @@
+"""A read model in tables of a SQL database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import sqlalchemy as sa
+
+from evsync.errors import ConfigurationError
+from evsync.projections import bookkeeping
+from evsync.projections.database import ViewsDatabase, away
+from evsync.projections.read_model import (
+    CannotApply,
+    Claim,
+    DatabaseAway,
+    GatheredFailed,
+    Holding,
+    Observation,
+    ReadModel,
+    Settle,
+)
+from evsync.projections.tables import Catalog, Tables
+from evsync.records import Checkpoint
+
+
+class SqlModel(ReadModel[Tables]):
+    """A read model in tables: `SqlModel(metadata)`. Missing tables are made when the service is opened."""
+
+    def __init__(self, metadata: sa.MetaData) -> None:
+        if not isinstance(metadata, sa.MetaData):
+            raise ConfigurationError(f"SqlModel takes the sqlalchemy.MetaData of its tables, not {metadata!r}")
+        self.metadata = metadata
+
+    def open(self, claim: Claim, database: ViewsDatabase | None) -> SqlSession:
+        """See ReadModel."""
+        if database is None:
+            raise ConfigurationError(
+                f"projection {claim.projection!r} keeps tables, and there is no database for them: give the service "
+                "views='sqlite:///views.db'"
+            )
+        return SqlSession(self.metadata, claim, database)
+
+
+class SqlSession:
+    """Applies batches in transactions that also move the checkpoints and check the tokens. Implements ModelSession."""
+
+    def __init__(self, metadata: sa.MetaData, claim: Claim, database: ViewsDatabase) -> None:
+        self._metadata, self._claim, self._database = metadata, claim, database
+        self._catalog = Catalog(metadata, database.dialect)
+        self._checkpoint_plan = bookkeeping.plan_of_checkpoints(database.dialect)
+        self._renewed = 0.0
+        if taken := sorted(bookkeeping.NAMES & metadata.tables.keys()):
+            raise ConfigurationError(f"table {taken[0]!r} is evsync's own: name the read model's tables otherwise")
+
+    @property
+    def state(self) -> Tables:
+        """There is none: raises ConfigurationError."""
+        raise ConfigurationError(f"projection {self._claim.projection!r} keeps tables: use query() to read them")
+
+    async def prepare(self) -> None:
+        """See ModelSession. Safe when several processes do it at once."""
+        await self._database.write(self._prepare)
+
+    async def take(self) -> Holding | None:
+        """See ModelSession."""
+        holding = await self._database.write(lambda connection: bookkeeping.take(connection, self._claim))
+        self._renewed = time.monotonic()
+        return holding
+
+    async def apply(
+        self,
+        holding: Holding,
+        work: Callable[[Tables, Settle | None], Sequence[Checkpoint]],
+        *,
+        one_by_one: bool = False,
+    ) -> None:
+        """See ModelSession: one transaction, in the writing thread."""
+        try:
+            await self._database.write(lambda connection: self._apply(connection, holding, work, one_by_one))
+        except sa.exc.SQLAlchemyError as e:  # what comes from the batch itself has a type of ours by now
+            raise GatheredFailed(f"the transaction could not be committed: {e}") from e
+
+    async def renew(self, holding: Holding) -> None:
+        """See ModelSession. Costs nothing while batches do it."""
+        if self._is_due():
+            await self._database.write(lambda c: bookkeeping.renew(c, self._claim, holding.tokens))
+            self._renewed = time.monotonic()
+
+    async def release(self, holding: Holding, halted: str | None = None) -> None:
+        """See ModelSession."""
+        await self._database.write(lambda c: bookkeeping.release(c, self._claim, holding.tokens, halted))
+
+    async def observe(self) -> Observation:
+        """See ModelSession."""
+        try:
+            return await self._database.read(lambda connection: bookkeeping.observe(connection, self._claim))
+        except sa.exc.SQLAlchemyError as e:
+            raise DatabaseAway(f"the bookkeeping cannot be used: {e}") from e
+
+    def _apply(
+        self,
+        connection: sa.Connection,
+        holding: Holding,
+        work: Callable[[Tables, Settle | None], Sequence[Checkpoint]],
+        one_by_one: bool,
+    ) -> None:
+        self._keep(lambda: bookkeeping.check(connection, self._claim, holding.tokens))
+        tables = Tables(connection, self._catalog)
+        try:
+            checkpoints = work(tables, tables.flush if one_by_one else None)
+            tables.flush()
+        except CannotApply as e:
+            if tables.failed and not one_by_one:  # an execute() wrote what earlier events had gathered
+                raise GatheredFailed(e.reason) from e
+            raise
+        except Exception as e:
+            raise GatheredFailed(str(e)) from e
+        finally:
+            tables.end()
+        self._keep(lambda: bookkeeping.store(connection, self._claim, checkpoints, self._checkpoint_plan))
+        if self._is_due():
+            self._keep(lambda: bookkeeping.renew(connection, self._claim, holding.tokens))
+            self._renewed = time.monotonic()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._renewed > self._claim.lease_s / 3
+
+    @staticmethod
+    def _keep(step: Callable[[], None]) -> None:
+        """Bookkeeping that fails is the database's fault, never an event's."""
+        try:
+            step()
+        except sa.exc.SQLAlchemyError as e:
+            raise DatabaseAway(f"the bookkeeping cannot be used: {away(e) or e}") from e
+
+    def _prepare(self, connection: sa.Connection) -> None:
+        bookkeeping.create(connection)
+        names = list(self._metadata.tables)
+        begun = bookkeeping.enroll(connection, self._claim, names)
+        inspector = sa.inspect(connection)
+        for table in self._metadata.tables.values():
+            if inspector.has_table(table.name, schema=table.schema):
+                found = {c["name"] for c in inspector.get_columns(table.name, schema=table.schema)}
+                if missing := [c.name for c in table.columns if c.name not in found]:
+                    raise ConfigurationError(
+                        f"table {table.name!r} in {self._database.url!r} has no column {', '.join(missing)}, which the "
+                        f"model of projection {self._claim.projection!r} has: it was made by an earlier definition. "
+                        f"{self._mend()}"
+                    )
+            elif begun:
+                raise ConfigurationError(
+                    f"table {table.name!r} is not in {self._database.url!r}, and the checkpoints of projection "
+                    f"{self._claim.projection!r} say that it has been filled. {self._mend()} If it is a new table of "
+                    "another projection, give that projection a MetaData of its own."
+                )
+        self._metadata.create_all(connection)
+
+    def _mend(self) -> str:
+        return (
+            f"To build the read model anew, stop its workers, drop its tables ({', '.join(self._metadata.tables)}), "
+            f"and delete the rows of projection {self._claim.projection!r} from evsync_checkpoints and evsync_leases."
+        )

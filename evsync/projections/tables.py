@@ -1,0 +1,216 @@
+"""Tables: the read model that a projection's handlers write to, gathered into bulk statements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.schema import sort_tables_and_constraints
+
+from evsync.errors import ConfigurationError
+from evsync.projections.table_plan import TablePlan, Values
+
+
+class Tables:
+    """The read model inside a handler: one transaction a batch.
+
+    A row is named by its primary key, whose columns every call gives. What handlers ask for is gathered and written in
+    bulk, with the same result as if each call had been carried out at once. What can be seen to be wrong (a column that
+    does not exist, a key that is not complete) raises ConfigurationError in the handler; what only the database can
+    tell (a constraint, a value out of range) is traced to its event afterwards.
+    """
+
+    def __init__(self, connection: sa.Connection, catalog: Catalog) -> None:
+        self._connection: sa.Connection | None = connection
+        self._catalog = catalog
+        self._rows: dict[sa.Table, _Rows] = {}
+        self.failed: Exception | None = None
+        """Why gathered changes could not be written: nothing of this transaction may be kept then."""
+
+    def upsert(self, table: sa.Table, /, **values: Any) -> None:
+        """Set the columns given, in the row with this key; create the row if it is missing.
+
+        Other columns stay as they are; in a new row they have their defaults, or NULL.
+        """
+        rows = self._rows.get(table)
+        if rows is None:
+            rows = self._open(table)
+        shape = tuple(values)
+        if shape not in rows.upserts:
+            rows.plan.check_upsert(shape)
+        key = rows.key(values)
+        if rows.type_of(key) != rows.key_type:
+            rows.plan.check_key(values)
+        row = rows.changed.get(key)
+        if row is None:
+            rows.changed[key] = (values, {})
+            return
+        row[0].update(values)
+        if row[1]:
+            for name in shape:
+                row[1].pop(name, None)
+
+    def increment(self, table: sa.Table, /, **values: Any) -> None:
+        """Add to the columns given, in the row with this key; NULL, and a row that is missing, count from zero.
+
+        A negative value subtracts. Prefer whole numbers: the sum of floats depends on the order of adding.
+        """
+        rows = self._rows.get(table)
+        if rows is None:
+            rows = self._open(table)
+        shape = tuple(values)
+        added = rows.plan.increments.get(shape)
+        if added is None:
+            added = rows.plan.check_increment(shape)
+        key = rows.key(values)
+        if rows.type_of(key) != rows.key_type:
+            rows.plan.check_key(values)
+        add = {}
+        for name in added:
+            add[name] = number = values.pop(name)
+            if type(number) is not int:
+                rows.plan.check_number(name, number)
+        row = rows.changed.get(key)
+        if row is None:
+            rows.changed[key] = (values, add)
+            return
+        set_to, adding = row
+        if any(name in set_to and not _can_add(set_to[name], add[name]) for name in added):
+            self.flush()  # the database knows what its column makes of the value that was set
+            rows.changed[key] = (values, add)
+            return
+        for name, number in add.items():
+            if name in set_to:
+                set_to[name] = number if set_to[name] is None else set_to[name] + number
+            else:
+                adding[name] = adding.get(name, 0) + number
+
+    def delete(self, table: sa.Table, /, **key: Any) -> None:
+        """Delete the row with this key, if there is one."""
+        rows = self._rows.get(table)
+        if rows is None:
+            rows = self._open(table)
+        rows.plan.check_delete(tuple(key))
+        row_key = rows.key(key)
+        if rows.type_of(row_key) != rows.key_type:
+            rows.plan.check_key(key)
+        if rows.plan.referenced:
+            # ON DELETE may reach rows of other tables, also such as are only gathered yet: so not later, but now.
+            self.flush()
+            rows.gone[row_key] = key
+            self.flush()
+            return
+        rows.changed.pop(row_key, None)
+        rows.gone[row_key] = key
+
+    def execute(self, statement: sa.Executable, /) -> sa.Result[Any]:
+        """Write what was gathered, then execute any statement, and return its result, inside the transaction.
+
+        Read the result before the handler returns. The statement must be deterministic: a rebuild executes it again.
+        """
+        connection = self._live()
+        self.flush()
+        return connection.execute(statement)
+
+    def flush(self) -> None:
+        """Write what was gathered: deletions first, then rows, referenced tables before the ones that refer to them."""
+        connection = self._live()
+        if self.failed is not None:  # a handler swallowed an earlier failure, and what was gathered then is lost
+            raise self.failed
+        gathered = [self._rows[t] for t in self._catalog.in_order(self._rows)]
+        try:
+            for rows in reversed(gathered):
+                if rows.gone:
+                    rows.plan.delete(connection, list(rows.gone.values()))
+            for rows in gathered:
+                _write(connection, rows)
+        except Exception as e:
+            self.failed = e
+            raise
+        for rows in gathered:
+            rows.gone.clear()
+            rows.changed.clear()
+
+    def end(self) -> None:
+        """Nothing may be written through this object any more: its transaction is over."""
+        self._connection = None
+        self._rows.clear()
+
+    def _open(self, table: sa.Table) -> _Rows:
+        self._live()
+        rows = self._rows[table] = _Rows(self._catalog.plan(table))
+        return rows
+
+    def _live(self) -> sa.Connection:
+        if self._connection is None:
+            raise ConfigurationError(
+                "these Tables belong to a batch that is over: use them only inside the handler that was given them"
+            )
+        return self._connection
+
+
+class _Rows:
+    """What was gathered for one table."""
+
+    __slots__ = ("changed", "gone", "key", "key_type", "plan", "type_of", "upserts")
+
+    def __init__(self, plan: TablePlan) -> None:
+        self.plan, self.key, self.key_type, self.upserts = plan, plan.key, plan.key_type, plan.upserts
+        self.type_of: Any = _types_of if len(plan.key_columns) > 1 else type
+        self.changed: dict[Any, tuple[Values, Values]] = {}
+        """By key: columns to set (the key among them), and columns to add to; no column is in both."""
+        self.gone: dict[Any, Values] = {}
+        """Keys to delete before that."""
+
+
+def _can_add(value: Any, number: Any) -> bool:
+    """Whether Python's sum is the sum that the database would make of a value that was set and a number."""
+    return value is None or (type(value) in (int, float) and type(number) in (int, float))
+
+
+def _types_of(key: tuple[Any, ...]) -> tuple[type, ...]:
+    return tuple(map(type, key))
+
+
+def _write(connection: sa.Connection, rows: _Rows) -> None:
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Values]] = {}
+    for set_to, add in rows.changed.values():
+        shape = (tuple(set_to), tuple(add))
+        found = alike.get(shape)
+        if found is None:
+            found = alike[shape] = []
+        found.append({**set_to, **add} if add else set_to)
+    for (columns, added), values in alike.items():
+        rows.plan.write(connection, columns, added, values)
+
+
+class Catalog:
+    """The tables of a read model, their plans, and the order in which foreign keys let them be written."""
+
+    def __init__(self, metadata: sa.MetaData, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._plans: dict[sa.Table, TablePlan] = {}
+        tables = list(metadata.tables.values())
+        # Where foreign keys go in a circle there is no right order: a batch that the database then refuses is written
+        # event by event.
+        ordered = sort_tables_and_constraints(tables)  # type: ignore[no-untyped-call]  # SQLAlchemy has not typed it
+        self._order: list[sa.Table] = [t for t, _ in ordered if t is not None]
+        self._referenced = {fk.column.table for t in tables for fk in t.foreign_keys}
+
+    def plan(self, table: sa.Table) -> TablePlan:
+        """The plan of a table. Raises ConfigurationError for one that is not part of the model, or has no key."""
+        plan = self._plans.get(table)
+        if plan is None:
+            if table not in self._order:
+                names = ", ".join(t.name for t in self._order) or "none"
+                raise ConfigurationError(
+                    f"{getattr(table, 'name', table)!r} is not a table of this projection's model, which has: {names}. "
+                    "Define it on the same MetaData that SqlModel was given."
+                )
+            plan = self._plans[table] = TablePlan(table, self._dialect, referenced=table in self._referenced)
+        return plan
+
+    def in_order(self, tables: dict[sa.Table, Any]) -> list[sa.Table]:
+        """These tables, referenced ones first."""
+        return [t for t in self._order if t in tables]

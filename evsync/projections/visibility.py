@@ -1,0 +1,154 @@
+"""Waiting until a position is visible in a read model: woken by the runner here, by looking where it runs elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
+
+from evsync.errors import EvsyncError, NotVisible, OtherIncarnation
+from evsync.projections.halt import read_note
+from evsync.projections.read_model import DatabaseAway, Observation
+from evsync.records import Checkpoint, Position
+
+POLL_S = 0.015
+
+
+class _Waiter(NamedTuple):
+    position: Position
+    done: asyncio.Future[None]
+
+
+class Visibility:
+    """What of each log one projection shows, and who waits for more.
+
+    While this process's runner works, it tells of every move, and a waiter wakes in the same step of the event loop.
+    Otherwise one task looks into the database for all waiters, and only while there are any.
+    """
+
+    def __init__(self, projection: str, groups: int, observe: Callable[[], Awaitable[Observation]]) -> None:
+        self._projection, self._groups, self._observe = projection, groups, observe
+        self._shown: dict[str, Position] = {}
+        self._waiters: dict[str, list[_Waiter]] = defaultdict(list)
+        self._told = False
+        self._halted: EvsyncError | None = None
+        self.heir = False
+        """Whether this process's runner is about to take over as soon as nobody holds the groups: then an old note that
+        somebody has halted is no reason to give up."""
+        self._looking: asyncio.Task[None] | None = None
+
+    def shown(self, log: str) -> Position | None:
+        """The last position of a log that is known to be visible, or None."""
+        return self._shown.get(log)
+
+    def moved(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """These are all the checkpoints of some logs: wake who waited for them."""
+        by_log: dict[str, list[Checkpoint]] = defaultdict(list)
+        for c in checkpoints:
+            by_log[c.log].append(c)
+        for log, found in by_log.items():
+            least = min(found, key=lambda c: c.position)
+            if len(found) < self._groups or not least.incarnation:
+                continue
+            self._shown[log] = Position(log, least.incarnation, least.position)
+            for waiter in self._waiters.get(log, ()):
+                if not waiter.done.done():
+                    self._settle(waiter)
+
+    def runs_here(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """This process's runner works from now on, beginning at these checkpoints, and will tell of every move."""
+        self._told, self._halted = True, None
+        self._shown.clear()
+        self.moved(checkpoints)
+
+    def runs_elsewhere(self) -> None:
+        """This process's runner does not work any more."""
+        self._told = False
+        if any(self._waiters.values()):
+            self._look()
+
+    def halted(self, error: EvsyncError) -> None:
+        """The runner of this process has halted: whoever waits is told at once."""
+        self._told, self._halted = False, error
+        self._fail(error)
+
+    async def wait(self, position: Position, timeout_s: float) -> None:
+        """Return when the position is visible.
+
+        Raises NotVisible when the time has run out, the error that halted the projection, and OtherIncarnation.
+        """
+        waiter = _Waiter(position, asyncio.get_running_loop().create_future())
+        if self._settle(waiter):
+            return waiter.done.result()
+        waiters = self._waiters[position.log]
+        waiters.append(waiter)
+        if not self._told:
+            self._look()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter.done
+        except TimeoutError:
+            raise self._not_visible(position, timeout_s) from None
+        finally:
+            waiters.remove(waiter)
+
+    def close(self) -> None:
+        """Stop looking. Whoever still waits does so until the time has run out."""
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _settle(self, waiter: _Waiter) -> bool:
+        """Answer a waiter if there is an answer."""
+        shown = self._shown.get(waiter.position.log)
+        if shown is None:
+            return False
+        if shown.incarnation != waiter.position.incarnation:
+            waiter.done.set_exception(self._other_incarnation(waiter.position, shown))
+        elif shown.number >= waiter.position.number:
+            waiter.done.set_result(None)
+        return waiter.done.done()
+
+    def _fail(self, error: EvsyncError) -> None:
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done.done():
+                    waiter.done.set_exception(error.with_traceback(None))
+
+    def _other_incarnation(self, position: Position, shown: Position) -> OtherIncarnation:
+        return OtherIncarnation(
+            f"position {position} belongs to incarnation {position.incarnation} of its log, and projection "
+            f"{self._projection!r} has applied incarnation {shown.incarnation} up to position {shown.number}: the log "
+            "was restored from a backup in between. An old position means nothing any more; if the log is the newer "
+            "one, the read model must be made anew."
+        )
+
+    def _not_visible(self, position: Position, timeout_s: float) -> NotVisible:
+        shown = self._shown.get(position.log)
+        number = shown.number if shown else 0
+        return NotVisible(
+            f"projection {self._projection!r} has applied log {position.log!r} up to position {number}, "
+            f"{position.number - number:,} events short of {position.number}, and did not get there within "
+            f"{timeout_s:g} s. What was written is durable; wait longer, or see what `evsync status` says of it."
+        )
+
+    def _look(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._keep_looking(), name=f"evsync: watch {self._projection}")
+
+    async def _keep_looking(self) -> None:
+        while not self._told and any(self._waiters.values()):
+            try:
+                seen = await self._observe()
+            except DatabaseAway:
+                if self._halted is not None:
+                    self._fail(self._halted)
+            else:
+                self.moved(seen.checkpoints)
+                if seen.held:
+                    self._halted = None  # another worker has taken over
+                elif self._halted is not None:
+                    self._fail(self._halted)
+                elif seen.halted is not None and not self.heir:
+                    self._fail(read_note(seen.halted))
+            await asyncio.sleep(POLL_S)

@@ -1,0 +1,535 @@
+"""The runner of a projection over a SQLite database: visible, exactly once, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from evsync.codec.values import pack
+from evsync.errors import (
+    ConfigurationError,
+    EvsyncError,
+    ForeignMessage,
+    Halted,
+    NotVisible,
+    OtherIncarnation,
+    StreamHole,
+)
+from evsync.projections import Event, FollowerStatus, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
+from evsync.projections import database as database_module
+from evsync.records import Position
+from tests.projection_logs import INCARNATION, Closed, Ledger, ListSource, Opened, Paid, bank_events, fold_bank, stored
+
+pytestmark = pytest.mark.anyio
+
+PAID = "bank.Account.Paid"
+
+
+@pytest.fixture
+async def views(tmp_path: Path) -> AsyncIterator[ViewsDatabase]:
+    """A database in a file."""
+    database = ViewsDatabase(f"sqlite:///{tmp_path}/views.db")
+    yield database
+    await database.close()
+
+
+def at(number: int, log: str = "bank.main") -> Position:
+    """A position of the bank's log."""
+    return Position(log, INCARNATION, number)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
+    """Return when the condition holds; fail when it does not in time."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(runner: ProjectionRunner) -> AsyncIterator[asyncio.Task[None]]:
+    """The runner at work, until the block ends."""
+    await runner.open()
+    task = asyncio.create_task(runner.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await runner.close()
+
+
+class TestVisible:
+    """Events become visible, and wait() tells when."""
+
+    async def test_history_and_new_events_are_applied_and_waited_for(self, views: ViewsDatabase) -> None:
+        """A waiter returns once its position shows, whether it lies in the past or comes later."""
+        source, ledger = ListSource("bank", bank_events(3_000, 1)), Ledger()
+        runner = ProjectionRunner(ledger.projection, views, [source], batch=100)
+        async with running(runner):
+            later = asyncio.create_task(runner.wait(at(3_001), 10))
+            await runner.wait(at(3_000), 10)
+            assert await views.read(ledger.rows) == fold_bank(source.events)
+            assert not later.done()
+            source.add(PAID, "account-1", amount=7)
+            await later
+            assert await views.read(ledger.rows) == fold_bank(source.events)
+            await runner.wait(at(0), 0)
+            status = await runner.status()
+            assert (status.state, status.logs[0].position, status.logs[0].lag_events) == ("running", 3_001, 0)
+        assert (await runner.status()).state == "standby"
+
+    async def test_events_nobody_handles_move_the_checkpoint_too(self, views: ViewsDatabase) -> None:
+        """Else a position of theirs could never be waited for."""
+        source, ledger = ListSource("bank"), Ledger()
+        async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+            source.add("bank.Account.Audited", "a")
+            await runner.wait(at(1), 10)
+
+    async def test_two_sources_fill_one_model(self, views: ViewsDatabase) -> None:
+        """Each log has its own checkpoints, and the projection waits for each by itself."""
+        metadata = sa.MetaData()
+        seen = sa.Table("seen", metadata, sa.Column("service", sa.String, primary_key=True), sa.Column("n", sa.Integer))
+        view = Projection("seen", model=SqlModel(metadata))
+
+        class Sent(Paid, type="post.Parcel.Sent"):
+            pass
+
+        @view.on(Paid)
+        def paid(e: Event[Paid], db: Tables) -> None:
+            db.increment(seen, service="bank", n=e.data.amount)
+
+        @view.on(Sent)
+        def sent(e: Event[Sent], db: Tables) -> None:
+            db.increment(seen, service="post", n=e.data.amount)
+
+        bank, post = ListSource("bank"), ListSource("post")
+        async with running(runner := ProjectionRunner(view, views, [bank, post])):
+            for n in range(20):
+                bank.add(PAID, "a", amount=1)
+                post.add("post.Parcel.Sent", "p", amount=n)
+            await runner.wait(at(20), 10)
+            await runner.wait(at(20, "post.main"), 10)
+            rows = await views.query(sa.select(seen.c.service, seen.c.n).order_by(seen.c.service))
+            assert rows.all() == [("bank", 20), ("post", 190)]
+            assert {log.log for log in (await runner.status()).logs} == {"bank.main", "post.main"}
+
+    async def test_a_position_that_does_not_come_is_not_visible_and_the_lag_is_told(self, views: ViewsDatabase) -> None:
+        """The error says how far the model is; the write itself is durable."""
+        source, ledger = ListSource("bank", bank_events(10, 1)), Ledger()
+        async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+            await runner.wait(at(10), 10)
+            with pytest.raises(NotVisible, match="up to position 10, 32 events short of 42"):
+                await runner.wait(at(42), 0.05)
+
+    async def test_positions_of_other_logs_and_incarnations_are_errors_at_once(self, views: ViewsDatabase) -> None:
+        """Nobody waits for what cannot come."""
+        source, ledger = ListSource("bank", bank_events(10, 1)), Ledger()
+        async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+            await runner.wait(at(10), 10)
+            for log in ("users.main", "bank.second"):
+                with pytest.raises(ConfigurationError, match=f"does not follow log '{log}'; it follows bank.main"):
+                    await runner.wait(at(1, log), 10)
+            with pytest.raises(OtherIncarnation, match="was restored from a backup in between"):
+                await runner.wait(Position("bank.main", "0000000000ff", 3), 10)
+
+
+class TestHalting:
+    """An event that cannot be applied stops the projection, with nothing of its batch applied."""
+
+    async def halted(self, views: ViewsDatabase, ledger: Ledger, source: ListSource) -> Halted:
+        """Run until it halts; what everybody is told, who waited before and who asks later."""
+        runner = ProjectionRunner(ledger.projection, views, [source], batch=10)
+        async with running(runner) as task:
+            with pytest.raises(Halted) as waiting:
+                await runner.wait(at(9_999), 20)
+            with pytest.raises(Halted) as run:
+                await task
+            with pytest.raises(Halted) as later:
+                await runner.wait(at(9_999), 20)
+            assert str(waiting.value) == str(run.value) == str(later.value) == str(runner.halted)
+            assert (await runner.status()).state == "halted"
+            assert isinstance(runner.halted, Halted)
+            return runner.halted
+
+    async def test_a_handler_that_raises_halts_with_nothing_of_the_batch_applied(self, views: ViewsDatabase) -> None:
+        """After the retries; the error names type, stream, version, position and reason; a mended handler resumes."""
+        events = bank_events(30, 3)
+        events[24] = stored(25, PAID, "account-x", 1, amount=13)
+        ledger, source = Ledger(retries=2), ListSource("bank", events)
+        attempts = []
+
+        def paid(e: Event[Paid], db: Tables) -> None:
+            Ledger.paid(ledger, e, db)
+            if e.data.amount == 13:
+                attempts.append(e.position.number)
+                raise KeyError("account-x")
+
+        ledger.projection = Projection("ledger", model=SqlModel(ledger.metadata), retries=2)
+        for contract, handler in ((Opened, ledger.opened), (Paid, paid), (Closed, ledger.closed)):
+            ledger.projection.on(contract)(handler)  # type: ignore[arg-type]  # one loop over three contracts
+        error = await self.halted(views, ledger, source)
+        assert attempts == [25, 25, 25]
+        assert (error.event_type, error.stream, error.version, error.position) == (PAID, "account-x", 1, 25)
+        assert (error.follower, error.log, error.reason) == ("ledger", "bank.main", "KeyError: 'account-x'")
+        assert isinstance(error.__cause__, KeyError)
+        assert await views.read(ledger.rows) == fold_bank(events[:20])
+
+        mended = Ledger()
+        async with running(runner := ProjectionRunner(mended.projection, views, [source])):
+            await runner.wait(at(30), 10)
+            assert await views.read(mended.rows) == fold_bank(events)
+
+    async def test_a_culprit_that_only_the_database_can_see_is_found(self, views: ViewsDatabase) -> None:
+        """A bulk statement fails as a whole; event by event the one to blame shows."""
+        ledger = Ledger(retries=0)
+        ledger.accounts.append_constraint(sa.CheckConstraint("balance < 1000"))
+        source = ListSource("bank", [stored(n, PAID, f"a{n}", 1, amount=n) for n in range(1, 31)])
+        source.events[16] = stored(17, PAID, "a1", 2, amount=999)
+        error = await self.halted(views, ledger, source)
+        assert (error.position, error.stream, error.version) == (17, "a1", 2)
+        assert "CHECK constraint failed" in error.reason
+        assert await views.read(ledger.rows) == fold_bank(source.events[:10])
+
+    async def test_a_batch_that_only_fails_in_bulk_is_applied_event_by_event(self, views: ViewsDatabase) -> None:
+        """Gathering is an optimization: where it trips over a constraint that single events do not, it is left out."""
+        ledger = Ledger(retries=0)
+        ledger.accounts.c.owner.unique = True
+        ledger.accounts.append_constraint(sa.UniqueConstraint("owner"))
+        source = ListSource("bank")
+        for stream, owner in (("a", "Ada"), ("b", "Bob"), ("c", "Ada L."), ("a", "Carl"), ("b", "Ada"), ("a", "Bob")):
+            source.add("bank.Account.Opened", stream, owner=owner)
+        async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+            await runner.wait(at(6), 10)
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+
+    async def test_an_event_that_does_not_meet_its_contract_halts(self, views: ViewsDatabase) -> None:
+        """With pydantic's own words on one line."""
+        source = ListSource("bank", [stored(1, PAID, "a", 1, amount="much", more=1)])
+        error = await self.halted(views, Ledger(retries=0), source)
+        assert error.reason == (
+            "it does not meet the contract: amount: Input should be a valid integer, unable to parse string as an "
+            "integer (got 'much')"
+        )
+
+    async def test_a_corrupt_payload_halts(self, views: ViewsDatabase) -> None:
+        """Nothing moves past bytes that cannot be read."""
+        source = ListSource("bank", [stored(1, PAID, "a", 1)._replace(data=pack({"amount": 1})[:-1] + b"\xc1")])
+        error = await self.halted(views, Ledger(retries=0), source)
+        assert "are not a value written by evsync" in error.reason
+
+    async def test_another_worker_is_told_that_the_projection_has_halted(self, tmp_path: Path) -> None:
+        """wait() fails at once also where the projection is not run, until somebody takes it over again."""
+        url = f"sqlite:///{tmp_path}/views.db"
+        here, there = ViewsDatabase(url), ViewsDatabase(url)
+        source = ListSource("bank", [stored(1, PAID, "a", 1, amount="much")])
+        onlooker = ProjectionRunner(Ledger().projection, there, [source])
+        await onlooker.open()
+        waiting = asyncio.create_task(onlooker.wait(at(1), 20))
+        error = await self.halted(here, Ledger(retries=0), source)
+        with pytest.raises(Halted, match="halted at position 1"):
+            await waiting
+        with pytest.raises(Halted) as told:
+            await onlooker.wait(at(1), 20)
+        assert vars(told.value) == vars(error)
+        source.events[0] = stored(1, PAID, "a", 1, amount=5)
+        async with running(ProjectionRunner(Ledger().projection, here, [source])):
+            await onlooker.wait(at(1), 10)
+        await onlooker.close()
+        await asyncio.gather(here.close(), there.close())
+
+
+class TestSources:
+    """What a log may do, and what it must not."""
+
+    async def test_trouble_that_passes_is_waited_out_and_shows_in_the_status(self, views: ViewsDatabase) -> None:
+        """A broker or a store that is away is no reason to stop."""
+        source, ledger = ListSource("bank"), Ledger()
+        runner = ProjectionRunner(ledger.projection, views, [source])
+        async with running(runner):
+            source.failure = OSError("no route to host")
+            source.add(PAID, "a", amount=1)
+
+            async def retrying() -> bool:
+                status = await runner.status()
+                return status.state == "retrying" and "no route to host" in str(status.logs[0].reason)
+
+            await until(retrying)
+            source.failure = None
+            await runner.wait(at(1), 10)
+            assert (await runner.status()).logs[0].reason is None
+
+    async def test_what_a_person_must_mend_halts_at_once(self, views: ViewsDatabase) -> None:
+        """The error of the log is what everybody is told."""
+        source, ledger = ListSource("bank"), Ledger()
+        source.failure = ForeignMessage("message 17 of stream 'bank' was published by somebody else")
+        runner = ProjectionRunner(ledger.projection, views, [source])
+        async with running(runner) as task:
+            with pytest.raises(ForeignMessage, match="published by somebody else"):
+                await runner.wait(at(1), 20)
+            with pytest.raises(ForeignMessage):
+                await task
+            assert (await runner.status()).reason == str(source.failure)
+
+    @pytest.mark.parametrize(
+        ("event", "error"),
+        [
+            (stored(12, PAID, "a", 1, amount=1), StreamHole),
+            (stored(11, PAID, "a", 1, amount=1)._replace(incarnation="0000000000ff"), OtherIncarnation),
+        ],
+    )
+    async def test_a_gap_or_another_history_stops_before_anything_is_applied(
+        self, views: ViewsDatabase, event: Any, error: type[EvsyncError]
+    ) -> None:
+        """Arithmetic on positions and incarnations is checked with every batch."""
+        events = bank_events(10, 1)
+        source, ledger = ListSource("bank", events), Ledger()
+        runner = ProjectionRunner(ledger.projection, views, [source])
+        async with running(runner):
+            await runner.wait(at(10), 10)
+            source.append(event)
+            with pytest.raises(error, match=r"othing was applied"):
+                await runner.wait(at(11), 20)
+            assert await views.read(ledger.rows) == fold_bank(events)
+
+    async def test_a_log_of_another_incarnation_is_found_out_without_an_event(self, views: ViewsDatabase) -> None:
+        """An emptier log under the same name would otherwise just look idle."""
+        source, ledger = ListSource("bank", bank_events(10, 1)), Ledger()
+        async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+            await runner.wait(at(10), 10)
+        source.incarnation = "0000000000ff"
+        again = ProjectionRunner(ledger.projection, views, [source])
+        async with running(again) as task:
+            with pytest.raises(OtherIncarnation, match="is now incarnation 0000000000ff"):
+                await task
+
+
+class TestDatabase:
+    """The database's own trouble, and read models that do not fit."""
+
+    async def test_a_locked_database_is_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is not the event's fault: no attempt counts, the reason is in the status, and work goes on by itself."""
+        monkeypatch.setattr(database_module, "BUSY_S", 0.02)
+        views = ViewsDatabase(f"sqlite:///{tmp_path}/views.db")
+        source, ledger = ListSource("bank"), Ledger(retries=0)
+        runner = ProjectionRunner(ledger.projection, views, [source])
+        async with running(runner):
+            source.add(PAID, "a", amount=1)
+            await runner.wait(at(1), 10)
+            other = sqlite3.connect(tmp_path / "views.db", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            source.add(PAID, "a", amount=1)
+
+            async def stuck() -> bool:
+                status = await runner.status()
+                return status.state == "retrying" and "database is locked" in str(status.logs[0].reason)
+
+            await until(stuck)
+            other.execute("ROLLBACK")
+            other.close()
+            await runner.wait(at(2), 10)
+            assert await views.read(ledger.rows) == fold_bank(source.events)
+            assert runner.halted is None
+        await views.close()
+
+    async def test_a_full_disk_is_waited_for(self, views: ViewsDatabase) -> None:
+        """SQLite's limit of pages stands for the disk."""
+        pages = [60]
+
+        @sa.event.listens_for(views._write_engine, "connect")
+        def limit(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute(f"PRAGMA max_page_count = {pages[0]}")
+
+        ledger = Ledger(retries=0)
+        source = ListSource("bank", [stored(n, PAID, f"{n:0100}", 1, amount=1) for n in range(1, 3_001)])
+        runner = ProjectionRunner(ledger.projection, views, [source], batch=100)
+        async with running(runner):
+
+            async def full() -> bool:
+                return "full" in str((await runner.status()).logs[0].reason)
+
+            await until(full)
+            pages[0] = 100_000
+            await runner.wait(at(3_000), 10)
+            assert await views.read(ledger.rows) == fold_bank(source.events)
+
+    async def test_a_query_can_change_nothing(self, views: ViewsDatabase) -> None:
+        """Read models are written by projections alone."""
+        ledger = Ledger()
+        runner = ProjectionRunner(ledger.projection, views, [ListSource("bank")])
+        await runner.open()
+        with pytest.raises(sa.exc.OperationalError, match="readonly"):
+            await views.read(lambda connection: connection.execute(sa.delete(ledger.accounts)))
+        await runner.close()
+
+    async def open(self, views: ViewsDatabase, projection: Projection[Any]) -> None:
+        await ProjectionRunner(projection, views, [ListSource("bank")]).open()
+
+    async def filled(self, views: ViewsDatabase) -> None:
+        """Fill a ledger."""
+        source = ListSource("bank", bank_events(50, 1))
+        async with running(runner := ProjectionRunner(Ledger().projection, views, [source])):
+            await runner.wait(at(50), 10)
+
+    async def test_a_read_model_of_another_version_or_shape_is_refused_and_left_alone(
+        self, views: ViewsDatabase
+    ) -> None:
+        """The error says what is there, what was expected, and how to begin anew."""
+        await self.filled(views)
+        with pytest.raises(ConfigurationError, match=r"made by its version 1, and this is version 2.*drop its tables"):
+            await self.open(views, Ledger(version=2).projection)
+        with pytest.raises(ConfigurationError, match=r"made with groups=16, and this is groups=8.*drop its tables"):
+            await self.open(views, Ledger(groups=8).projection)
+        wider = Ledger()
+        wider.accounts.append_column(sa.Column("colour", sa.String))
+        with pytest.raises(ConfigurationError, match=r"'accounts' in .* has no column colour"):
+            await self.open(views, wider.projection)
+        await views.write(lambda connection: connection.execute(sa.text("DROP TABLE daily")))
+        with pytest.raises(ConfigurationError, match=r"'daily' is not in .* say that it has been filled"):
+            await self.open(views, Ledger().projection)
+
+    async def test_what_the_error_says_to_do_builds_the_model_anew(self, views: ViewsDatabase) -> None:
+        """Tables dropped and bookkeeping deleted, the next start begins at the beginning."""
+        await self.filled(views)
+        for statement in (
+            "DROP TABLE accounts",
+            "DROP TABLE daily",
+            "DELETE FROM evsync_checkpoints WHERE projection = 'ledger'",
+            "DELETE FROM evsync_leases WHERE projection = 'ledger'",
+        ):
+            await views.write(lambda connection, s=statement: connection.execute(sa.text(s)))  # type: ignore[misc]
+        ledger = Ledger(version=2, groups=3)
+        source = ListSource("bank", bank_events(50, 1))
+        async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+            await runner.wait(at(50), 10)
+            assert await views.read(ledger.rows) == fold_bank(source.events)
+
+    async def test_bookkeeping_of_a_newer_evsync_is_refused(self, views: ViewsDatabase) -> None:
+        """A layout that is not known is not written to."""
+        await self.filled(views)
+        await views.write(lambda c: c.execute(sa.text("UPDATE evsync_views SET schema_version = 99")))
+        with pytest.raises(EvsyncError, match="layout 99, and this evsync knows layouts up to 1"):
+            await self.open(views, Ledger().projection)
+
+    async def test_wrong_urls_and_combinations_are_refused_before_anything_is_touched(self, tmp_path: Path) -> None:
+        """Each with what to write instead."""
+        for url, says in (
+            ("views.db", "is not the URL of a database"),
+            ("mysql://x/y", "keeps read models in SQLite"),
+            ("postgresql://user:secret@host/db", r"postgresql://user:\*\*\*@host/db: this version"),
+            (f"sqlite:///{tmp_path}/missing/views.db", "the directory .*missing does not exist"),
+        ):
+            with pytest.raises(ConfigurationError, match=says):
+                ViewsDatabase(url)
+        bank = ListSource("bank")
+        with pytest.raises(ConfigurationError, match="there is no database for them"):
+            ProjectionRunner(Ledger().projection, None, [bank])
+        views = ViewsDatabase("sqlite://")
+        empty: Projection[Tables] = Projection("empty", model=SqlModel(sa.MetaData()))
+        with pytest.raises(ConfigurationError, match="has no handlers"):
+            await ProjectionRunner(empty, views, []).open()
+        with pytest.raises(ConfigurationError, match=r"reads the logs of \['bank'\] and was given \['post'\]"):
+            await ProjectionRunner(Ledger().projection, views, [ListSource("post")]).open()
+        mine = sa.MetaData()
+        sa.Table("evsync_leases", mine, sa.Column("id", sa.Integer, primary_key=True))
+        with pytest.raises(ConfigurationError, match="'evsync_leases' is evsync's own"):
+            ProjectionRunner(Projection("p", model=SqlModel(mine)), views, [])
+        await views.close()
+
+    async def test_a_file_that_is_no_database_is_refused_with_its_name(self, tmp_path: Path) -> None:
+        """And it is not overwritten."""
+        (tmp_path / "views.db").write_bytes(b"something else entirely, and long enough" * 100)
+        views = ViewsDatabase(f"sqlite:///{tmp_path}/views.db")
+        with pytest.raises(EvsyncError, match=r"'ledger' cannot be opened: .*views\.db: file is not a database"):
+            await self.open(views, Ledger().projection)
+        await views.close()
+        assert (tmp_path / "views.db").read_bytes().startswith(b"something else")
+
+
+class TestWorkers:
+    """Several runners of one projection."""
+
+    async def test_one_works_and_the_other_stands_by_until_it_is_needed(self, tmp_path: Path) -> None:
+        """What the first shows can be waited for at the second; a clean end hands over at once."""
+        url = f"sqlite:///{tmp_path}/views.db"
+        databases = [ViewsDatabase(url), ViewsDatabase(url)]
+        source, ledger = ListSource("bank", bank_events(200, 1)), Ledger()
+        first, second = (ProjectionRunner(ledger.projection, d, [source], lease_s=1.2) for d in databases)
+        async with running(second):
+            async with running(first):
+                await asyncio.gather(first.wait(at(200), 10), second.wait(at(200), 10))
+
+                async def divided() -> bool:
+                    return {(await r.status()).state for r in (first, second)} == {"running", "standby"}
+
+                await until(divided)
+                source.add(PAID, "account-1", amount=1)
+                await asyncio.gather(first.wait(at(201), 10), second.wait(at(201), 10))
+            source.add(PAID, "account-1", amount=1)
+            await second.wait(at(202), 10)
+        assert await databases[0].read(ledger.rows) == fold_bank(source.events)
+        await asyncio.gather(*(d.close() for d in databases))
+
+    async def test_a_worker_that_was_taken_over_from_applies_nothing_more(self, views: ViewsDatabase) -> None:
+        """Its token is not the stored one, so its transaction is rolled back; it comes back where the other is."""
+        source, ledger = ListSource("bank", bank_events(100, 1)), Ledger()
+        slow = ProjectionRunner(ledger.projection, views, [source], lease_s=1e-6)
+        quick = ProjectionRunner(ledger.projection, views, [source])
+        await slow.open()
+        assert await slow.step(limit=30)
+        await asyncio.sleep(0.002)  # for the lease, whose clock has milliseconds
+        while await quick.step(limit=50):
+            pass
+        before = await views.read(ledger.rows)
+        assert await slow.step(limit=30)
+        assert (await slow.status()).state == "standby"
+        assert not await slow.step(limit=30)
+        assert await views.read(ledger.rows) == before == fold_bank(source.events)
+        await asyncio.gather(slow.close(), quick.close())
+
+    async def test_a_cancelled_run_ends_its_transaction_first(self, views: ViewsDatabase) -> None:
+        """Whoever cancels finds the batch applied whole, and the groups free."""
+        source, ledger = ListSource("bank", bank_events(50, 1)), Ledger()
+        entered, go_on = threading.Event(), threading.Event()
+        view: Projection[Tables] = Projection("ledger", model=SqlModel(ledger.metadata))
+
+        @view.on(Paid)
+        def paid(e: Event[Paid], db: Tables) -> None:
+            ledger.paid(e, db)
+            entered.set()
+            assert go_on.wait(10)
+
+        runner = ProjectionRunner(view, views, [source])
+        async with running(runner) as task:
+            await asyncio.to_thread(entered.wait, 10)
+            task.cancel()
+            await asyncio.sleep(0)
+            assert not task.done()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        heir = ProjectionRunner(view, views, [source])
+        await heir.open()
+        assert not await heir.step()  # it could take the groups, and there was nothing left to do
+        status: FollowerStatus = await heir.status()
+        assert (status.state, status.logs[0].position) == ("running", 50)
+        await heir.close()
+
+    async def test_many_that_begin_at_once_make_the_tables_once(self, tmp_path: Path) -> None:
+        """Creating what is missing is safe beside others who do the same."""
+        databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(8)]
+        source, ledger = ListSource("bank", bank_events(10, 1)), Ledger()
+        runners = [ProjectionRunner(ledger.projection, d, [source]) for d in databases]
+        await asyncio.gather(*(r.open() for r in runners))
+        assert await runners[3].step()
+        assert await databases[5].read(ledger.rows) == fold_bank(source.events)
+        for runner in runners:
+            await runner.close()
+        await asyncio.gather(*(d.close() for d in databases))
