@@ -1,0 +1,31 @@
+"""The command line: one small file per noun."""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+
+import typer
+
+from evsync.cli import nats, replay, run, status, stream, tail
+
+app = typer.Typer(
+    name="evsync",
+    help="Run services, look at their events, and keep their streams in order.",
+    epilog="`evsync COMMAND --help` shows examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain text: its frames would break grep
+    pretty_exceptions_enable=False,
+)
+for command in (nats.nats, run.run, status.status, tail.tail, replay.replay):
+    app.command()(command)
+app.add_typer(stream.app)
+
+
+def main() -> None:
+    """What the `evsync` program calls."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, TextIOWrapper):  # an encoding that lacks a character is no reason to fail
+            output.reconfigure(errors="backslashreplace")
+    app(prog_name="evsync")

@@ -1,0 +1,7 @@
+"""`python -m evsync.cli` is `evsync`."""
+
+from __future__ import annotations
+
+from evsync.cli import main
+
+main()

@@ -1,0 +1,31 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="module:service",
+        show_default=False,
+        help="The Service object, such as shop.users:users in shop/users.py.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show what evsync logs, and tracebacks of errors.")]
+
+
+def parse_time(text: str, option: str) -> datetime:
+    """An aware time. Raises BadParameter that says the form."""
+    form = "write it as 2026-01-31T12:00:00Z, or with another offset: 2026-01-31T12:00:00.123456+01:00"
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time; {form}", param_hint=option) from None
+    if time.tzinfo is None:
+        raise typer.BadParameter(f"{text!r} has no time zone; {form}", param_hint=option)
+    return time

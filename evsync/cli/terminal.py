@@ -1,0 +1,151 @@
+"""What people and pipes get to see: tables, values, errors.
+
+A terminal gets colours, and lines that fit. A pipe gets neither: whole lines without frames, for grep and awk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import traceback
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from pydantic_core import to_json
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from evsync.errors import ConfigurationError, EvsyncError
+from evsync.jetstream.verification import Progress as ProgressCallback
+
+_UNLIMITED = 1 << 30
+_CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of what moves a cursor, hides or reorders text, or cannot be written at all."""
+_LOGIN = re.compile(r"(?<=://)(?!/)([^\s:@]*:)?\S*(?=@)")
+_PASSWORD = re.compile(r"((?:password|passwd|token)=)[^&\s'\"]*", re.IGNORECASE)
+STYLES = {"halted": "bold red", "faulty": "bold red", "retrying": "yellow", "unreachable": "yellow", "behind": "yellow"}
+"""Colours of states; all others have none."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to write: what is asked for to standard output, everything about it to standard error."""
+    file = sys.stderr if stderr else sys.stdout
+    # Without a terminal rich would take it for 80 columns wide and cut there.
+    width = None if file.isatty() else _UNLIMITED
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, style: str = "") -> None:
+    """A line about what is done, to standard error: standard output is for what was asked for."""
+    console(stderr=True).print(plain(text), style=style)
+
+
+def plain(text: str) -> str:
+    """Text that comes from anywhere, with what a terminal would obey (escape sequences, line ends) made visible."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text)
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON on one line.
+
+    What JSON lacks becomes text: UUIDs and decimals as they are written, dates and times in ISO 8601, durations too
+    (PT1M30S), bytes in base64 (of URLs), NaN and the infinities by name, an object of an unknown class by its repr.
+    Sets and tuples become lists, keys text.
+    """
+    try:
+        written = to_json(value, bytes_mode="base64", timedelta_mode="iso8601", inf_nan_mode="strings", fallback=repr)
+        return written.decode()
+    except ValueError:  # it contains itself, or text that is not Unicode
+        return json.dumps(repr(value))
+
+
+def print_json(value: Any, *, flush: bool = False) -> None:
+    """One line of JSON to standard output."""
+    sys.stdout.write(as_json(value) + "\n")
+    if flush:
+        sys.stdout.flush()
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """A table without a frame. Cells are text of any origin; `right` names the columns of numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        made.add_column(
+            heading, justify="right" if heading in right else "left", no_wrap=heading != headings[-1], overflow="fold"
+        )
+    for row in rows:
+        made.add_row(*(Text(plain(str(cell)), style=STYLES.get(str(cell), "")) for cell in row))
+    return made
+
+
+def print_lines(*parts: Any) -> None:
+    """Tables and texts to standard output, without the spaces that fill up their lines."""
+    to = console()
+    with to.capture() as captured:
+        for part in parts:
+            to.print(part)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip(" ") + "\n")
+
+
+def redacted(text: str) -> str:
+    """Text without the passwords and tokens of its URLs."""
+    return _PASSWORD.sub(r"\1***", _LOGIN.sub(r"\1***", text))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[ProgressCallback]:
+    """A bar on standard error while the block runs, if that is a terminal. Gives what to call with (done, total)."""
+    to = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def reporting(debug: bool, *, log_level: int = logging.CRITICAL) -> Iterator[None]:
+    """End the command on an EvsyncError: its text to standard error, and 1 as exit code (2 for ConfigurationError).
+
+    What evsync logs is shown from `log_level` on. `debug` shows everything, and tracebacks.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_is_not_reported)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("evsync").setLevel(logging.DEBUG if debug else log_level)
+    try:
+        yield
+    except EvsyncError as e:
+        if debug:
+            sys.stderr.write(redacted("".join(traceback.format_exception(e))))
+        report(e)
+        raise typer.Exit(2 if isinstance(e, ConfigurationError) else 1) from None
+
+
+def report(error: EvsyncError) -> None:
+    """An error's text, to standard error."""
+    to = console(stderr=True)
+    lines = [plain(line) for line in redacted(str(error)).splitlines()]
+    to.print(Text("Error: ", style="bold red").append("\n".join(lines), style="not bold default"))
+
+
+class _Redacting(logging.Formatter):
+    """Log lines without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def _is_not_reported(record: logging.LogRecord) -> bool:
+    """False for the record of an error that ended a service: the command ends with it, and tells it once."""
+    return not (record.name == "evsync" and record.exc_info and isinstance(record.exc_info[1], EvsyncError))
