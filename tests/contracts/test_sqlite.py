@@ -54,6 +54,10 @@ class TestSqliteStore(EventStoreContract, EventLogContract):
                 waiting = [asyncio.ensure_future(here.wait(n, 3600)) for _ in range(10)]
                 await there.append([one("ada", n)])
                 assert await asyncio.gather(*waiting) == [n + 1] * 10
+            assert here._poller is not None
+            await here._poller  # it ends when nobody waits
+            assert await here.wait(5, 0.001) == 5
+            await here._poller
         await here.close()
         await there.close()
 
