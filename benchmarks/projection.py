@@ -1,0 +1,107 @@
+"""Projections: history into a read model in SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.relay import relayed
+from benchmarks.rounds import Advance, Goal, Row, Subject, alternate
+from benchmarks.workload import CUSTOMERS, full_log, reports, shop, sqlite_url
+from evsync import Position
+from evsync.config import Deployment
+from evsync.jetstream.server import EmbeddedServer
+
+TITLE = "Projection into SQLite"
+NOTES = """\
+50,000 events of 2,000 customers; the handler increments three columns and upserts one. Timed from the opening of a
+service that has an empty read model until `wait` returns for the last event; the read model is a file with fsync at
+every batch. From JetStream the events come over NATS (one server on the same machine), from the log out of the shop's
+SQLite file. bare sqlite3: what the handler would be by hand, two statements an event with the values at hand, a
+transaction every thousand events: nothing is read, decoded or checked.
+"""
+
+EVENTS = 50_000
+BATCH = 1_000
+
+
+def measure(rounds: int, advance: Advance) -> list[Row]:
+    """The table."""
+    with (
+        TemporaryDirectory(prefix="evsync-bench-") as directory,
+        EmbeddedServer.start(Path(directory) / "nats") as server,
+    ):
+        log = Path(directory) / "shop.db"
+        advance("filling a log and a stream")
+        last = asyncio.run(_fill(log, server.url))
+        subjects = [
+            Subject(name="bare sqlite3, two statements an event", run=_bare),
+            Subject(
+                name="evsync, from the log",
+                run=partial(_project, last, Deployment(sources={"shop": sqlite_url(log)})),
+                goal=Goal(of="value", least=60_000),
+            ),
+            Subject(
+                name="evsync, from JetStream",
+                run=partial(_project, last, Deployment(nats=server.url)),
+                goal=Goal(of="value", least=20_000),
+            ),
+        ]
+        return alternate(subjects, rounds, advance)
+
+
+async def _fill(log: Path, nats_url: str) -> Position:
+    last = await full_log(log, EVENTS)
+    async with shop().open(store=sqlite_url(log), nats=nats_url) as service:
+        await relayed(service)
+    return last
+
+
+def _project(last: Position, where: Deployment, directory: Path) -> float:
+    async def run() -> float:
+        settings: Deployment = {
+            "store": "memory://",  # it has no aggregates of its own
+            "views": sqlite_url(directory / "views.db"),
+            "run": ["customers"],
+            **where,
+        }
+        async with reports().open(**settings) as service:
+            began = time.perf_counter()
+            await service.wait(last, timeout_s=120)
+            return EVENTS / (time.perf_counter() - began)
+
+    return asyncio.run(run())
+
+
+def _bare(directory: Path) -> float:
+    connection = sqlite3.connect(directory / "views.db", isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(
+            "CREATE TABLE customers (id TEXT PRIMARY KEY, orders INTEGER DEFAULT 0, cds INTEGER DEFAULT 0, "
+            "spent_cents INTEGER DEFAULT 0, last_order TEXT)"
+        )
+        began = time.perf_counter()
+        for start in range(0, EVENTS, BATCH):
+            connection.execute("BEGIN")
+            for number in range(start, start + BATCH):
+                id = f"customer-{number % CUSTOMERS:05}"
+                connection.execute(
+                    "INSERT INTO customers (id, orders, cds, spent_cents) VALUES (?1, 1, ?2, ?3) ON CONFLICT (id) DO "
+                    "UPDATE SET orders = orders + 1, cds = cds + ?2, spent_cents = spent_cents + ?3",
+                    (id, 1 + number % 7, 1299 + number % 900),
+                )
+                connection.execute(
+                    "INSERT INTO customers (id, last_order) VALUES (?1, ?2) ON CONFLICT (id) DO "
+                    "UPDATE SET last_order = ?2",
+                    (id, str(number)),
+                )
+            connection.execute("COMMIT")
+        return EVENTS / (time.perf_counter() - began)
+    finally:
+        connection.close()

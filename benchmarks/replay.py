@@ -1,0 +1,82 @@
+"""Replay: an aggregate from its events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import UUID
+
+from benchmarks.eventsourcing_peer import application
+from benchmarks.rounds import Advance, Goal, Row, Subject, alternate
+from benchmarks.workload import Account, shop, sqlite_url
+
+TITLE = "Replay from SQLite"
+NOTES = """\
+The same aggregates with the same events, read by `Service.get` and by eventsourcing's `repository.get` (without its
+cache and snapshots, as by default): one aggregate of 10,000 events, then 1,000 of ten events each, one after the other.
+The files are in the operating system's cache.
+"""
+
+LONG, SHORT, MANY = 10_000, 10, 1_000
+
+
+def measure(rounds: int, advance: Advance) -> list[Row]:
+    """The table."""
+    with TemporaryDirectory(prefix="evsync-bench-") as directory:
+        own, peers = Path(directory) / "evsync.db", Path(directory) / "eventsourcing.db"
+        long, short = [_account(LONG)], [_account(SHORT) for _ in range(MANY)]
+        advance("writing what is replayed")
+        _write(own, peers, [*long, *short])
+        subjects = []
+        for what, accounts in ((f"one of {LONG:,} events", long), (f"{MANY:,} of {SHORT} events", short)):
+            ids, peer = [a.id for a in accounts], f"eventsourcing, {what}"
+            goal = Goal(of="ratio", least=10) if accounts is long else None
+            subjects += [
+                Subject(name=peer, run=partial(_by_eventsourcing, peers, ids)),
+                Subject(name=f"evsync, {what}", run=partial(_by_evsync, own, ids), peer=peer, goal=goal),
+            ]
+        return alternate(subjects, rounds, advance)
+
+
+def _account(events: int) -> Account:
+    account = Account("Ada")
+    for i in range(events - 1):
+        account.deposit(i, f"transfer {i:06} of the month, from an account of the same bank")
+    return account
+
+
+def _write(own: Path, peers: Path, accounts: Sequence[Account]) -> None:
+    async def save() -> None:
+        async with shop().open(store=sqlite_url(own)) as service:
+            await asyncio.gather(*map(service.save, accounts))
+
+    kept = [list(account.pending_events) for account in accounts]
+    with application(peers) as app:
+        for account, events in zip(accounts, kept, strict=True):
+            app.save(account)
+            account.pending_events.extend(events)  # a save takes them away, and the other library wants them too
+    asyncio.run(save())
+
+
+def _by_evsync(file: Path, ids: Sequence[UUID], _: Path) -> float:
+    async def read() -> float:
+        async with shop().open(store=sqlite_url(file)) as service:
+            began = time.perf_counter()
+            events = sum([(await service.get(Account, id)).version for id in ids])
+            return events / (time.perf_counter() - began)
+
+    return asyncio.run(read())
+
+
+def _by_eventsourcing(file: Path, ids: Sequence[UUID], _: Path) -> float:
+    with application(file) as app:
+        began = time.perf_counter()
+        events = 0
+        for id in ids:
+            account: Account = app.repository.get(id)
+            events += account.version
+        return events / (time.perf_counter() - began)
