@@ -5,6 +5,7 @@ from evsync.errors import Conflict, EvsyncError, Halted, NotFound, NotVisible, O
 from evsync.projections import Contract, Event, MemoryModel, Projection, Reaction, SqlModel, Tables
 from evsync.records import Position
 from evsync.service import Service
+from evsync.snapshots import SnapshotPolicy
 from evsync.tags import metadata
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Projection",
     "Reaction",
     "Service",
+    "SnapshotPolicy",
     "SqlModel",
     "Tables",
     "event",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ class Deployment(TypedDict, total=False):
     """Where a service runs.
 
     Each setting comes from `open()`, else the constructor, else EVSYNC_<SERVICE>_<SETTING> (a '-' in the service's name
-    becomes '_'); `nats` lastly from EVSYNC_NATS. Read when the service is opened.
+    becomes '_'); `nats` lastly from EVSYNC_NATS. None is as good as absent. Read when the service is opened.
     """
 
     store: str
@@ -31,6 +31,15 @@ class Deployment(TypedDict, total=False):
     """Where other services' logs are read from when not from NATS: a Service of this process, or its store's URL."""
     run: Literal["all", "none"] | Sequence[str]
     """Which of this service's relay ('relay'), projections and reactions (by their names) this process runs."""
+
+
+_FORMS: Mapping[str, tuple[type, str]] = {
+    "views": (str, "a URL as text"),
+    "nats": (str, "a URL as text"),
+    "sources": (Mapping, "a mapping of services' names to a Service or a URL"),
+    "run": (Collection, "'all', 'none' or a list of names"),
+}
+"""What a type checker would have said; `store` has more forms, and is looked at where it is opened."""
 
 
 class _Environment(BaseSettings):
@@ -74,13 +83,19 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
             )
     prefix = f"EVSYNC_{service.upper().replace('-', '_')}_"
     try:
-        found: dict[str, Any] = _Environment(_env_prefix=prefix).model_dump(exclude_none=True)
+        environment = _Environment(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of the base class
+        found: dict[str, Any] = environment.model_dump(exclude_none=True)
         nats = _Broker().nats
     except (ValidationError, ValueError) as e:
         raise ConfigurationError(f"the environment of service {service!r} ({prefix}…) cannot be read: {e}") from e
     if "run" in found and found["run"] not in ("all", "none"):
         found["run"] = [part.strip() for part in found["run"].split(",") if part.strip()]
-    settings: dict[str, Any] = {**({"nats": nats} if nats else {}), **found, **given, **overrides}
+    settings: dict[str, Any] = {"nats": nats, **found}
+    for nearer in (given, overrides):
+        settings.update((name, value) for name, value in nearer.items() if value is not None)
+    for name, (form, words) in _FORMS.items():
+        if settings.get(name) is not None and not isinstance(settings[name], form):
+            raise ConfigurationError(f"service {service!r}: {name}={settings[name]!r}, where {words} is needed")
     if not settings.get("store"):
         raise ConfigurationError(
             f"service {service!r} has no event store: give open(store='sqlite:///{service}.db'), or set {prefix}STORE"

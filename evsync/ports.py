@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from evsync.errors import Conflict
-from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent
+from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,20 @@ class EventLog(Protocol):
         ...
 
 
-class Store(EventStore, EventLog, Protocol):
-    """A store that holds its own log: what `open_store` gives."""
+class SnapshotStore(Protocol):
+    """Keeps the latest snapshot of each stream. Snapshots are a convenience: losing one costs time, never data."""
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep it in place of an older one of its stream, or of one of another shape; ignore it if it is older."""
+        ...
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """The snapshot of a stream, if one is kept."""
+        ...
+
+
+class Store(EventStore, EventLog, SnapshotStore, Protocol):
+    """A store that holds its own log and snapshots: what `open_store` gives."""
 
 
 class LogReader(Protocol):

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from evsync.errors import ConfigurationError
+from evsync.errors import ConfigurationError, DecodingError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -128,6 +128,24 @@ class Commit:
         return sum(len(a.events) for a in self.appends)
 
 
+class Snapshot(NamedTuple):
+    """The state of one aggregate after some of its events, kept to read the others only."""
+
+    stream: str
+    version: int
+    """Of the aggregate: the events up to here are in it."""
+    type: str
+    """`service.Aggregate`."""
+    shape: str
+    """Of the aggregate's class when it was taken: void when the class has another by now."""
+    latest_us: int
+    """The latest time of any event in it, as StoredEvent.time_us."""
+    commands: bytes
+    """Ids of the last commands in it, 16 bytes each, oldest first."""
+    state: bytes
+    """The aggregate's attributes (see evsync.codec.state)."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogIdentity:
     """Which log this is. The name is `service.shard`; the incarnation changes when a log is restored from a backup."""
@@ -188,8 +206,16 @@ def encode_meta(tags: Mapping[str, str] | None) -> str | None:
 
 
 def decode_meta(meta: str | None) -> dict[str, str]:
-    """The tags that `encode_meta` wrote."""
-    return json.loads(meta) if meta else {}
+    """The tags that `encode_meta` wrote. Raises DecodingError for anything else."""
+    if not meta:
+        return {}
+    try:
+        tags = json.loads(meta)
+    except (ValueError, RecursionError) as e:
+        raise DecodingError(f"{meta[:200]!r} are not an event's tags: {e}") from e
+    if not isinstance(tags, dict):
+        raise DecodingError(f"{meta[:200]!r} are not an event's tags: a JSON object was expected")
+    return tags
 
 
 def check_name(kind: str, name: str) -> str:

@@ -26,6 +26,7 @@ from evsync.records import (
 )
 from evsync.replay import fold
 from evsync.sharding.slots import slot_of
+from evsync.snapshots import Loaded, Snapshots
 from evsync.stores.group_commit import GroupCommit
 from evsync.stream_locks import StreamLocks
 
@@ -51,8 +52,16 @@ class _Unsettled(NamedTuple):
 class Repository:
     """Loads and saves aggregates. In this process, one save per stream is in flight at a time."""
 
-    def __init__(self, codec: EventCodec, store: Store, commits: GroupCommit, check_size: SizeCheck) -> None:
+    def __init__(
+        self,
+        codec: EventCodec,
+        store: Store,
+        commits: GroupCommit,
+        check_size: SizeCheck,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self._codec, self._store, self._commits, self._check_size = codec, store, commits, check_size
+        self._snapshots = snapshots
         self._locks = StreamLocks()
         self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()
 
@@ -64,41 +73,51 @@ class Repository:
         Raises NotFound for a stream that does not exist, has not come to that version, or began later.
         """
         stream = stream_of(id)
-        events = await self._read(cls, stream, version)
-        if version is not None and len(events) < version:
-            raise NotFound(f"{cls.__name__} {stream!r} is at version {len(events)}; there is no version {version}")
-        if at is not None:
-            if at.tzinfo is None:
-                raise ConfigurationError(
-                    f"at={at!r} has no time zone: use an aware datetime, such as datetime.now(UTC)"
-                )
-            until = to_time_us(at)
+        if at is not None and at.tzinfo is None:
+            raise ConfigurationError(f"at={at!r} has no time zone: use an aware datetime, such as datetime.now(UTC)")
+        until = to_time_us(at) if at is not None else None
+        base = await self._snapshot(stream, version, until)
+        events = await self._read(cls, stream, version, base)
+        last = events[-1].version if events else base.version if base else 0
+        if version is not None and last < version:
+            raise NotFound(f"{cls.__name__} {stream!r} is at version {last}; there is no version {version}")
+        if until is not None:
             # Clocks may step back between two commits, versions do not: the prefix before the first later event.
-            prefix = next((i for i, e in enumerate(events) if e.time_us > until), len(events))
-            if not prefix:
-                raise NotFound(f"{cls.__name__} {stream!r} did not exist at {at.isoformat()}")
-            events = events[:prefix]
-        return self._fold(cls, stream, events)
+            events = events[: next((i for i, e in enumerate(events) if e.time_us > until), len(events))]
+            if not events and base is None:
+                raise NotFound(f"{cls.__name__} {stream!r} did not exist at {at}")
+        return self._fold(cls, stream, events, base)
 
     async def history(self, cls: type[AnyAggregate], id: UUID | str) -> list[StoredEvent]:
         """All events of the aggregate's stream. Raises NotFound if there are none."""
         return await self._read(cls, stream_of(id), None)
 
-    async def _read(self, cls: type[AnyAggregate], stream: str, to_version: int | None) -> list[StoredEvent]:
+    async def _snapshot(self, stream: str, version: int | None = None, until: int | None = None) -> Loaded | None:
+        """The stream's snapshot, unless it is later than what is asked for."""
+        base = await self._snapshots.load(stream) if self._snapshots is not None else None
+        if base is None or (version is not None and version < base.version):
+            return None
+        return base if until is None or base.latest_us <= until else None
+
+    async def _read(
+        self, cls: type[AnyAggregate], stream: str, to_version: int | None, base: Loaded | None = None
+    ) -> list[StoredEvent]:
+        """The events behind the snapshot, or all. Raises NotFound where there is no such aggregate."""
         if not any(issubclass(known, cls) for known in self._codec.aggregates):
             raise self._unregistered(cls)
         if to_version is not None and to_version < 1:
             raise NotFound(f"there is no version {to_version} of {cls.__name__} {stream!r}: versions begin at 1")
-        events = await self._store.read_stream(stream, to_version=to_version)
-        if not events:
+        after = base.version if base is not None else 0
+        events = await self._store.read_stream(stream, after_version=after, to_version=to_version)
+        if base is None and not events:
             raise NotFound(f"there is no {cls.__name__} {stream!r} in service {self._codec.service!r}")
-        found = self._codec.coding_of(events[0].type).event.aggregate
+        found = type(base.aggregate) if base else self._codec.coding_for(events[0]).event.aggregate
         if not issubclass(found, cls):
             raise NotFound(f"stream {stream!r} is a {found.__name__}, not a {cls.__name__}")
         return events
 
-    def _fold(self, cls: type[A], stream: str, events: Sequence[StoredEvent]) -> A:
-        aggregate = fold(self._codec, events)
+    def _fold(self, cls: type[A], stream: str, events: Sequence[StoredEvent], base: Loaded | None) -> A:
+        aggregate = fold(self._codec, events, base.aggregate if base else None)
         if not isinstance(aggregate, cls):
             raise NotFound(f"{cls.__name__} {stream!r} was discarded by one of its own events")
         return aggregate
@@ -160,11 +179,14 @@ class Repository:
                 await asyncio.sleep(random.uniform(0, min(1.0, 0.002 * 2**attempt)))
             await self._locks.acquire((stream,))
             try:
-                events = await self._read(cls, stream, None)
+                base = await self._snapshot(stream)
+                if failed is not None and base is not None and command in base.commands:
+                    base = None  # it is stored: find out where
+                events = await self._read(cls, stream, None, base)
                 mine = [e for e in events if command_of(e.id) == command] if failed is not None else ()
                 if mine:
                     return self._at(mine[-1].position + mine[-1].remaining)
-                aggregate = self._fold(cls, stream, events)
+                aggregate = self._fold(cls, stream, events, base)
                 invoke(decide, aggregate, *args, **kwargs)
                 if not aggregate.pending_events:
                     return self._at(await self._store.head())
@@ -195,6 +217,9 @@ class Repository:
             # What was decided while the save was under way stays pending.
             del changed[append.stream].pending_events[: len(append.events)]
             self._unsettled.pop(append.stream, None)
+            if self._snapshots is not None:
+                before = append.expected_version
+                self._snapshots.saved(append.stream, before, before + len(append.events))
         return self._at(position)
 
     def _append(self, stream: str, aggregate: AnyAggregate, events: Sequence[Any], tags: Mapping[str, str]) -> Append:

@@ -40,6 +40,7 @@ from evsync.projections import (
 from evsync.projections.status import FollowerStatus
 from evsync.records import Append, Checkpoint, Position, StoredEvent
 from evsync.repository import Repository
+from evsync.snapshots import Snapshots
 from evsync.sources import ServiceSource, StoreSource
 from evsync.stores import open_store
 from evsync.stores.group_commit import GroupCommit
@@ -77,7 +78,9 @@ class Runtime:
         self.service, self.settings, self.store = service, settings, store
         self.commits = GroupCommit(store)
         self._sizes = MessageFormat(store.identity.name)
-        self.repository = Repository(service.codec, store, self.commits, self._check_size)
+        policy = service.snapshots
+        self.snapshots = Snapshots(policy, service.codec, store, store) if policy is not None else None
+        self.repository = Repository(service.codec, store, self.commits, self._check_size, self.snapshots)
         self.connection: Connection | None = None
         self.views: ViewsDatabase | None = None
         self.relay: Relay | None = None
@@ -107,6 +110,8 @@ class Runtime:
             stack.push_async_callback(store.close)
             runtime = cls(service, settings, store)
             runtime.running = running
+            if runtime.snapshots is not None:
+                stack.push_async_callback(runtime.snapshots.close)
             stack.push_async_callback(runtime.commits.close)
             if nats := settings.get("nats"):
                 settings_of_nats = NatsSettings(nats, **{name: Path(path) for name, path in broker_files().items()})
@@ -115,13 +120,13 @@ class Runtime:
                 if "relay" in running:
                     runtime.relay = Relay(store, runtime.connection)
             if followers:
-                sources = {name: runtime._source(name, stack) for name in _services_read_by(service)}
+                sources = {name: await runtime._source(name, stack) for name in _services_read_by(service)}
                 await runtime._open_projections(stack, sources, prepare=not look_only)
                 await runtime._open_reactions(stack, sources)
             stack.push_async_callback(runtime._stop)
             yield runtime
 
-    def _source(self, name: str, stack: AsyncExitStack) -> LogSource:
+    async def _source(self, name: str, stack: AsyncExitStack) -> LogSource:
         given: Any = self.settings.get("sources", {}).get(name)
         if isinstance(given, LogSource):  # how a test world puts its own in
             found: LogSource = given
@@ -131,9 +136,12 @@ class Runtime:
         if isinstance(given, str):
             source = StoreSource(name, given)
             stack.push_async_callback(source.close)
+            await source.check()
             return source
         if given is not None:
             service: Service = given
+            if getattr(service, "name", None) != name:
+                raise ConfigurationError(f"sources={{{name!r}: {given!r}}}: give service {name!r}, or its store's URL")
             return ServiceSource(name, lambda: service.store)
         if self.connection is not None:
             return JetStreamSource(self.connection, name)
@@ -239,8 +247,9 @@ class Runtime:
             limit = self.connection.max_payload
         identity = self.store.identity
         for e in append.events:
-            # Subject and headers of an ordinary event are far below this: nothing to measure.
-            if len(e.data) + len(e.meta or "") + 8_192 < limit and len(append.stream) <= 128:
+            # Subject and headers of an ordinary event are far below this: nothing to measure. Some tags are written a
+            # second time, as CloudEvents attributes, where a character may take three.
+            if len(e.data) + 4 * len(e.meta or "") + 8_192 < limit and len(append.stream) <= 128:
                 continue
             stored = StoredEvent(
                 position=0, stream=append.stream, version=0, slot=append.slot, type=e.type, time_us=e.time_us,

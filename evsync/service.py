@@ -11,15 +11,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from typing_extensions import TypeVarTuple, Unpack
 
-from evsync.codec.events import EventCodec, Upcaster
+from evsync.codec.events import EventCodec, Upcaster, unreadable
 from evsync.codec.values import unpack
 from evsync.config import Deployment, resolve
 from evsync.domain import AnyAggregate, BaseAggregate
-from evsync.errors import ConfigurationError
+from evsync.errors import ConfigurationError, DecodingError, StoreUnavailable
 from evsync.ports import Store
 from evsync.projections import Event, MemoryModel, Projection, Reaction
 from evsync.records import Position, StoredEvent, check_name
 from evsync.runtime import Runtime, Status
+from evsync.snapshots import SnapshotPolicy
 from evsync.tags import current_tags
 
 A = TypeVar("A", bound=BaseAggregate[Any])
@@ -31,7 +32,8 @@ Ts = TypeVarTuple("Ts")
 class Service:
     """A named set of aggregates, projections and reactions. Inert until opened: nothing is touched, no global kept.
 
-    `renamed` and `upcasters` keep old events readable (see EventCodec). What remains, `**deployment`, says where the
+    `renamed` and `upcasters` keep old events readable (see EventCodec); `snapshots` says when the state of long streams
+    is kept, None never. What remains, `**deployment`, says where the
     service runs: see Deployment. Raises ConfigurationError for names and classes that do not fit, EncodingError for an
     event whose fields cannot be written.
     """
@@ -45,12 +47,14 @@ class Service:
         reactions: Sequence[Reaction] = (),
         renamed: Mapping[str, str] | None = None,
         upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
+        snapshots: SnapshotPolicy | None = None,
         **deployment: Unpack[Deployment],
     ) -> None:
         self.name = check_name("service", name)
         self.codec = EventCodec(name, aggregates, renamed=renamed, upcasters=upcasters)
         self.projections = tuple(projections)
         self.reactions = tuple(reactions)
+        self.snapshots = snapshots
         self._deployment = deployment
         self._runtime: Runtime | None = None
         self._opening = False
@@ -194,22 +198,34 @@ class Service:
     async def log(
         self, *, after: Position | None = None, follow: bool = False
     ) -> AsyncIterator[Event[Mapping[str, Any]]]:
-        """All events of the service in commit order, from the beginning or after a position; `follow`: for ever."""
+        """All events of the service in commit order, from the beginning or after a position.
+
+        With `follow`, also those to come, until the service is closed.
+        """
         runtime = self._open
         position = runtime.number_of(after) if after is not None else 0
         while self._runtime is runtime:
-            events = await runtime.store.read(position, 500)
+            try:
+                events = await runtime.store.read(position, 500)
+                if follow and not events:
+                    await runtime.store.wait(position, 1.0)
+            except StoreUnavailable:
+                if self._runtime is runtime:
+                    raise
+                return  # closed meanwhile
             for e in events:
                 yield self._event(e, runtime)
             if events:
                 position = events[-1].position
             elif not follow:
                 return
-            else:
-                await runtime.store.wait(position, 1.0)
 
     def _event(self, stored: StoredEvent, runtime: Runtime) -> Event[Mapping[str, Any]]:
-        return Event.of(stored, unpack(stored.data), runtime.store.identity.name)
+        try:
+            data = unpack(stored.data)
+        except DecodingError as e:
+            raise unreadable(stored, e) from e
+        return Event.of(stored, data, runtime.store.identity.name)
 
     # ---- read models
 

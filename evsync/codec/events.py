@@ -144,6 +144,13 @@ class EventCodec:
             self._of_type[type] = coding
         return coding
 
+    def coding_for(self, stored: StoredEvent) -> Coding:
+        """The coding of a stored event's type. Raises DecodingError, with stream and version, for an unknown one."""
+        try:
+            return self.coding_of(stored.type)
+        except DecodingError as e:
+            raise unreadable(stored, e) from e
+
     def fields_of(self, coding: Coding, stored: StoredEvent) -> dict[str, Any]:
         """The fields of a stored event, upcast to today's schema. Raises DecodingError with stream and version."""
         try:
@@ -157,11 +164,16 @@ class EventCodec:
             if type(fields) is not dict:
                 raise DecodingError(f"a map of fields was expected, not {type(fields).__name__}")
         except Exception as e:  # upcasters and validators are users' code
-            raise DecodingError(
-                f"version {stored.version} of stream {stored.stream!r} ({stored.type}, position {stored.position}) "
-                f"cannot be read: {e}"
-            ) from e
+            raise unreadable(stored, e) from e
         return fields
+
+
+def unreadable(stored: StoredEvent, error: Exception) -> DecodingError:
+    """The error again, saying where."""
+    return DecodingError(
+        f"version {stored.version} of stream {stored.stream!r} ({stored.type}, position {stored.position}) "
+        f"cannot be read: {error}"
+    )
 
 
 def _blame(coding: Coding, values: Mapping[str, Any], error: Exception) -> EncodingError:

@@ -41,12 +41,31 @@ def pack(value: Any) -> bytes:
         raise EncodingError(f"cannot write {_short(value)}: {e}") from e
 
 
-def unpack(data: bytes) -> Any:
-    """The value that `pack` wrote. Raises DecodingError for anything else."""
-    try:
-        return _unpackb(data, ext_hook=_revive, strict_map_key=False)
-    except Exception as e:  # msgpack raises half a dozen kinds for damaged input; all mean the same here
-        raise DecodingError(f"{len(data)} bytes are not a value written by evsync: {type(e).__name__}: {e}") from e
+Unpack = Callable[[bytes], Any]
+Readers = dict[int, Callable[[bytes], Any]]
+"""What is made of the payload of an extension type, by its code."""
+
+
+def unpacker(further: Callable[[Unpack], Readers] | None = None) -> Unpack:
+    """A function that reads what `pack` wrote, and raises DecodingError for anything else.
+
+    `further` adds extension types of one's own; it is given the function itself, for what is packed inside of them.
+    """
+
+    def unpack(data: bytes) -> Any:
+        try:
+            return _unpackb(data, ext_hook=revive, strict_map_key=False)
+        except Exception as e:  # msgpack raises half a dozen kinds for damaged input; all mean the same here
+            raise DecodingError(f"{len(data)} bytes are not a value written by evsync: {type(e).__name__}: {e}") from e
+
+    def revive(code: int, payload: bytes) -> Any:
+        reader = readers.get(code)
+        if reader is None:
+            raise DecodingError(f"unknown extension type {code}: written by a newer evsync?")
+        return reader(payload)
+
+    readers = _readers(unpack) | (further(unpack) if further else {})
+    return unpack
 
 
 _packb: Callable[..., bytes] = msgpack.packb
@@ -97,27 +116,25 @@ def _extend(value: Any) -> Any:
     return _Ext(writer[0], writer[1](value))
 
 
-_READERS: dict[int, Callable[[bytes], Any]] = {
-    1: lambda b: UUID(bytes=b),
-    2: lambda b: Decimal(b.decode("ascii")),
-    3: lambda b: datetime.fromisoformat(b.decode("ascii")),
-    4: lambda b: date.fromisoformat(b.decode("ascii")),
-    5: lambda b: time.fromisoformat(b.decode("ascii")),
-    6: lambda b: timedelta(microseconds=int(b)),
-    7: lambda b: tuple(unpack(b)),
-    8: lambda b: set(unpack(b)),
-    9: lambda b: frozenset(unpack(b)),
-    10: int,
-}
-
-
-def _revive(code: int, payload: bytes) -> Any:
-    reader = _READERS.get(code)
-    if reader is None:
-        raise DecodingError(f"unknown extension type {code}: written by a newer evsync?")
-    return reader(payload)
+def _readers(unpack: Unpack) -> Readers:
+    return {
+        1: lambda b: UUID(bytes=b),
+        2: lambda b: Decimal(b.decode("ascii")),
+        3: lambda b: datetime.fromisoformat(b.decode("ascii")),
+        4: lambda b: date.fromisoformat(b.decode("ascii")),
+        5: lambda b: time.fromisoformat(b.decode("ascii")),
+        6: lambda b: timedelta(microseconds=int(b)),
+        7: lambda b: tuple(unpack(b)),
+        8: lambda b: set(unpack(b)),
+        9: lambda b: frozenset(unpack(b)),
+        10: int,
+    }
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+unpack = unpacker()
+"""Reads what `pack` wrote: no objects, only values. Raises DecodingError for anything else."""

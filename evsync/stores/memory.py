@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evsync.errors import Conflict, StoreUnavailable
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent
+from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
 from evsync.stores.plan import CheckpointKey, keys_of, plan, streams_of
 from evsync.stores.tail import Tail
 
@@ -24,6 +24,7 @@ class MemoryStore:
         self._log: list[StoredEvent] = []
         self._streams: dict[str, list[StoredEvent]] = {}
         self._checkpoints: dict[CheckpointKey, Checkpoint] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self._tail = Tail()
         self._closed = False
 
@@ -73,6 +74,16 @@ class MemoryStore:
         self._check_open()
         await self._tail.beyond(after, timeout_s)
         return self._tail.head
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep it in place of an older one, or one of another shape."""
+        kept = self._snapshots.get(snapshot.stream)
+        if kept is None or kept.shape != snapshot.shape or kept.version < snapshot.version:
+            self._snapshots[snapshot.stream] = snapshot
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """The snapshot of a stream, if one is kept."""
+        return self._snapshots.get(stream)
 
     async def close(self) -> None:
         """Refuse everything from now on, and let go of those who wait."""

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection, sql
 
 from evsync.errors import Conflict, EncodingError, EvsyncError, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent, check_name
+from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_schema as tables
 from evsync.stores.plan import CheckpointKey, Plan, key_of, plan, streams_of
@@ -89,6 +89,17 @@ class PostgresStore:
             'SELECT log, "group", incarnation, position, count, digest FROM {}.checkpoints WHERE follower = %s '
             "ORDER BY 1, 2"
         ).format(name)
+        self._read_snapshot = sql.SQL("SELECT {} FROM {}.snapshots WHERE stream = %s").format(
+            sql.SQL(", ".join(Snapshot._fields)), name
+        )
+        self._put_snapshot = sql.SQL(
+            "INSERT INTO {}.snapshots AS kept ({}) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (stream) DO UPDATE "
+            "SET {} WHERE kept.shape <> excluded.shape OR kept.version < excluded.version"
+        ).format(
+            name,
+            sql.SQL(", ".join(Snapshot._fields)),
+            sql.SQL(", ".join(f"{field} = excluded.{field}" for field in Snapshot._fields)),
+        )
         self._append = sql.SQL("SELECT * FROM {}.append_commits({})").format(name, sql.SQL(", ".join(_PARAMETERS)))
         self._channel = f"evsync_{schema}"[:63]
         self._tail = Tail()
@@ -128,6 +139,21 @@ class PostgresStore:
                 self._read_checkpoints, (follower,)
             )
         ]
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep it in place of an older one, or one of another shape."""
+
+        async def put(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
+            await c.execute(self._put_snapshot, snapshot)
+            return []
+
+        self._check_open()
+        await self._database.patiently(put)  # doing it twice changes nothing
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """The snapshot of a stream, if one is kept."""
+        rows = await self._fetch(self._read_snapshot, (stream,))
+        return Snapshot(*rows[0]) if rows else None
 
     async def close(self) -> None:
         """Carry out what was begun, then release everything. Calling twice is fine."""

@@ -60,6 +60,16 @@ CREATE TABLE {schema}.checkpoints (
     digest      bigint NOT NULL,  -- modulo 2**64, as the signed integer with the same bits
     PRIMARY KEY (follower, log, "group")
 );
+
+CREATE TABLE {schema}.snapshots (
+    stream      text COLLATE "C" PRIMARY KEY,
+    version     bigint NOT NULL,
+    type        text NOT NULL,
+    shape       text NOT NULL,
+    latest_us   bigint NOT NULL,
+    commands    bytea NOT NULL,
+    state       bytea NOT NULL
+);
 """
 
 # A stream, and a checkpoint, belongs to one commit of a call at most (the store sees to that), so each can be judged by

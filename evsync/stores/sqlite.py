@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent, check_name
+from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_schema as schema
 from evsync.stores.plan import keys_of, plan, streams_of
@@ -44,6 +44,13 @@ _READ_STREAM = (
 )
 _READ_CHECKPOINTS = (
     'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
+)
+_SNAPSHOT = ", ".join(Snapshot._fields)
+_READ_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?"
+_PUT_SNAPSHOT = (
+    f"INSERT INTO snapshots ({_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
+    + " WHERE snapshots.shape <> excluded.shape OR snapshots.version < excluded.version"
 )
 _READ_HEAD = "SELECT head FROM log"
 _VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
@@ -166,6 +173,19 @@ class SqliteStore:
             Checkpoint(log, group, incarnation, position, count, digest & _MASK)
             for log, group, incarnation, position, count, digest in await self._fetch(_READ_CHECKPOINTS, (follower,))
         ]
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep it in place of an older one, or one of another shape. Waits in line with appends."""
+        self._check_open()
+        try:
+            await self._writer.run(lambda c: c.execute(_PUT_SNAPSHOT, snapshot) and None)
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+            raise translated(e, self.path) from e
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """The snapshot of a stream, if one is kept."""
+        rows = await self._fetch(_READ_SNAPSHOT, (stream,))
+        return Snapshot(*rows[0]) if rows else None
 
     async def close(self) -> None:
         """Carry out what was begun, then release everything. Calling twice is fine."""

@@ -63,6 +63,17 @@ TABLES = (
         PRIMARY KEY (follower, log, "group")
     ) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE snapshots (
+        stream      TEXT PRIMARY KEY,
+        version     INTEGER NOT NULL,
+        type        TEXT NOT NULL,
+        shape       TEXT NOT NULL,
+        latest_us   INTEGER NOT NULL,
+        commands    BLOB NOT NULL,
+        state       BLOB NOT NULL
+    )
+    """,
 )
 
 
@@ -103,11 +114,15 @@ def check_path(name: str | os.PathLike[str], *, create: bool) -> Path:
     path = Path(name).absolute()
     if "\0" in str(path):
         raise ConfigurationError(f"{str(name)!r} cannot be a path: it has a NUL character")
-    if path.is_dir():
+    try:
+        is_directory, has_directory, exists = path.is_dir(), path.parent.is_dir(), path.exists()
+    except OSError as e:  # a name that is too long, a directory that may not be searched
+        raise ConfigurationError(f"{str(path)[:200]!r} cannot be a path: {e.strerror}") from e
+    if is_directory:
         raise ConfigurationError(f"{path} is a directory: name a file in it, such as {path / 'events.db'}")
-    if create and not path.parent.is_dir():
+    if create and not has_directory:
         raise ConfigurationError(f"{path} cannot be made: there is no directory {path.parent}. Create it first.")
-    if not create and not path.exists():
+    if not create and not exists:
         raise StoreUnavailable(f"there is no store at {path} (yet): its service makes it when it is opened first")
     return path
 

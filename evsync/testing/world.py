@@ -140,7 +140,7 @@ class World:
                     logs = self._random.sample(part.logs, len(part.logs))
                 limit = None if self._random is None else self._random.randint(1, 4)
                 for log in logs:
-                    if await part.step(log, limit):
+                    if await (part.step(log) if limit is None else part.step(log, limit)):
                         return True
         return False
 

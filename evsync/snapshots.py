@@ -1,0 +1,193 @@
+"""Snapshots: the state of an aggregate, kept so that a long stream need not be read from its beginning.
+
+A snapshot is taken behind a save that crossed a boundary of the policy, by folding what the stream holds, never from
+the object in the caller's hands: that may have been changed by other means than events, and a fold of one interval
+costs less than a copy of the state. Before it is kept it is read back and compared, so that loading with and without
+gives the same aggregate; where it does not, there is no snapshot, and loading takes the long way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from types import CodeType, FunctionType
+from typing import Any
+
+from evsync.codec.events import EventCodec
+from evsync.codec.state import freeze, thaw
+from evsync.domain import AnyAggregate, event_types
+from evsync.errors import CodecError, ConfigurationError, EvsyncError
+from evsync.ports import EventStore, SnapshotStore
+from evsync.records import Snapshot, StoredEvent, command_of
+from evsync.replay import fold
+
+logger = logging.getLogger("evsync")
+
+COMMANDS = 256
+"""How many command ids a snapshot carries, for those who look for theirs after an unknown outcome."""
+_COMMAND_BYTES = 16
+_NAMED_ALIKE = (str, bytes, int, float, complex, tuple, type(None), type(...))
+"""Types of constants whose repr is the same in every process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotPolicy:
+    """When snapshots are taken: each time a save takes an aggregate over a multiple of `every_events` versions."""
+
+    every_events: int = 100
+
+    def __post_init__(self) -> None:
+        if self.every_events < 1:
+            raise ConfigurationError(f"SnapshotPolicy(every_events={self.every_events}): use 1 or more")
+
+    def crossed(self, before: int, after: int) -> bool:
+        """Whether the versions from `before` to `after` pass a multiple; a save of several events steps over none."""
+        return after // self.every_events > before // self.every_events
+
+
+class Loaded:
+    """An aggregate made from a snapshot, to be folded further."""
+
+    __slots__ = ("aggregate", "commands", "latest_us", "version")
+
+    def __init__(self, aggregate: AnyAggregate, snapshot: Snapshot) -> None:
+        self.aggregate, self.version, self.latest_us = aggregate, snapshot.version, snapshot.latest_us
+        ids = snapshot.commands
+        self.commands = [ids[i : i + _COMMAND_BYTES] for i in range(0, len(ids), _COMMAND_BYTES)]
+
+
+class Snapshots:
+    """Takes and loads the snapshots of one service. Whatever goes wrong costs time only, and is logged."""
+
+    def __init__(self, policy: SnapshotPolicy, codec: EventCodec, store: EventStore, kept: SnapshotStore) -> None:
+        self._policy, self._codec, self._store, self._kept = policy, codec, store, kept
+        self._due: dict[str, None] = {}
+        self._taking: asyncio.Task[None] | None = None
+        self._refused: set[str] = set()
+
+    def saved(self, stream: str, before: int, after: int) -> None:
+        """A save took the stream from one version to another: take a snapshot, later, if it is time for one."""
+        if self._policy.crossed(before, after):
+            self._due[stream] = None
+            if self._taking is None or self._taking.done():
+                self._taking = asyncio.create_task(self._take_due(), name=f"evsync snapshots of {self._codec.service}")
+
+    async def load(self, stream: str) -> Loaded | None:
+        """The aggregate as the stream's snapshot has it, or None if there is none, or none that still fits."""
+        try:
+            snapshot = await self._kept.snapshot(stream)
+            return self._restored(snapshot) if snapshot is not None else None
+        except EvsyncError as e:
+            logger.warning("the snapshot of stream %r cannot be used: %s", stream, e)
+            return None
+
+    async def close(self) -> None:
+        """Finish the snapshots that are due."""
+        if self._taking is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._taking
+
+    async def _take_due(self) -> None:
+        while self._due:
+            stream = next(iter(self._due))
+            del self._due[stream]
+            try:
+                await self._take(stream)
+            except EvsyncError as e:
+                logger.warning("no snapshot of stream %r this time: %s", stream, e)
+            except Exception:
+                logger.exception("no snapshot of stream %r this time", stream)
+
+    async def _take(self, stream: str) -> None:
+        base = await self.load(stream)
+        events = await self._store.read_stream(stream, after_version=base.version if base else 0)
+        if not events:
+            return
+        aggregate = fold(self._codec, events, base.aggregate if base else None)
+        if aggregate is None:
+            return
+        kind = f"{self._codec.service}.{type(aggregate).__name__}"
+        try:
+            snapshot = Snapshot(
+                stream=stream,
+                version=events[-1].version,
+                type=kind,
+                shape=shape_of(type(aggregate)),
+                latest_us=max([base.latest_us if base else 0, *(e.time_us for e in events)]),
+                commands=b"".join(_last_commands(base.commands if base else [], events)),
+                state=freeze({k: v for k, v in vars(aggregate).items() if k != "_pending_events"}),
+            )
+            restored = self._restored(snapshot)
+            if restored is None or restored.aggregate != aggregate:
+                raise CodecError(f"it would not come back as it is: {aggregate!r}"[:500])
+        except CodecError as e:
+            if kind not in self._refused:
+                self._refused.add(kind)
+                logger.warning("no snapshots of %s, whose state cannot be kept: %s", kind, e)
+            return
+        await self._kept.put_snapshot(snapshot)
+
+    def _restored(self, snapshot: Snapshot) -> Loaded | None:
+        cls = next((c for c in self._codec.aggregates if snapshot.type == f"{self._codec.service}.{c.__name__}"), None)
+        if cls is None or snapshot.shape != shape_of(cls):
+            return None
+        aggregate = object.__new__(cls)
+        aggregate.__dict__.update(thaw(snapshot.state), _pending_events=[])
+        return Loaded(aggregate, snapshot)
+
+
+def _last_commands(before: Sequence[bytes], events: Iterable[StoredEvent]) -> list[bytes]:
+    return list(dict.fromkeys([*before, *(command_of(e.id) for e in events)]))[-COMMANDS:]
+
+
+@cache
+def shape_of(cls: type[AnyAggregate]) -> str:
+    """What a snapshot of this class depends on: a digest of its functions' code, its events' fields, `class_version`.
+
+    Functions outside of the class are not looked at: when one changes that decides on state, raise the class attribute
+    `class_version`. Another Python version compiles to other code, and so has other shapes.
+    """
+    digest = blake2b(digest_size=8)
+    for part in _parts(cls):
+        digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _parts(cls: type[AnyAggregate]) -> Iterator[Any]:
+    yield sys.version_info[:2], getattr(cls, "class_version", 1)
+    for name, event in sorted(event_types(cls).items()):
+        yield name, event.kind, {field: str(annotation) for field, annotation in event.fields.items()}
+        yield from _functions(event.cls)
+    for parent in cls.__mro__:
+        if parent.__module__.partition(".")[0] not in ("eventsourcing", "evsync", "builtins", "typing"):
+            yield from _functions(parent)
+
+
+def _functions(cls: type[Any]) -> Iterator[Any]:
+    for name, value in vars(cls).items():
+        # A function as it is, under @event, @property, @property with @event on its setter, @staticmethod, …
+        candidates = [value, *(getattr(value, inner, None) for inner in ("fget", "fset", "__func__"))]
+        for found in [getattr(c, "decorated_func", c) for c in candidates]:
+            if isinstance(found, FunctionType):
+                yield name, _code(found.__code__), _constants(found.__defaults__ or ())
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    return code.co_code, code.co_names, code.co_varnames, _constants(code.co_consts)
+
+
+def _constants(values: Iterable[Any]) -> list[Any]:
+    """Written the same in every process: the order of a set is not, nor is the address of an object."""
+    return [
+        _code(v) if isinstance(v, CodeType)
+        else sorted(map(repr, v)) if isinstance(v, frozenset)
+        else repr(v) if isinstance(v, _NAMED_ALIKE)
+        else type(v).__qualname__
+        for v in values
+    ]  # fmt: skip
