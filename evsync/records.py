@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from os import urandom
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -165,8 +166,8 @@ class LogIdentity:
 
 
 def new_command() -> bytes:
-    """A fresh command id: 112 random bits (a UUID of version 4), and two zero bytes for the event's index."""
-    return uuid4().bytes[:14] + b"\0\0"
+    """A fresh command id: 112 random bits, and two zero bytes for the event's index."""
+    return urandom(14) + b"\0\0"
 
 
 def new_incarnation() -> str:

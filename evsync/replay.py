@@ -32,7 +32,7 @@ def fold(
     for e in events:
         coding = codings.get(e.type)
         if coding is None:
-            coding = codings[e.type] = codec.coding_of(e.type)
+            coding = codings[e.type] = codec.coding_for(e)
         version += 1
         if e.version != version:
             raise DecodingError(

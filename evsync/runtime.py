@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -216,6 +217,9 @@ class Runtime:
         """Run until SIGTERM or SIGINT. Raises what stopped a part before that."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        # Threads that write wait for the interpreter lock beside a busy event loop, 5 ms each time by default. This is
+        # the process's own loop, so it may say otherwise; a library inside somebody's web server may not.
+        sys.setswitchinterval(0.001)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:

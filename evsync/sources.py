@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
+from evsync.errors import OtherIncarnation, StoreUnavailable
 from evsync.ports import EventLog, LogReader, Store
 from evsync.records import StoredEvent
 from evsync.stores import open_store
 
+_LOOK_S = 0.01
+
 
 class StoreReader:
-    """A log read from the store that holds it. Implements LogReader."""
+    """A log read from the store that holds it, whichever is open at the time. Implements LogReader."""
 
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
+    def __init__(self, log: EventLog, log_now: Callable[[], EventLog | None]) -> None:
+        self._log_now = log_now
         self.log = log.identity.name
         self.incarnation: str | None = log.identity.incarnation
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
-        """See LogReader: the store's own order is the log's, there is nothing to verify."""
-        events = await self._log.read(after, limit)
-        if not events and timeout_s > 0 and await self._log.wait(after, timeout_s) > after:
-            events = await self._log.read(after, limit)
+        """See LogReader: the store's order is the log's. Raises OtherIncarnation for a log that has become shorter."""
+        if (log := self._log_now()) is None:
+            await asyncio.sleep(min(timeout_s, _LOOK_S))
+            return []
+        events = await log.read(after, limit)
+        if not events and timeout_s > 0:
+            head = await log.wait(after, timeout_s)
+            if head < after:
+                raise OtherIncarnation(
+                    f"log {self.log!r} ends at position {head}, and {after} was consumed: its store was put back to an "
+                    "older copy. Put the newer one back if there is one; else make the read models anew: delete their "
+                    "tables, with the rows in evsync_checkpoints and evsync_leases."
+                )
+            if head > after:
+                events = await log.read(after, limit)
         return events
 
     async def head(self) -> int | None:
-        """The head of the log."""
-        return await self._log.head()
+        """The head of the log; None while it is not open."""
+        log = self._log_now()
+        return None if log is None else await log.head()
 
     async def close(self) -> None:
         """Nothing: the store belongs to whoever opened it."""
 
 
 class ServiceSource:
-    """The logs of a service that is open in this process, or will be. Implements LogSource."""
+    """The logs of a service that is open in this process, or will be (again). Implements LogSource."""
 
     def __init__(self, service: str, store_of: Callable[[], Store | None]) -> None:
         self.service = service
@@ -43,8 +59,8 @@ class ServiceSource:
     async def readers(self) -> Sequence[LogReader]:
         """A reader of its log, as soon as it is open."""
         while (store := self._store_of()) is None:
-            await asyncio.sleep(0.01)
-        return [StoreReader(store)]
+            await asyncio.sleep(_LOOK_S)
+        return [StoreReader(store, self._store_of)]
 
 
 class StoreSource:
@@ -58,7 +74,12 @@ class StoreSource:
         """A reader of its log. Raises StoreError where there is no store of that service."""
         if self._store is None:
             self._store = await open_store(self._url, service=self.service, create=False)
-        return [StoreReader(self._store)]
+        return [StoreReader(self._store, lambda: self._store)]
+
+    async def check(self) -> None:
+        """Raise now what no waiting will mend: ConfigurationError for the URL, WrongStore. A store may come later."""
+        with contextlib.suppress(StoreUnavailable):
+            await self.readers()
 
     async def close(self) -> None:
         """Close the store that was opened for reading."""

@@ -14,7 +14,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from evsync.codec.values import pack
+from evsync.codec.values import pack, unpack
+from evsync.ports import LogReader
 from evsync.projections import Contract, Event, Projection, SqlModel, Tables
 from evsync.records import StoredEvent, event_id
 from evsync.sharding.slots import slot_of
@@ -108,7 +109,7 @@ class ListSource:
         self.append(event)
         return event
 
-    async def readers(self) -> Sequence[ListReader]:
+    async def readers(self) -> Sequence[LogReader]:
         """One reader."""
         return [ListReader(self)]
 
@@ -119,15 +120,10 @@ class ListReader:
     def __init__(self, source: ListSource) -> None:
         self._source = source
         self.log = f"{source.service}.main"
-        self.reads = 0
-
-    @property
-    def incarnation(self) -> str | None:
-        return self._source.incarnation
+        self.incarnation = source.incarnation
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
         source = self._source
-        self.reads += 1
         await asyncio.sleep(0)
         if source.failure is not None:
             raise source.failure
@@ -195,8 +191,6 @@ class Ledger:
 
 def fold_bank(events: Iterable[StoredEvent]) -> dict[str, list[tuple[Any, ...]]]:
     """What the ledger must hold after these events, worked out with dicts alone."""
-    from evsync.codec.values import unpack
-
     accounts: dict[str, dict[str, Any]] = {}
     daily: dict[int, int] = {}
     for e in events:

@@ -45,8 +45,8 @@ ACCOUNTS = (
     "x" * 512, "'; DROP TABLE accounts; --",
 )  # fmt: skip
 """Ids that somebody has to escape: in subjects, header lines, SQL or URLs."""
-WORKERS = 12
-PAUSE_S = 0.002
+WORKERS = 8
+PAUSE_S = 0.005
 """Between two saves of a worker: a load, not a race for the disk."""
 TRAIL = 1_000_003
 FAILING_TOKEN = "SPINE_FAILING_TOKEN"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from io import TextIOWrapper
 
 import typer
 
 from evsync.cli import nats, replay, run, status, stream, tail
+from evsync.cli.terminal import redacted
 
 app = typer.Typer(
     name="evsync",
@@ -28,4 +30,8 @@ def main() -> None:
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, TextIOWrapper):  # an encoding that lacks a character is no reason to fail
             output.reconfigure(errors="backslashreplace")
-    app(prog_name="evsync")
+    try:
+        app(prog_name="evsync")
+    except Exception:  # what evsync does not raise on purpose is shown as Python would, but for secrets
+        sys.stderr.write(redacted(traceback.format_exc()))
+        sys.exit(1)

@@ -18,7 +18,7 @@ from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.verification import StreamReport, check_stream
 from evsync.service import Service
 
-CONNECT_S = 5.0
+CONNECT_S = 3.0
 
 app = typer.Typer(
     name="stream", help="Check the stream that mirrors a service's log, or make it anew.", no_args_is_help=True

@@ -51,11 +51,11 @@ def wire_of(annotation: Any) -> Wire | None:
     def write(value: Any) -> Any:
         # `warnings="error"` refuses values of another type than announced; reading the result back at once refuses what
         # would be lost (a subclass, a validator that does not take its own output), while nothing is stored yet.
-        plain = _plain(adapter.dump_python(value, by_alias=False, round_trip=True, warnings="error"))
-        back = read(plain)
+        written = plain(adapter.dump_python(value, by_alias=False, round_trip=True, warnings="error"))
+        back = read(written)
         if back != value and repr(back) != repr(value):  # repr: a value that holds NaN is not equal to itself
             raise EncodingError(f"{value!r} would be read back as {back!r}")
-        return plain
+        return written
 
     return Wire(write, read)
 
@@ -83,13 +83,13 @@ def is_plain(annotation: Any) -> bool:
     return False
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Enum):
-        return _plain(value.value)
+        return plain(value.value)
     if isinstance(value, dict):
-        return {_plain(k): _plain(v) for k, v in value.items()}
+        return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (set, frozenset)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

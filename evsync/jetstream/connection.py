@@ -94,7 +94,8 @@ class Connection:
     async def ready(self, timeout_s: float) -> None:
         """Wait for a connection. Raises BrokerUnavailable, with the last problem, when the time has run out."""
         try:
-            await asyncio.wait_for(self._up.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not wait_for: in Python 3.11 it may swallow a cancellation
+                await self._up.wait()
         except TimeoutError:
             raise self._unavailable(f"no connection within {timeout_s:g} s") from None
 
@@ -145,7 +146,8 @@ class Connection:
         self.publish(_checked(subject), f"{self._replies}.{self._last_token}", block, payload)
         self._asked[token] = subject, answer
         try:
-            message = await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                message = await answer
         except TimeoutError as e:
             if isinstance(e, BrokerUnavailable):
                 raise

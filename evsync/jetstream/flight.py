@@ -27,8 +27,8 @@ class Flight:
     It has an inbox of its own, so that no acknowledgement of an earlier flight or connection is taken for one of its.
     """
 
-    def __init__(self, conn: Connection, form: MessageFormat, stream: str, after: int) -> None:
-        """`after` is the stream's last sequence, verified."""
+    def __init__(self, conn: Connection, form: MessageFormat, stream: str, *, after: int, epoch: int) -> None:
+        """`after` is the stream's last sequence, verified in this `epoch` of the connection."""
         self.confirmed = after
         """Every position up to this one is in the stream: acknowledged one by one, none left out."""
         self.sent = after
@@ -36,7 +36,7 @@ class Flight:
         self.fault: Fault | None = None
         self.disturbed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done as soon as there is a fault."""
-        self._conn, self._form, self._stream = conn, form, stream
+        self._conn, self._form, self._stream, self._epoch = conn, form, stream, epoch
         self._chunks: deque[tuple[int, int]] = deque()  # last position and size of each chunk in flight
         self._bytes = 0
         self._answers = 0
@@ -53,10 +53,13 @@ class Flight:
         self._subscription = conn.subscribe(inbox + ".*", self._answered)
 
     def send(self, events: Sequence[StoredEvent]) -> None:
-        """Publish events, the first of them at `sent` + 1.
+        """Publish events, the first of them at `sent` + 1; none, and a fault, in another epoch than the flight's.
 
         Raises EventTooLarge (those before it are sent), EncodingError, and BrokerUnavailable when not connected.
         """
+        if self._conn.epoch != self._epoch:
+            self.fail(Fault(Kind.AWAY, "there was another connection since the stream was verified"))
+            return
         publish, encode = self._conn.publish, self._form.encode
         head, tail, reply_head = self._headers_head, self._headers_tail, self._reply_head
         limit = self._conn.max_payload or 0

@@ -226,8 +226,6 @@ class _Pull:
         if reply:
             self.left -= 1
             consumer._arrived(subject, reply, headers, body)
-            if self.left <= 0:
-                consumer.refill()
         else:
             consumer._said(self, int(subject.rpartition(b".")[2]), *status_of(headers))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from evsync.errors import OtherIncarnation, StreamAhead
+from evsync.errors import OtherIncarnation, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
-from evsync.jetstream.verification import Progress, StreamReport, check_stream, holds_same
+from evsync.jetstream.verification import Progress, StreamReport, check_stream, holds_same, last_event
 from evsync.ports import EventLog
 
 _TICK_S = 0.05
@@ -27,9 +27,10 @@ async def rebuild_stream(
     The log is only read. Consumers of the stream wait meanwhile and resume at their checkpoints; a relay that runs, or
     has halted, goes on by itself. May be broken off and called again. `on_progress` is told of the events published.
 
-    Raises StreamAhead or OtherIncarnation, with nothing touched, when the stream may hold the only copy of events
-    (unless `allow_loss`): it reaches beyond the log, or belongs to another incarnation; ConfigurationError when a
-    stream that is not evsync's has the subjects; what `Connection.api` raises; and whatever halts a relay.
+    Raises StreamAhead, StreamDiverged or OtherIncarnation, with nothing touched, when the stream may hold the only copy
+    of events (unless `allow_loss`): it reaches beyond the log, has another history, or belongs to another incarnation;
+    ConfigurationError when a stream that is not evsync's has the subjects; what `Connection.api` raises; and whatever
+    halts a relay.
     """
     name, head = streams.stream_name(log.identity), await log.head()
     old = await streams.info(conn, name) or await streams.occupant(conn, log.identity)
@@ -67,11 +68,29 @@ async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState
             last=old.last,
             head=head,
         )
-    if old.name != name and not await holds_same(log, conn, old.name, old.last):
+    if old.name == name:
+        await _refuse_fork(log, conn, old)
+    elif not await holds_same(log, conn, old.name, old.last):
         raise OtherIncarnation(
             f"stream {old.name} belongs to another incarnation of {log.identity.name}, and its last event (position "
             f"{old.last}) is not in this log: its events would be gone. If another service runs under this name, give "
             "one of them another name; otherwise state that this loss is accepted",
             stream=old.name,
             last=old.last,
+        )
+
+
+async def _refuse_fork(log: EventLog, conn: Connection, old: streams.StreamState) -> None:
+    """Raise if the last event in the stream is another than the log's at that position: two histories.
+
+    Histories only grow, so one event tells. Messages of strangers behind it are no reason: they are to go.
+    """
+    found = await last_event(log, conn, old.name, old.first, old.last)
+    if found is not None and (await log.read(found.position - 1, 1))[:1] != [found]:
+        raise StreamDiverged(
+            f"position {found.position} of stream {old.name} holds another event ({found.type} {found.id.hex()}) than "
+            f"the log of {log.identity.name}: the store was put back to an earlier state and written since, and the "
+            "events that it has forgotten would be gone. Put the newer store back, or state that this loss is accepted",
+            stream=old.name,
+            position=found.position,
         )

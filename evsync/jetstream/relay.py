@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from evsync.errors import (
-    BrokerError,
     EvsyncError,
     OtherIncarnation,
     RelayError,
@@ -120,6 +119,8 @@ class Relay:
         self._form = MessageFormat(log.identity.name)
         self._stream = streams.stream_name(log.identity)
         self._seen: StreamState | None = None  # the stream at the last SYNC
+        self._known: tuple[object, ...] = ()  # its fingerprint then
+        self._epoch = 0  # of the connection then
         self._last = 0  # the stream's last sequence, as far as we know
         self._verified = 0  # the same, where compared with the log or acknowledged; 0 for never
         self._head = 0
@@ -156,6 +157,7 @@ class Relay:
             RelayState.PROBE: self._probe,
             RelayState.PUMP: self._pump,
         }
+        self.halted = None
         scrub = asyncio.create_task(self._scrub_now_and_then())
         try:
             with self._hooks():
@@ -178,10 +180,13 @@ class Relay:
 
     async def _sync(self) -> RelayState:
         """Make certain of the stream: after this, its last sequence is the checkpoint."""
+        await self._conn.ready(self._policy.ack_timeout_s)
+        self._epoch = self._conn.epoch
+        # Before anything is judged: if it is condemned, whatever changed since then is a reason to look again.
+        self._known = await streams.fingerprint(self._conn, self._log.identity)
         if self._found is not None:
             found, self._found = self._found, None
             raise found
-        await self._conn.ready(self._policy.ack_timeout_s)
         stream = await self._ensure()
         # Asked after the stream: every event in it was in the log before.
         self._head = await self._log.head()
@@ -197,6 +202,7 @@ class Relay:
             start = min(start, self._verified)
         await verify(self._log, self._conn, max(start, stream.first), stream.last)
         self._verified = stream.last
+        self._known = await streams.fingerprint(self._conn, self._log.identity)
         if stream.last >= self._head:
             self._reason = ""
         lost_race, self._lost_race = self._lost_race, False
@@ -204,6 +210,7 @@ class Relay:
 
     async def _standby(self) -> RelayState:
         """Watch the relay that was first. It is gone when the stream stands still while the log is longer."""
+        self._reason = "another relay publishes this log"
         loop = asyncio.get_running_loop()
         still_since: float | None = None
         while True:
@@ -223,7 +230,7 @@ class Relay:
 
     async def _probe(self) -> RelayState:
         """Publish one event, and believe only its acknowledgement."""
-        flight = self._flight = Flight(self._conn, self._form, self._stream, self._last)
+        flight = self._flight = Flight(self._conn, self._form, self._stream, after=self._last, epoch=self._epoch)
         due = self._last + 1
         while flight.fault is None:
             events = await self._log.read(due - 1, 1)
@@ -244,7 +251,8 @@ class Relay:
         while flight.fault is None:
             events = await self._log.read(flight.sent, policy.window)
             if events:
-                self._head = max(self._head, events[-1].position)
+                behind = len(events) >= policy.window
+                self._head = await self._log.head() if behind else max(self._head, events[-1].position)
             elif not await self._idle(flight):
                 break
             for chunk in _chunks(events, policy):
@@ -265,6 +273,8 @@ class Relay:
         finally:
             waiting.cancel()
             await asyncio.wait((waiting,))
+            if not waiting.cancelled():
+                waiting.exception()  # seen; where it counts it was raised above
         if flight.fault is not None or self._head > flight.sent:
             return True
         if flight.sent > flight.confirmed:
@@ -310,28 +320,28 @@ class Relay:
     async def _back_off(self, error: Exception) -> None:
         """Wait for what passes by itself: longer each time, but not beyond the next connection."""
         self._explain(error, logging.WARNING)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._nudge.wait(), self._wait_s)
-        self._nudge.clear()
+        await self._nudged(self._wait_s)
         self._wait_s = min(self._wait_s * 2, self._policy.longest_wait_s)
         with contextlib.suppress(EvsyncError):  # the store may be what is away
             self._head = await self._log.head()
+
+    async def _nudged(self, timeout_s: float) -> None:
+        """Wait for a connection or `resume()`, or until the time has run out."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._nudge.wait()
+        self._nudge.clear()
 
     async def _halt(self, error: Exception) -> None:
         """Stand still until `resume()`, or until something about the stream was changed."""
         self._enter(RelayState.HALTED)
         self._explain(error, logging.ERROR)
         self.halted, self._resumed = error, False
-        before: tuple[object, ...] | None = None
-        with contextlib.suppress(BrokerError):
-            before = await streams.fingerprint(self._conn, self._log.identity)
         while not self._resumed:
-            self._nudge.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudge.wait(), self._policy.look_s)
+            await self._nudged(self._policy.look_s)
             with contextlib.suppress(EvsyncError):
                 self._head = await self._log.head()
-                if await streams.fingerprint(self._conn, self._log.identity) != before:
+                if await streams.fingerprint(self._conn, self._log.identity) != self._known:
                     break
         log.info("the relay of %s goes on", self._stream)
         self.halted, self._verified, self._seen, self._doubt = None, 0, None, Doubt()

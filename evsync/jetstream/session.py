@@ -32,8 +32,8 @@ class Session(Client):
     server. A new Session per connection has none of that, and everything of the old one ends with it. `lost` is done,
     with the reason, when the connection is.
 
-    The private names used (`_ps`, `_transport`, `_process_op_err`, `_process_info`, `_reading_task`) are those of
-    nats-py 2.16; tests/integration/test_connection.py fails if another version moves them.
+    The private names used (`_ps`, `_transport`, `_reading_task`, `_flush_queue`, `_process_op_err`, `_process_info`)
+    are those of nats-py 2.16; tests/integration/test_connection.py fails if another version moves them.
     """
 
     def __init__(self, handlers: Mapping[bytes, Handler], violated: Callable[[str], None]) -> None:
@@ -96,7 +96,8 @@ class Session(Client):
         if self._flush_queue is None:  # connect() failed before it had anything to close
             return
         try:
-            await asyncio.wait_for(self.close(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self.close()
         except (OSError, Error, TimeoutError) as e:
             log.debug("closing the connection to NATS: %r", e)
         finally:

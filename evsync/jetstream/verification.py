@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,27 @@ async def holds_same(log: EventLog, conn: Connection, name: str, last: int) -> b
     message = (await read_back(conn, name, last, last))[0]
     events = await _events(log, last, last)
     return message is not None and _difference(name, MessageFormat(log.identity.name), last, message, *events) is None
+
+
+async def last_event(log: EventLog, conn: Connection, name: str, first: int, last: int) -> StoredEvent | None:
+    """The last event of this log between two sequences of a stream that stands at its own position.
+
+    What cannot be read there, and what others published, is passed over.
+    """
+    form = MessageFormat(log.identity.name)
+    while last >= first:
+        start = max(last - BATCH + 1, first)
+        found: list[Message | None] = []
+        while start + len(found) <= last:
+            found += await read_back(conn, name, start + len(found), last)
+        for n in range(last, start - 1, -1):
+            message = found[n - start]
+            with contextlib.suppress(DecodingError):
+                event = message and form.decode(message.subject.decode("latin-1"), message.headers, message.body)
+                if event is not None and event.position == n:
+                    return event
+        last = start - 1
+    return None
 
 
 async def compare(

@@ -1,4 +1,4 @@
-"""Why a follower halted, as a note that other processes can read."""
+"""Why a follower halted: as an error, and as a note that other processes can read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from typing import Any
 
 from evsync import errors
 from evsync.errors import EvsyncError, Halted
+from evsync.records import StoredEvent
+
+
+def halted_at(event: StoredEvent, *, follower: str, log: str, reason: str, cause: BaseException | None) -> Halted:
+    """What a follower is halted by when this event could not be applied."""
+    halted = Halted(
+        follower=follower,
+        log=log,
+        position=event.position,
+        event_type=event.type,
+        stream=event.stream,
+        version=event.version,
+        reason=reason,
+    )
+    halted.__cause__ = cause
+    return halted
 
 
 def write_note(error: EvsyncError) -> str:

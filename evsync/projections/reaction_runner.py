@@ -12,13 +12,14 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from evsync.codec.values import unpack
-from evsync.errors import Conflict, DecodingError, EvsyncError, Halted, OutcomeUnknown, StoreFull, StoreUnavailable
+from evsync.errors import Conflict, DecodingError, EvsyncError, OutcomeUnknown, StoreFull, StoreUnavailable
 from evsync.ports import LogSource
 from evsync.projections.answered_log import AnsweredLog, ReadCheckpoints
 from evsync.projections.batch import check_batch
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.feed import FATAL, connect
+from evsync.projections.halt import halted_at
 from evsync.projections.heads import Heads
 from evsync.projections.pause import pause_s
 from evsync.projections.reaction import Reaction
@@ -322,16 +323,7 @@ class ReactionRunner:
         log.failed(f"{event.type} at position {event.position}: {reason}")
         if log.attempts <= self.reaction.retries:
             return
-        halted = Halted(
-            follower=self.reaction.name,
-            log=log.name,
-            position=event.position,
-            event_type=event.type,
-            stream=event.stream,
-            version=event.version,
-            reason=reason,
-        )
-        halted.__cause__ = error
+        halted = halted_at(event, follower=self.reaction.name, log=log.name, reason=reason, cause=error)
         await self._store(log)  # so that the events before it are not handled again
         self._halt(log, halted)
         raise _Stop from error

@@ -38,7 +38,7 @@ class Claim:
     version: int
     groups: int
     owner: str
-    """Unique to one runner, so that a lease is known to be one's own."""
+    """Host, process and something unique to one runner: a lease is known to be one's own, and a person can find it."""
     lease_s: float
 
 

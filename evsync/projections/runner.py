@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from evsync.errors import ConfigurationError, EvsyncError, Halted, StoreUnavailable
+from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
 from evsync.ports import LogSource
 from evsync.projections.batch import apply_batch, check_batch
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.feed import FATAL, connect
 from evsync.projections.followed_log import FollowedLog
-from evsync.projections.halt import write_note
+from evsync.projections.halt import halted_at, write_note
 from evsync.projections.heads import Heads
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
@@ -34,7 +36,8 @@ from evsync.records import Checkpoint, Position, StoredEvent
 
 logger = logging.getLogger("evsync")
 
-BATCH = 1_000
+BATCH = 2_000
+"""Twice the events take no more statements; measured, that is worth 5 to 10 %. More only makes others wait longer."""
 LEASE_S = 3.0
 IDLE_S = 5.0
 """How long one call of a log's reader waits for events; only how often an idle log is asked again depends on it."""
@@ -62,7 +65,8 @@ class ProjectionRunner:
         self.projection = projection
         self.halted: EvsyncError | None = None
         """What stopped the projection for good: Halted, or the error of a log that a person must mend."""
-        self._claim = Claim(projection.name, projection.version, projection.groups, uuid4().hex, lease_s)
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex}"
+        self._claim = Claim(projection.name, projection.version, projection.groups, owner, lease_s)
         self._session = projection.model.open(self._claim, database)
         self._sources, self._batch = tuple(sources), batch
         self._logs: dict[str, FollowedLog] = {}
@@ -150,8 +154,7 @@ class ProjectionRunner:
         """
         self._visibility.heir = True
         try:
-            while self.halted is None:
-                await self._stand_by()
+            while self.halted is None and await self._stand_by():
                 try:
                     await asyncio.create_task(self._work())
                 except* _Stop:
@@ -160,6 +163,7 @@ class ProjectionRunner:
                     # A group whose tasks fail while it is being cancelled tells of the failures alone. It has a task of
                     # its own because it would also leave cancellations behind in the one that waits for it.
                     raise asyncio.CancelledError
+            assert self.halted is not None
             raise self.halted.with_traceback(None)
         finally:
             self._visibility.heir = False
@@ -205,7 +209,8 @@ class ProjectionRunner:
 
     # ---- taking and giving back
 
-    async def _stand_by(self) -> None:
+    async def _stand_by(self) -> bool:
+        """Return once the groups are taken; False if the projection had to halt instead."""
         failures = 0
         while True:
             try:
@@ -213,7 +218,10 @@ class ProjectionRunner:
                     await self._session.prepare()
                 seen = await self._session.observe()
                 if not seen.held and await self._take():
-                    return
+                    return True
+            except FATAL as e:
+                await self._halt(None, e)
+                return False
             except DatabaseAway as e:
                 failures += 1
                 self._reason = str(e)
@@ -338,7 +346,9 @@ class ProjectionRunner:
             else:
                 return True
         if log.attempts > self.projection.retries:
-            await self._halt(log, self._halted_by(log, problem))
+            name, cause = self.projection.name, problem.__cause__
+            error = halted_at(problem.event, follower=name, log=log.name, reason=problem.reason, cause=cause)
+            await self._halt(log, error)
             raise _Stop from problem
         return False
 
@@ -379,20 +389,6 @@ class ProjectionRunner:
             log.reason = str(error)
         await self._let_go()
         self._visibility.halted(error)
-
-    def _halted_by(self, log: FollowedLog, problem: CannotApply) -> Halted:
-        event = problem.event
-        halted = Halted(
-            follower=self.projection.name,
-            log=log.name,
-            position=event.position,
-            event_type=event.type,
-            stream=event.stream,
-            version=event.version,
-            reason=problem.reason,
-        )
-        halted.__cause__ = problem.__cause__
-        return halted
 
     async def _positions(self) -> dict[str, int]:
         if self._holding is not None:

@@ -88,15 +88,18 @@ class Visibility:
         try:
             async with asyncio.timeout(timeout_s):
                 await waiter.done
+        except NotVisible:  # a TimeoutError too, but not that of the line above
+            raise
         except TimeoutError:
             raise self._not_visible(position, timeout_s) from None
         finally:
             waiters.remove(waiter)
 
     def close(self) -> None:
-        """Stop looking. Whoever still waits does so until the time has run out."""
+        """Stop looking. Whoever still waits is told."""
         if self._looking is not None:
             self._looking.cancel()
+        self._fail(NotVisible(f"projection {self._projection!r} was closed while somebody waited for it"))
 
     def _settle(self, waiter: _Waiter) -> bool:
         """Answer a waiter if there is an answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from evsync.stores import postgres_schema as tables
 from evsync.stores.plan import CheckpointKey, Plan, key_of, plan, streams_of
 from evsync.stores.postgres_connections import Connections, settings_of, words
 from evsync.stores.tail import Tail
+
+logger = logging.getLogger("evsync.stores")
 
 _MASK = 2**64 - 1
 _MANY = 2**63 - 1
@@ -196,28 +199,24 @@ class PostgresStore:
         return self._tail.head if self._tail.head > after else await self.head()
 
     async def _watch(self) -> None:
-        """Tell the tail what others append, while anybody waits for it.
+        """Tell the tail what others append, from the first call of `wait` until the store is closed.
 
         A notification is a hint that saves time. That it may be missed (a listener that was killed, a failover) costs
         no more than the poll's interval.
         """
-        try:
-            while self._tail.awaited:
-                with contextlib.suppress(psycopg.Error, StoreUnavailable):
-                    async with self._database.connection() as c:
-                        await c.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
-                        self._tail.moved(await self.head())
-                        while self._tail.awaited:
-                            async for notice in c.notifies(timeout=self._poll_s, stop_after=1):
-                                self._tail.moved(int(notice.payload))
+        listen = sql.SQL("LISTEN {}").format(sql.Identifier(self._channel))
+        while True:
+            try:
+                async with self._database.connection() as c:
+                    await c.execute(listen)
+                    while True:
+                        if self._tail.awaited:
                             self._tail.moved(await self.head())
-                        await c.execute("UNLISTEN *")
-                        return
+                        async for notice in c.notifies(timeout=self._poll_s, stop_after=1):
+                            self._tail.moved(int(notice.payload))
+            except (psycopg.Error, StoreError) as e:
+                logger.warning("cannot listen to %s for a moment: %s", self._database.where, words(e))
                 await asyncio.sleep(self._poll_s)
-                with contextlib.suppress(StoreUnavailable):
-                    self._tail.moved(await self.head())
-        except StoreError as e:
-            self._tail.failed(e)
 
     # ---- reading
 
@@ -285,6 +284,8 @@ class PostgresStore:
     async def _failed(self, c: AsyncConnection[Any], e: psycopg.Error) -> EvsyncError:
         """What an error of an append means, which depends on whether the server itself has said that it failed."""
         state = e.sqlstate or ""
+        if isinstance(e, psycopg.DataError) and not state:
+            return EncodingError(f"{self._database.where} cannot hold this: {words(e)}; nothing was sent")
         if c.closed or not state or state.startswith(_GOING_DOWN):
             self._writer = None
             with contextlib.suppress(psycopg.Error):

@@ -30,6 +30,7 @@ def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         schema = options.pop("schema", service if shard == "main" else f"{service}_{shard}")
+        _ = parts.port  # raises for one that is no number
         settings = conninfo_to_dict(urlunsplit(parts._replace(query=urlencode(options))))
     except (psycopg.ProgrammingError, ValueError) as e:
         raise ConfigurationError(

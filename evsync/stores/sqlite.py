@@ -57,7 +57,7 @@ _VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
 _CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
 
 _stored_event = partial(tuple.__new__, StoredEvent)
-"""`StoredEvent._make` without its check of the length, in less than half its time."""
+"""`StoredEvent._make` without its check of the length, in three quarters of its time."""
 
 
 class SqliteStore:
@@ -178,7 +178,7 @@ class SqliteStore:
         """Keep it in place of an older one, or one of another shape. Waits in line with appends."""
         self._check_open()
         try:
-            await self._writer.run(lambda c: c.execute(_PUT_SNAPSHOT, snapshot) and None)
+            await self._writer.run(partial(self._keep, snapshot))
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
 
@@ -299,6 +299,9 @@ class SqliteStore:
                 _store_checkpoint(c, follower, checkpoint)
             self._commit(c)
         return _Written(planned.outcomes, planned.head)  # a transaction that wrote nothing is rolled back behind us
+
+    def _keep(self, snapshot: Snapshot, c: sqlite3.Connection) -> None:
+        schema.patiently(lambda: c.execute(_PUT_SNAPSHOT, snapshot), self._patience_s)
 
     def _commit(self, c: sqlite3.Connection) -> None:
         try:

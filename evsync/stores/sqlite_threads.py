@@ -7,6 +7,7 @@ them, and takes half as long again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -99,10 +100,8 @@ def _rolled_back(connection: sqlite3.Connection) -> sqlite3.Connection | None:
 
 
 def _tell(future: asyncio.Future[Any], callback: Callable[..., None], *args: Any) -> None:
-    try:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
         future.get_loop().call_soon_threadsafe(callback, *args)
-    except RuntimeError:
-        """The loop is closed: nobody is left to hear of it."""
 
 
 def _settle(job: _Job, result: Any, error: BaseException | None) -> None:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from evsync.codec.fields import plain
 from evsync.codec.values import pack
 from evsync.errors import ConfigurationError
 from evsync.ports import LogReader, LogSource, Store
@@ -70,7 +71,7 @@ class World:
         if "*" in type:
             raise ConfigurationError(f"{type!r} is no event type: say which with emit(…, type='users.User.Registered')")
         version = len(await store.read_stream(stream_id))
-        event = NewEvent(type, to_time_us(datetime.now(UTC)), pack(fact.model_dump()), encode_meta(tags))
+        event = NewEvent(type, to_time_us(datetime.now(UTC)), pack(plain(fact.model_dump())), encode_meta(tags))
         commit = Commit(new_command(), [Append(stream_id, slot_of(stream_id), version, [event])])
         [outcome] = await store.append([commit])
         if not isinstance(outcome, int):

@@ -58,7 +58,7 @@ class Terminal:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVSYNC_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
         self._environment = kept | {
-            "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1",
+            "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb",
         }  # fmt: skip
 

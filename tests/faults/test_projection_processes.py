@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from evsync.projections.batch import digest_of
 from tests.projection_logs import Ledger, bank_events, fold_bank
 
-EVENTS, SEED, GROUPS = 8_000, 20_260_101, 16
+EVENTS, SEED, GROUPS = 6_000, 20_260_101, 16
 LOG = bank_events(EVENTS, SEED)
 ROOT = Path(__file__).parents[2]
 

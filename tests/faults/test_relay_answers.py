@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evsync.errors import LawBroken, RelayError, StreamInconsistent
+from evsync.errors import LawBroken, RelayError, StreamDiverged, StreamInconsistent
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.frames import header_block
@@ -171,6 +171,25 @@ async def test_the_last_acknowledgement_of_an_idle_log_may_be_lost(tmp_path: Pat
         await save(log, 1)
         await caught_up(relay, 6)
         assert len(stream.stored) == 6
+
+
+async def test_a_foreign_message_is_found_although_the_refusal_got_lost(tmp_path: Path) -> None:
+    """It took the place of event 40, nobody said so, and event 41 was acknowledged: that proves nothing about 40."""
+    log = new_log()
+    await save(log, 300)
+    async with stand_in(tmp_path, log.identity) as (conn, stream), relaying(log, conn, window=8) as relay:
+
+        def intrude(n: int, answer: dict[str, Any]) -> bytes | None:
+            if n != 40:
+                return true(answer)
+            stream.stored[39] = (stream.stored[39][0], b"NATS/1.0\r\n\r\n", b"boo")
+            return None
+
+        stream.twist = intrude
+        error = await halted(relay)
+        assert isinstance(error, StreamDiverged)
+        assert error.values["position"] == 40
+        assert len(stream.stored) < 60
 
 
 async def test_a_server_that_contradicts_itself_halts_the_relay(tmp_path: Path) -> None:

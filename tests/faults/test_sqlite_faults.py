@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from asyncio.subprocess import PIPE
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,14 @@ async def test_another_process_that_holds_the_file_is_waited_for(tmp_path: Path)
 
 
 async def test_a_cancelled_append_that_had_not_begun_is_taken_back(tmp_path: Path) -> None:
-    """One that waits for the lock is carried out, one that waits behind it is not; who waits for the log hears of it."""
+    """One that waits for the lock is carried out, and wakes those who wait; one that waits behind it is not."""
     store = await opened(tmp_path / "events.db", poll_s=3600)
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     waiting = asyncio.ensure_future(store.wait(0, 3600))
     begun = asyncio.ensure_future(store.append([one("begun", 0, 2)]))
-    while not store._writer._jobs.empty() or begun.done():  # until the thread has taken it
+    await asyncio.sleep(0)
+    while not store._writer._jobs.empty():  # until the thread has taken it
         await asyncio.sleep(0)
     behind = asyncio.ensure_future(store.append([one("behind")]))
     await asyncio.sleep(0)
@@ -171,6 +173,19 @@ async def test_a_full_disk_loses_nothing_and_passes(tmp_path: Path) -> None:
     assert await store.append([one("ada", stored, [big, big])]) == [stored + 2]
     check_log(await whole_log(store))
     await store.close()
+
+
+async def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
+    """The connection that writes fsyncs the write-ahead log at each commit (2 is FULL: https://sqlite.org/pragma.html)."""
+    store = await opened(tmp_path / "events.db")
+    for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
+        statement = f"PRAGMA {pragma}"
+        assert await store._writer.run(partial(_value_of, statement)) == value
+    await store.close()
+
+
+def _value_of(statement: str, connection: sqlite3.Connection) -> Any:
+    return connection.execute(statement).fetchone()[0]
 
 
 FAIL_IN_COMMIT = """

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
 from pathlib import Path
 
+import nats.aio.client
 import pytest
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
 from evsync.jetstream import session
@@ -186,11 +190,15 @@ async def test_a_dead_peer_is_noticed_and_let_go(nats_server: EmbeddedServer, mo
     monkeypatch.setattr(session, "PING_INTERVAL_S", 0.1)
     async with connected(nats_server.url) as conn:
         received = collect(conn, "a")
+        assert conn._session is not None
+        transport = conn._session._transport._io_writer.transport  # type: ignore[union-attr]
         os.kill(nats_server.pid, signal.SIGSTOP)
         try:
             for _ in range(30):
                 conn.publish("b", "", b"", bytes(1_000_000))
+            await eventually(lambda: transport.get_write_buffer_size() > 1_000_000, "megabytes unsent")
             await eventually(lambda: not conn.connected, "the dead peer noticed")
+            await eventually(lambda: transport.get_write_buffer_size() == 0, "its socket let go")
         finally:
             os.kill(nats_server.pid, signal.SIGCONT)
         await conn.ready(10)
@@ -231,6 +239,18 @@ async def test_closing_leaves_no_task_behind(nats_server: EmbeddedServer, tmp_pa
         await conn.close()
         assert not conn.connected
     await eventually(lambda: asyncio.all_tasks() == before, "no task left")
+
+
+def test_the_private_names_of_nats_py_that_are_used_are_there() -> None:
+    """A version that moves them must not be used: what they do would silently not happen."""
+    client = Client()
+    for name in ("_ps", "_transport", "_reading_task", "_flush_queue"):
+        assert name in vars(client)
+    for name in ("_process_op_err", "_process_info", "connect", "close", "max_payload", "discovered_servers"):
+        assert hasattr(Client, name)
+    assert "_io_writer" in inspect.getsource(TcpTransport)
+    source = inspect.getsource(nats.aio.client)
+    assert source.count("self._ps.") == source.count("self._ps.parse(") + source.count("self._ps.reset(")
 
 
 def test_the_status_of_a_message_is_read_from_its_headers() -> None:

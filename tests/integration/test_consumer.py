@@ -143,6 +143,22 @@ async def test_a_slow_reader_holds_no_more_than_three_batches(nats_server: Embed
             assert first + await read_on(reader, 1, 2000) == await everything(log)
 
 
+async def test_a_slow_reader_holds_no_more_than_three_batches_of_bytes(nats_server: EmbeddedServer) -> None:
+    """Few large events fill the memory as well as many small ones."""
+    log = new_log()
+    for _ in range(100):
+        await save(log, 1, size=400_000)
+    policy = ReaderPolicy(pulls=PullPolicy(batch_bytes=1, heartbeat_s=0.1, expires_s=0.5))  # max_payload, then: 1 MiB
+    async with connected(nats_server.url) as conn, relaying(log, conn) as relay:
+        await caught_up(relay, 100)
+        async with reading(conn, log.identity, policy) as reader:
+            assert len(await reader.read(0, 1, 5)) == 1
+            [name] = await consumers(conn, log.identity)
+            await asyncio.sleep(0.7)  # longer than a pull lasts
+            stream = f"evsync_users_main_{log.identity.incarnation}"
+            assert (await conn.api(f"CONSUMER.INFO.{stream}.{name}"))["delivered"]["stream_seq"] <= 1 + 3 * 3
+
+
 async def test_large_events_are_bounded_by_their_bytes(nats_server: EmbeddedServer) -> None:
     """A pull asks for so many bytes at most; an event that is larger than that comes all the same."""
     log = new_log()

@@ -98,10 +98,11 @@ def runner_of(reaction: Reaction, store: AnswerStore, source: ListSource, **opti
 
 @asynccontextmanager
 async def running(runner: ReactionRunner) -> AsyncIterator[asyncio.Task[None]]:
-    """The runner at work, until the block ends."""
+    """The runner at work, until the block ends, which must be soon."""
     task = asyncio.create_task(runner.run())
     try:
-        yield task
+        async with asyncio.timeout(30):
+            yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -204,20 +205,20 @@ class TestFailures:
 
     async def test_a_handler_that_keeps_failing_halts_and_what_came_before_is_not_handled_again(self) -> None:
         """The error names the event; a mended handler goes on there."""
-        source, store, seen = bank(4), AnswerStore(), list[int]()
+        source, store, seen = bank(5), AnswerStore(), list[int]()
         source.add(PAID, "a", amount=-1)
         reaction = answering(seen, retries=2, evens_only=True)
         runner = runner_of(reaction, store, source)
         async with running(runner) as task:
-            with pytest.raises(Halted, match=r"'thanks' halted at position 5 of log 'bank.main'.*ValueError: no money"):
+            with pytest.raises(Halted, match=r"'thanks' halted at position 6 of log 'bank.main'.*ValueError: no money"):
                 await task
             assert (await runner.status()).state == "halted"
-        assert seen == [1, 2, 3, 4, 5, 5, 5]
+        assert seen == [1, 2, 3, 4, 5, 6, 6, 6]
         assert store.answers == [2, 4]
-        source.events[4] = source.events[0]._replace(position=5)
+        source.events[5] = source.events[0]._replace(position=6)
         async with running(runner_of(answering(seen), store, source)):
-            await until(store.at(5))
-        assert seen[7:] == [5]
+            await until(store.at(6))
+        assert seen[8:] == [6]
 
     async def test_an_event_that_does_not_meet_its_contract_halts(self) -> None:
         """As for projections."""

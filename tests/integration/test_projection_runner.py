@@ -55,11 +55,12 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10)
 
 @asynccontextmanager
 async def running(runner: ProjectionRunner) -> AsyncIterator[asyncio.Task[None]]:
-    """The runner at work, until the block ends."""
+    """The runner at work, until the block ends, which must be soon."""
     await runner.open()
     task = asyncio.create_task(runner.run())
     try:
-        yield task
+        async with asyncio.timeout(30):
+            yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -197,6 +198,24 @@ class TestHalting:
         assert (error.position, error.stream, error.version) == (17, "a1", 2)
         assert "CHECK constraint failed" in error.reason
         assert await views.read(ledger.rows) == fold_bank(source.events[:10])
+
+    async def test_a_statement_of_ones_own_does_not_take_the_blame_for_what_was_gathered_before(
+        self, views: ViewsDatabase
+    ) -> None:
+        """execute() writes what earlier events have gathered; the culprit is the event that asked for it."""
+        ledger = Ledger(retries=0)
+        ledger.accounts.append_constraint(sa.CheckConstraint("balance < 1000"))
+
+        def opened(e: Event[Opened], db: Tables) -> None:
+            db.execute(sa.update(ledger.accounts).values(owner=e.data.owner))
+
+        ledger.projection = Projection("ledger", model=SqlModel(ledger.metadata), retries=0)
+        ledger.projection.on(Paid)(ledger.paid)
+        ledger.projection.on(Opened)(opened)
+        source = ListSource("bank", [stored(1, PAID, "a", 1, amount=1), stored(2, PAID, "a", 2, amount=999)])
+        source.add("bank.Account.Opened", "b", owner="Bob")
+        error = await self.halted(views, ledger, source)
+        assert (error.position, error.event_type) == (2, PAID)
 
     async def test_a_batch_that_only_fails_in_bulk_is_applied_event_by_event(self, views: ViewsDatabase) -> None:
         """Gathering is an optimization: where it trips over a constraint that single events do not, it is left out."""
@@ -491,6 +510,7 @@ class TestWorkers:
         assert await slow.step(limit=30)
         assert (await slow.status()).state == "standby"
         assert not await slow.step(limit=30)
+        assert (await slow.status()).state == "standby"
         assert await views.read(ledger.rows) == before == fold_bank(source.events)
         await asyncio.gather(slow.close(), quick.close())
 

@@ -8,10 +8,13 @@ import pytest
 
 from evsync.errors import StreamGone
 from evsync.jetstream import streams
-from evsync.jetstream.relay import RelayState
+from evsync.jetstream.faults import Kind
+from evsync.jetstream.flight import Flight
+from evsync.jetstream.messages import MessageFormat
+from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.verification import check_stream
-from tests.relaying import assert_mirrored, caught_up, connected, eventually, new_log, relaying, save
+from tests.relaying import assert_mirrored, caught_up, connected, eventually, halted, new_log, relaying, save
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +90,48 @@ async def test_a_cancelled_relay_leaves_nothing_behind(nats_server: EmbeddedServ
             await caught_up(relay, 100)
         assert len(conn._handlers) == subscriptions
         assert asyncio.all_tasks() == tasks
+
+
+async def test_a_flight_ends_with_its_connection(nats_server: EmbeddedServer) -> None:
+    """What was verified over one connection is not relied on over the next."""
+    log = new_log()
+    await save(log, 3)
+    async with connected(nats_server.url) as conn:
+        state = await streams.ensure(conn, log.identity)
+        flight = Flight(conn, MessageFormat("users.main"), state.name, after=0, epoch=conn.epoch - 1)
+        flight.send(await log.read(0, 3))
+        assert flight.fault is not None
+        assert flight.fault.kind is Kind.AWAY
+        assert flight.sent == 0
+        flight.close()
+
+
+async def test_a_halted_relay_may_be_started_again(nats_server: EmbeddedServer) -> None:
+    """Cancelled and run anew, it looks at the stream again; its error is gone with what caused it."""
+    log = new_log()
+    await save(log, 3)
+    async with connected(nats_server.url) as conn:
+        await conn.api("STREAM.CREATE.greedy", {"name": "greedy", "subjects": ["evsync.>"]})
+        relay = Relay(log, conn, RelayPolicy(look_s=3600))
+        for mended in (False, True):
+            if mended:
+                await streams.delete(conn, "greedy")
+            task = asyncio.create_task(relay.run())
+            if mended:
+                await caught_up(relay, 3)
+            else:
+                assert "greedy" in str(await halted(relay))
+            task.cancel()
+            await asyncio.wait([task])
+        assert relay.halted is None
+        await assert_mirrored(log, conn)
+
+
+async def test_the_relay_of_a_closed_store_waits(nats_server: EmbeddedServer) -> None:
+    """A store that is away is not the stream's fault: no halt, and the reason in the status."""
+    log = new_log()
+    async with connected(nats_server.url) as conn, relaying(log, conn) as relay:
+        await caught_up(relay, await save(log, 3))
+        await log.close()
+        await eventually(lambda: "is closed" in relay.status().reason, "the reason in the status")
+        assert relay.halted is None

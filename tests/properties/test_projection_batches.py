@@ -74,7 +74,7 @@ async def run_in_pieces(seed: int, size: int, fail_at: set[int]) -> None:
 
 
 @given(seeds, st.integers(0, 150), st.sets(st.integers(1, 150), max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_cut_redelivery_failure_and_takeover_gives_the_same_tables(seed: int, size: int, fail_at: set[int]) -> None:
     """Every event is applied exactly once and in order, and the checkpoints count exactly what was applied."""
     asyncio.run(run_in_pieces(seed, size, fail_at))
@@ -85,7 +85,7 @@ class Anything(Contract, type="bank.*", extra="allow"):
 
 
 @given(seeds, st.integers(0, 100), st.sets(st.integers(1, 100), max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_model_in_memory_is_a_fold_over_the_log_even_when_batches_fail(
     seed: int, size: int, fail_at: set[int]
 ) -> None:

@@ -42,7 +42,7 @@ async def answer_through_failures(seed: int, size: int, runners: int) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_each_event_is_answered_exactly_once_through_lost_replies_conflicts_and_rivals(
     seed: int, size: int, runners: int
 ) -> None:

@@ -39,6 +39,13 @@ lines = sa.Table(
 )
 flags = sa.Table("flags", metadata, sa.Column("id", sa.Integer, primary_key=True))
 keyless = sa.Table("keyless", metadata, sa.Column("id", sa.String))
+orders = sa.Table("orders", metadata, sa.Column("id", sa.Integer, primary_key=True))
+items = sa.Table(
+    "items",
+    metadata,
+    sa.Column("order", sa.ForeignKey("orders.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+)
 prices = sa.Table("prices", metadata, sa.Column("id", sa.String, primary_key=True), sa.Column("cents", sa.Numeric))
 
 
@@ -162,6 +169,8 @@ class TestMerging:
         tables.upsert(customers, id="overridden", orders=1)
         tables.increment(customers, id="overridden", orders=1)
         tables.upsert(customers, id="overridden", orders=7)
+        tables.increment(customers, id="replaced", orders=3, spent=1.0)
+        tables.upsert(customers, id="replaced", orders=4)
         tables.flush()
         tables.increment(customers, id="missing", orders=5, spent=1)
         tables.increment(customers, id="set", spent=1)
@@ -169,6 +178,7 @@ class TestMerging:
         assert rows(connection, customers, "id", "orders", "spent") == [
             ("missing", 4, 2.5),
             ("overridden", 7, None),
+            ("replaced", 4, 1.0),
             ("set", 11, 3.5),
         ]
 
@@ -181,6 +191,18 @@ class TestMerging:
         tables.increment(customers, id="c", orders=1)
         tables.flush()
         assert rows(connection, customers, "name", "orders") == [(None, 1)]
+
+    def test_a_deletion_reaches_rows_that_refer_to_it_also_gathered_ones(
+        self, tables: Tables, connection: sa.Connection
+    ) -> None:
+        """ON DELETE CASCADE takes what was there at that moment, and spares what comes later."""
+        tables.upsert(orders, id=1)
+        tables.upsert(items, order=1, number=1)
+        tables.delete(orders, id=1)
+        tables.upsert(orders, id=1)
+        tables.upsert(items, order=1, number=2)
+        tables.flush()
+        assert rows(connection, items) == [(1, 2)]
 
     def test_execute_sees_what_was_gathered_and_what_comes_later_sees_its_work(
         self, tables: Tables, connection: sa.Connection

@@ -49,7 +49,7 @@ class EventLogContract(StoreCase):
         async with self.opened() as store:
             self.require(store, "atomic_commits")
             await store.append([one("ada", 0, 2), commit(append("bob", 0, 3), append("cy", 0, 1_200)), one("ada", 2)])
-            for limit, ends in [(1, 2), (2, 2), (3, 1_205), (1_205, 1_205), (1_206, 1_206), (10**6, 1_206)]:
+            for limit, ends in [(0, 2), (1, 2), (2, 2), (3, 1_205), (1_205, 1_205), (1_206, 1_206), (10**6, 1_206)]:
                 rows = await store.read(0, limit)
                 assert [e.position for e in rows] == list(range(1, ends + 1)), f"limit {limit}"
             assert [e.position for e in await store.read(2, 1)] == list(range(3, 1_206))

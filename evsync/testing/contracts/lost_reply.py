@@ -7,7 +7,7 @@ from typing import Literal
 
 from evsync.errors import Conflict, OutcomeUnknown
 from evsync.ports import Store
-from evsync.records import Checkpoint, Commit, StoredEvent
+from evsync.records import Checkpoint, Commit, Snapshot, StoredEvent
 
 
 class LostReply:
@@ -51,6 +51,14 @@ class LostReply:
     async def wait(self, after: int, timeout_s: float) -> int:
         """See EventLog."""
         return await self._store.wait(after, timeout_s)
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """See SnapshotStore."""
+        await self._store.put_snapshot(snapshot)
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """See SnapshotStore."""
+        return await self._store.snapshot(stream)
 
     async def close(self) -> None:
         """Close the store behind."""

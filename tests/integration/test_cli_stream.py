@@ -1,0 +1,103 @@
+"""`evsync stream`: what stands between a log and the stream that mirrors it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evsync.jetstream import streams
+from evsync.jetstream.server import EmbeddedServer
+from evsync.stores import open_store
+from tests.command_line import ANSI, Shop, item, until
+from tests.relaying import connected, eventually
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def shop(tmp_path: Path, nats_server: EmbeddedServer) -> Shop:
+    """Three events, no stream yet."""
+    made = Shop(tmp_path, nats_server.url)
+    await made.save(item("sku-1", 5, 6, 7))
+    return made
+
+
+async def stream_of(shop: Shop, nats_server: EmbeddedServer) -> streams.StreamState | None:
+    """The stream of the shop's log, if there is one."""
+    log = await open_store(shop.store, service="stock", create=False)
+    try:
+        async with connected(nats_server.url) as conn:
+            return await streams.info(conn, streams.stream_name(log.identity))
+    finally:
+        await log.close()
+
+
+async def test_a_stream_is_compared_and_made_anew(shop: Shop, nats_server: EmbeddedServer) -> None:
+    """`rebuild` makes what is missing, `check` finds what does not belong there, `rebuild` mends it."""
+    assert (
+        "there is no stream evsync_stock_main_" in shop.evsync("stream", "check", "tests.cli_shop:stock", code=1).stderr
+    )
+    made = shop.evsync("stream", "rebuild", "tests.cli_shop:stock")  # nothing to delete, nothing to ask
+    assert "3 messages published anew and compared with the log, no difference" in made.stdout
+    async with connected(nats_server.url) as conn:
+        conn.publish("evsync.stock.main.0.Item.Listed.sku-9", "", b"", b"not an event")
+        await eventually(lambda: _reaches(shop, nats_server, 4), "the message did not arrive")
+    done = shop.evsync("stream", "check", "tests.cli_shop:stock", code=1)
+    assert "4 messages compared with the log, 1 problems" in done.stdout
+    assert "sequence 4 of stream" in done.stdout
+    [mended] = shop.json("stream", "rebuild", "tests.cli_shop:stock", "--yes", "--allow-loss")
+    assert (mended["ok"], mended["compared"], mended["first"], mended["last"], mended["head"]) == (True, 3, 1, 3, 3)
+    assert mended["problems"] == []
+
+
+async def _reaches(shop: Shop, nats_server: EmbeddedServer, last: int) -> bool:
+    state = await stream_of(shop, nats_server)
+    return state is not None and state.last == last
+
+
+async def test_nothing_is_deleted_without_consent(shop: Shop, nats_server: EmbeddedServer) -> None:
+    """Without a terminal to ask at, or with "n", the stream stays; "y" makes it anew."""
+    shop.evsync("stream", "rebuild", "tests.cli_shop:stock", "--yes")
+    before = await stream_of(shop, nats_server)
+    assert before is not None
+    refused = shop.evsync("stream", "rebuild", "tests.cli_shop:stock", code=2)
+    assert "Give --yes" in refused.stderr
+    code, seen = shop.on_terminal("stream", "rebuild", "tests.cli_shop:stock", answer="n", columns=300)
+    assert code == 1
+    assert f"Stream {before.name} at {nats_server.url} holds positions 1 to 3. It will be deleted" in ANSI.sub("", seen)
+    after = await stream_of(shop, nats_server)
+    assert after is not None
+    assert after.created == before.created
+    code, seen = shop.on_terminal("stream", "rebuild", "tests.cli_shop:stock", answer="y", columns=300)
+    assert (code, "no difference" in seen) == (0, True), seen
+    after = await stream_of(shop, nats_server)
+    assert after is not None
+    assert after.created != before.created
+
+
+async def test_a_stream_needs_a_broker_that_is_there(shop: Shop, nats_server: EmbeddedServer) -> None:
+    """No server named is a matter of configuration; one that is away is not, and `status` tells of it all the same."""
+    none = shop.evsync("stream", "check", "tests.cli_shop:stock", code=2, EVSYNC_NATS="")
+    assert none.stderr == "Error: service 'stock' has no NATS server: set EVSYNC_NATS, such as nats://127.0.0.1:4222\n"
+    nats_server.kill()
+    away = shop.evsync("stream", "check", "tests.cli_shop:stock", code=1)
+    assert "no connection within 3 s" in away.stderr
+    [found] = shop.json("status", "tests.cli_shop:stock")
+    assert (found["relay"]["state"], found["relay"]["confirmed"], found["head"]) == ("unreachable", None, 3)
+
+
+async def test_status_tells_what_is_wrong_with_a_stream(shop: Shop, nats_server: EmbeddedServer) -> None:
+    """Behind, current, or faulty with the reason: all that can be told without reading the stream."""
+    relay = shop.json("status", "tests.cli_shop:stock")[0]["relay"]
+    assert (relay["state"], relay["lag"], relay["reason"]) == ("behind", 3, "no relay has made the stream yet")
+    with shop.running("run", "tests.cli_shop:stock", "--only", "relay") as run:
+        run.line()
+        until(lambda: shop.json("status", "tests.cli_shop:stock")[0]["relay"]["state"] == "current", "no relay")
+        assert run.end()[0] == 0
+    async with connected(nats_server.url) as conn:
+        config = await conn.api(f"STREAM.INFO.{relay['stream']}")
+        await conn.api(f"STREAM.UPDATE.{relay['stream']}", {**config["config"], "discard": "old"})
+    found = shop.json("status", "tests.cli_shop:stock")[0]["relay"]
+    assert (found["state"], found["lag"]) == ("faulty", 0)
+    assert "discard = 'old'" in found["reason"]
