@@ -227,7 +227,8 @@ class Runtime:
                 if (error := self.failure()) is not None:
                     raise error
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 0.2)
+                    async with asyncio.timeout(0.2):
+                        await stop.wait()
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)

@@ -17,6 +17,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -40,22 +41,22 @@ LONG_S = 30.0
 class ServiceProcess:
     """One process of tests.spine_services, and what it wrote down."""
 
-    def __init__(self, process: Process, errors: Path) -> None:
-        self.process, self._errors = process, errors
+    def __init__(self, role: str, process: Process, errors: Path) -> None:
+        self.role, self.process, self._errors = role, process, errors
         self.lines: list[str] = []
         self.acknowledged: dict[str, int] = {}
         """Token → position."""
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, *args: str, env: dict[str, str], errors: Path) -> ServiceProcess:
-        """A process that has begun; it need not be open yet."""
+    async def start(cls, role: str, tag: str, env: dict[str, str], errors: Path) -> ServiceProcess:
+        """A process that has begun; it need not be open yet. What it writes to stderr is added to a file."""
         with errors.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.spine_services", *args,
+                sys.executable, "-m", "tests.spine_services", role, tag,
                 cwd=ROOT, env=os.environ | env, stdin=PIPE, stdout=PIPE, stderr=stderr,
             )  # fmt: skip
-        return cls(process, errors)
+        return cls(role, process, errors)
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
@@ -187,7 +188,7 @@ class Spine:
         self._views_uri = f"{self.views_db.as_uri()}?mode=ro"
         self.processes: list[ServiceProcess] = []
         self._directory, self._stack = directory, stack
-        self._banks = 0
+        self._banks = self._looks = 0
 
     @classmethod
     @asynccontextmanager
@@ -203,8 +204,9 @@ class Spine:
 
     @property
     def settings(self) -> Deployment:
-        """How to open the desk in the test's own process."""
-        return {"nats": self.url, "store": f"sqlite:///{self.desk_db}", "views": f"sqlite:///{self.views_db}"}
+        """How to open the desk in the test's own process, to look on."""
+        where: Deployment = {"store": f"sqlite:///{self.desk_db}", "views": f"sqlite:///{self.views_db}"}
+        return {**where, "nats": self.url, "run": "none"}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -223,11 +225,10 @@ class Spine:
 
     async def desk(self, **env: str) -> ServiceProcess:
         """A desk that is open."""
-        return await self._start("desk", env=env)
+        return await self._start("desk", "", **env)
 
-    async def _start(self, *args: str, env: dict[str, str] | None = None) -> ServiceProcess:
-        errors = self._directory / f"{args[0]}.err"
-        process = await ServiceProcess.start(*args, env=self.environment | (env or {}), errors=errors)
+    async def _start(self, role: str, tag: str, **env: str) -> ServiceProcess:
+        process = await ServiceProcess.start(role, tag, self.environment | env, self._directory / f"{role}.err")
         self._stack.push_async_callback(process.kill)
         self.processes.append(process)
         await process.says("open")
@@ -250,6 +251,7 @@ class Spine:
                 assert not total, f"at position {position} the balances add up to {total}"
                 assert (position or 0) >= before, f"the read model went back from position {before} to {position}"
                 before = position or 0
+                self._looks += 1
 
     # ---- looking
 
@@ -291,12 +293,12 @@ class Spine:
     async def in_step(self) -> None:
         """End the load; everything that lives catches up; then nothing is lost, doubled, torn or reordered.
 
-        A bank or a desk that is needed for that and does not live is started.
+        A bank or a desk that is needed for that and does not live is started. No save ever failed: none of these tests
+        does anything to a store.
         """
-        banks = [p for p in self.processes if p.lives and "bank" in self._role(p)]
-        for bank in banks or [await self.bank()]:
+        for bank in self._living("bank") or [await self.bank()]:
             await bank.be_quiet()
-        if not any(p.lives and "desk" in self._role(p) for p in self.processes):
+        if not self._living("desk"):
             await self.desk()
         async with self.store("bank") as bank_log, self.store("desk") as desk_log, self.connection() as conn:
             await self._caught_up(bank_log, desk_log)
@@ -306,11 +308,13 @@ class Spine:
             self._check_notes(events, answers)
             self._check_views(fold(events, answers))
             for log in (bank_log, desk_log):
-                await eventually(lambda log=log: _mirrors(log, conn), f"a stream that mirrors {log.identity}", LONG_S)
+                await eventually(partial(_mirrors, log, conn), f"a stream that mirrors {log.identity}", LONG_S)
 
-    @staticmethod
-    def _role(process: ServiceProcess) -> str:
-        return process._errors.stem
+        assert [line for p in self.processes for line in p.lines if line.startswith("failed ")] == []
+        assert self._looks > 0
+
+    def _living(self, role: str) -> list[ServiceProcess]:
+        return [p for p in self.processes if p.lives and p.role == role]
 
     async def _caught_up(self, bank: SqliteStore, desk: SqliteStore) -> None:
         end = await bank.head()
@@ -324,12 +328,12 @@ class Spine:
             ("trails", "bank.main"): end,
             ("accounts", "desk.main"): await desk.head(),
         }
-        for (projection, log), position in ends.items():
-            await eventually(
-                lambda p=projection, g=log, n=position: self.applied_up_to(p, g) >= n,
-                lambda p=projection, g=log, n=position: f"{p}: {g} up to {n}, not {self.applied_up_to(p, g)}; {self}",
-                LONG_S,
-            )
+
+        def behind() -> list[str]:
+            found = {of: self.applied_up_to(*of) for of in ends}
+            return [f"{of} up to {found[of]} of {position}" for of, position in ends.items() if found[of] < position]
+
+        await eventually(lambda: not behind(), lambda: f"everything applied: {behind()}; {self}", LONG_S)
 
     def _check_log(self, events: Sequence[StoredEvent]) -> None:
         """Every acknowledged save is there; every save that is there is whole, once; nobody's saves changed places."""

@@ -10,6 +10,7 @@ from evsync.jetstream.connection import Connection
 from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
 from evsync.jetstream.verification import Progress, StreamReport, check_stream, holds_same, last_event
 from evsync.ports import EventLog
+from evsync.records import StoredEvent
 
 _TICK_S = 0.05
 
@@ -59,38 +60,39 @@ async def rebuild_stream(
 async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState) -> None:
     """Raise if the stream holds what the log does not, as far as its end and its name tell."""
     head, name = await log.head(), streams.stream_name(log.identity)
-    if old.last > head:
+    # What strangers have published is not counted: to be rid of it is what a rebuild is for.
+    found = await last_event(log, conn, old.name, old.first, old.last)
+    if found is not None and found.position > head:
         raise StreamAhead(
-            f"stream {old.name} holds events up to position {old.last}, and the log of {log.identity.name} ends at "
-            f"{head}: what lies between would be gone. Bring the store up to date first "
-            "(`evsync restore --from-stream`), or state that this loss is accepted",
+            f"stream {old.name} holds events up to position {found.position}, and the log of {log.identity.name} ends "
+            f"at {head}: what lies between would be gone. Put back the store that has it, or accept this loss with "
+            "`evsync stream rebuild --allow-loss`",
             stream=old.name,
-            last=old.last,
+            last=found.position,
             head=head,
         )
     if old.name == name:
-        await _refuse_fork(log, conn, old)
-    elif not await holds_same(log, conn, old.name, old.last):
+        await _refuse_fork(log, old, found)
+    elif found is not None and not await holds_same(log, conn, old.name, found.position):
         raise OtherIncarnation(
             f"stream {old.name} belongs to another incarnation of {log.identity.name}, and its last event (position "
             f"{old.last}) is not in this log: its events would be gone. If another service runs under this name, give "
-            "one of them another name; otherwise state that this loss is accepted",
+            "one of them another name; otherwise accept this loss with --allow-loss",
             stream=old.name,
             last=old.last,
         )
 
 
-async def _refuse_fork(log: EventLog, conn: Connection, old: streams.StreamState) -> None:
+async def _refuse_fork(log: EventLog, old: streams.StreamState, found: StoredEvent | None) -> None:
     """Raise if the last event in the stream is another than the log's at that position: two histories.
 
-    Histories only grow, so one event tells. Messages of strangers behind it are no reason: they are to go.
+    Histories only grow, so one event tells.
     """
-    found = await last_event(log, conn, old.name, old.first, old.last)
     if found is not None and (await log.read(found.position - 1, 1))[:1] != [found]:
         raise StreamDiverged(
             f"position {found.position} of stream {old.name} holds another event ({found.type} {found.id.hex()}) than "
             f"the log of {log.identity.name}: the store was put back to an earlier state and written since, and the "
-            "events that it has forgotten would be gone. Put the newer store back, or state that this loss is accepted",
+            "events that it has forgotten would be gone. Put the newer store back, or accept this with --allow-loss",
             stream=old.name,
             position=found.position,
         )

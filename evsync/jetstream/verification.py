@@ -285,8 +285,8 @@ def _difference(
     if event is None and found.position == position:
         return StreamAhead(
             f"stream {name} holds position {position} and the store does not: the store was put back to an earlier "
-            "state. If nothing was written since, roll it forward (`evsync restore --from-stream`) and nothing is "
-            "lost; `evsync stream rebuild` would lose what only the stream holds",
+            "state. Put back the store that has it; `evsync stream rebuild --allow-loss` would give up what only the "
+            "stream holds",
             stream=name,
             position=position,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
@@ -64,8 +63,10 @@ class Feed:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await ahead
+            # Not `await ahead`: its cancellation could not be told from that of whoever waits here.
+            await asyncio.wait([ahead])
+            if not ahead.cancelled():
+                ahead.exception()
 
     async def close(self) -> None:
         """Stop reading and let go of the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -128,12 +129,21 @@ class ReactionRunner:
         """How far every log has been answered, and what stands in the way if anything does."""
         state: State = "halted" if self.halted else "running" if self._running else "standby"
         heads = await self._heads.now()
+        stored: dict[str, int] = {}
+        with contextlib.suppress(*PASSING):
+            stored = {c.log: c.position for c in await self._checkpoints(self.reaction.name)}
         logs = []
-        for name in sorted({*heads, *self._logs}):
+        for name in sorted({*heads, *stored, *self._logs}):
             log = self._logs.get(name)
             of_log: State = log.state if log is not None and state == "running" else state
             logs.append(
-                LogStatus(name, log.seen.position if log else 0, heads.get(name), of_log, log.reason if log else None)
+                LogStatus(
+                    name,
+                    log.seen.position if log else stored.get(name, 0),
+                    heads.get(name),
+                    of_log,
+                    log.reason if log else None,
+                )
             )
         if state == "running" and logs:
             state = next((s for s in ("retrying", "running", "standby") if any(log.state == s for log in logs)), state)

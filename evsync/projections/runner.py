@@ -17,7 +17,7 @@ from evsync.projections.batch import apply_batch, check_batch
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.feed import FATAL, connect
 from evsync.projections.followed_log import FollowedLog
-from evsync.projections.halt import halted_at, write_note
+from evsync.projections.halt import halted_at, read_note, write_note
 from evsync.projections.heads import Heads
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
@@ -75,7 +75,7 @@ class ProjectionRunner:
         self._stale = self._unprepared = False
         self._reason: str | None = None
         self._lock = asyncio.Lock()  # over everything that uses the holding
-        self._visibility = Visibility(projection.name, projection.groups, self._session.observe)
+        self._visibility = Visibility(projection.name, projection.groups, self._session.observe, self._trouble)
 
     # ---- for the service
 
@@ -125,10 +125,18 @@ class ProjectionRunner:
     async def status(self) -> FollowerStatus:
         """How far every log has been applied, and what stands in the way if anything does."""
         state: State = "halted" if self.halted else "running" if self._holding else "standby"
-        if state == "running" and (self._stale or self._reason or any(log.reason for log in self._logs.values())):
+        if state == "running" and (self._stale or self._trouble()):
             state = "retrying"
         reason = str(self.halted) if self.halted else self._reason
-        seen = await self._positions()
+        seen = {name: log.position for name, log in self._logs.items()}
+        if self._holding is None:
+            with contextlib.suppress(DatabaseAway):  # then what this process knows itself
+                observed = await self._session.observe()
+                seen = _positions(observed.checkpoints)
+                if self.halted is None and observed.halted is not None:
+                    state, reason = "halted", str(read_note(observed.halted))
+                elif self.halted is None and observed.held:
+                    state = "running"  # by another process
         heads = await self._heads.now()
         logs = [
             LogStatus(name, seen.get(name, 0), heads.get(name), state, log.reason if log else None)
@@ -304,6 +312,9 @@ class ProjectionRunner:
     def _report(self, reason: str | None) -> None:
         self._reason = reason
 
+    def _trouble(self) -> str | None:
+        return self._reason or next((log.reason for log in self._logs.values() if log.reason), None)
+
     async def _follow(self, log: FollowedLog) -> None:
         try:
             while True:
@@ -327,10 +338,10 @@ class ProjectionRunner:
         """
         async with self._lock:
             try:
+                if self._holding is None or self.halted is not None:
+                    raise _Stop
                 if self._stale:
                     await self._retake()
-                if self._holding is None:
-                    raise _Stop
                 if log.position == after:  # else the model had to begin anew meanwhile: read from there
                     await self._apply(self._holding, log, events)
             except Fenced:
@@ -390,14 +401,10 @@ class ProjectionRunner:
         await self._let_go()
         self._visibility.halted(error)
 
-    async def _positions(self) -> dict[str, int]:
-        if self._holding is not None:
-            return {name: log.position for name, log in self._logs.items()}
-        try:
-            found = (await self._session.observe()).checkpoints
-        except DatabaseAway:
-            return {name: log.position for name, log in self._logs.items()}
-        return {log: min(c.position for c in found if c.log == log) for log in {c.log for c in found}}
+
+def _positions(checkpoints: Sequence[Checkpoint]) -> dict[str, int]:
+    """How far each log has been applied: as far as its group that is furthest behind."""
+    return {log: min(c.position for c in checkpoints if c.log == log) for log in {c.log for c in checkpoints}}
 
 
 class _Stop(Exception):

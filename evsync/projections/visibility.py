@@ -27,8 +27,15 @@ class Visibility:
     Otherwise one task looks into the database for all waiters, and only while there are any.
     """
 
-    def __init__(self, projection: str, groups: int, observe: Callable[[], Awaitable[Observation]]) -> None:
-        self._projection, self._groups, self._observe = projection, groups, observe
+    def __init__(
+        self,
+        projection: str,
+        groups: int,
+        observe: Callable[[], Awaitable[Observation]],
+        trouble: Callable[[], str | None],
+    ) -> None:
+        """`observe` looks into the read model; `trouble` says what stands in the way of the runner here, if anything."""
+        self._projection, self._groups, self._observe, self._trouble = projection, groups, observe, trouble
         self._shown: dict[str, Position] = {}
         self._waiters: dict[str, list[_Waiter]] = defaultdict(list)
         self._told = False
@@ -129,10 +136,11 @@ class Visibility:
     def _not_visible(self, position: Position, timeout_s: float) -> NotVisible:
         shown = self._shown.get(position.log)
         number = shown.number if shown else 0
+        reason = f" ({trouble})" if (trouble := self._trouble()) else ""
         return NotVisible(
             f"projection {self._projection!r} has applied log {position.log!r} up to position {number}, "
             f"{position.number - number:,} events short of {position.number}, and did not get there within "
-            f"{timeout_s:g} s. What was written is durable; wait longer, or see what `evsync status` says of it."
+            f"{timeout_s:g} s{reason}. What was written is durable; wait longer, or see what `evsync status` says of it."
         )
 
     def _look(self) -> None:

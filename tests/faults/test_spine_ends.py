@@ -45,7 +45,7 @@ async def test_a_handler_that_raises_halts_and_is_resumed_when_it_is_mended(
         assert applied == {id: row[:3] + row[4:] for id, row in fold(events[:reached], []).accounts.items()}
         async with (
             asyncio.timeout(LONG_S),
-            spine_services.desk.open(**spine.settings, run="none") as observer,
+            spine_services.desk.open(**spine.settings) as observer,
         ):
             with pytest.raises(Halted) as halted:
                 await observer.wait(log.identity.at(position), spine_services.account_view, timeout_s=3600)

@@ -281,6 +281,10 @@ class TestSources:
                 return status.state == "retrying" and "no route to host" in str(status.logs[0].reason)
 
             await until(retrying)
+            with pytest.raises(
+                NotVisible, match=r"within 0.01 s \(log 'bank.main' cannot be read: .*no route to host\)"
+            ):
+                await runner.wait(at(1), 0.01)
             source.failure = None
             await runner.wait(at(1), 10)
             assert (await runner.status()).logs[0].reason is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -209,12 +210,16 @@ async def test_the_log_is_followed_from_any_position() -> None:
         following = asyncio.create_task(follow())
         for n in range(3):
             await moved(bank, f"a{n}", 1)
-            await eventually(lambda n=n: len(seen) == 2 * (n + 1), "what was saved")
+            await eventually(partial(_has, seen, 2 * (n + 1)), "what was saved")
         assert seen == [3, 4, 5, 6, 7, 8]
         for other in (Position("bank.main", "x", 1), Position("cash.main", first.incarnation, 1)):
             with pytest.raises(ConfigurationError, match=r"is not a position of log 'bank\.main'"):
                 await anext(bank.log(after=other))
     await asyncio.wait_for(following, 10)
+
+
+def _has(items: list[int], count: int) -> bool:
+    return len(items) == count
 
 
 async def test_tags_reach_the_events_saved_inside_and_no_others() -> None:
