@@ -22,9 +22,10 @@ class Deployment(TypedDict, total=False):
     """
 
     store: str
-    """URL of the event store: sqlite:///users.db, memory://. Required."""
+    """URL of the event store: sqlite:///users.db, postgresql://…/db?schema=users, memory://. Required."""
     views: str
-    """SQLAlchemy URL of the read models' database. Absent: beside a SQLite store, `<store>_views.db`."""
+    """URL of the read models' database: sqlite:///views.db, sqlite://, postgresql://…/db?schema=views. Absent: beside
+    the store, in `<store>_views.db` or schema `<schema>_views`."""
     nats: str
     """URL of the broker. Absent: none; projections follow the logs of services in this process."""
     sources: Mapping[str, Service | str]

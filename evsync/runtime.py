@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
@@ -155,7 +156,9 @@ class Runtime:
         self, stack: AsyncExitStack, sources: Mapping[str, LogSource], *, prepare: bool
     ) -> None:
         if any(isinstance(p.model, SqlModel) for p in self.service.projections):
-            self.views = ViewsDatabase(self.settings.get("views") or _views_beside(self.settings["store"]))
+            self.views = ViewsDatabase(
+                self.settings.get("views") or _views_beside(self.settings["store"], self.service.name)
+            )
             stack.push_async_callback(self.views.close)
         for projection in self.service.projections:
             runner = ProjectionRunner(projection, self.views, [sources[s] for s in projection.sources])
@@ -365,12 +368,16 @@ def _shown(connection: Connection) -> str:
     return connection.settings.shown + problem
 
 
-def _views_beside(store: str) -> str:
-    """The read models' database where none is given: beside a SQLite store, in memory for one in memory."""
-    if store.startswith("memory:"):
+def _views_beside(store: str, service: str) -> str:
+    """The read models' database where none is given: in memory, in a file or in a schema beside the store."""
+    scheme = store.partition(":")[0]
+    if scheme == "memory":
         return "sqlite://"
-    if store.startswith("sqlite:"):
+    if scheme == "sqlite":
         return f"{store.removesuffix('.db')}_views.db"
-    raise ConfigurationError(
-        f"a service that stores in {store.split(':', maxsplit=1)[0]} needs views=, the URL of its read models"
-    )
+    if scheme in ("postgresql", "postgres"):
+        parts = urlsplit(store)
+        options = dict(parse_qsl(parts.query))
+        options["schema"] = f"{options.get('schema', service)}_views"
+        return urlunsplit(parts._replace(query=urlencode(options)))
+    raise ConfigurationError(f"a service that stores in {scheme} needs views=, the URL of its read models")

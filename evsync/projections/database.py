@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.pool import StaticPool
 from typing_extensions import TypeVarTuple
 
-from evsync.errors import ConfigurationError, StoreUnavailable
+from evsync.errors import StoreUnavailable
+from evsync.projections.engines import READERS, Place, away
 from evsync.projections.read_model import DatabaseAway
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-READERS = 4
-BUSY_S = 5.0
-"""How long a transaction waits for another process's before it gives up, to be tried again by the runner."""
-
-_AWAY = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
-"""What SQLite says when the trouble is the file, the disk or another process, never the statement."""
-
 
 class ViewsDatabase:
-    """The read models' database behind a SQLAlchemy URL: `sqlite:///views.db`, or `sqlite://` for one in memory.
+    """The read models' database behind a URL: `sqlite:///views.db`, `sqlite://` for one in memory, or
+    `postgresql://user@host/database?schema=…`.
 
     Inert until first used. One thread writes, one transaction after the other: SQLite has room for one writer, and a
     queue in the process is fairer than its lock. Queries run beside it and see what was committed. In memory there is
@@ -53,14 +30,14 @@ class ViewsDatabase:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigurationError for a URL that cannot be one of a supported database. Nothing is opened yet."""
-        self.url = _parse(url)
-        self._in_memory = self.url.database in (None, "", ":memory:")
-        self._write_engine = _engine(self.url, self._in_memory, readers=0)
+        place = Place.of(url)
+        self.url, self._in_memory = place.url, place.in_memory
+        self._write_engine = place.engine(readers=0)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="evsync-views")
         if self._in_memory:
             self._read_engine, self._readers = self._write_engine, self._writer
         else:
-            self._read_engine = _engine(self.url, self._in_memory, readers=READERS)
+            self._read_engine = place.engine(readers=READERS)
             self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="evsync-query")
 
     def __repr__(self) -> str:
@@ -124,97 +101,8 @@ class ViewsDatabase:
                 running.result()
             raise
         except Exception as e:
-            if (reason := away(e)) is None or (threads is self._readers and "readonly" in reason):
+            if (reason := away(e)) is None or (threads is self._readers and "readonly" in reason.replace("-", "")):
                 raise  # a statement that writes, where only queries are answered, is wrong however often it is tried
             if not self._in_memory:
-                engine.dispose()  # the next attempt opens the file anew
+                engine.dispose()  # the next attempt connects anew
             raise DatabaseAway(f"{self.url!r}: {reason}") from e
-
-
-def away(error: BaseException) -> str | None:
-    """What the database said, if the error (or what caused it) means that it cannot be reached or used just now."""
-    seen: BaseException | None = error
-    for _ in range(8):
-        if isinstance(seen, sa.exc.TimeoutError):
-            return str(seen)
-        if isinstance(seen, sqlite3.Error) and getattr(seen, "sqlite_errorcode", 0) & 0xFF in _AWAY:
-            return str(seen)
-        if isinstance(seen, sa.exc.DBAPIError) and seen.connection_invalidated:
-            return str(seen.orig)
-        if seen is None:
-            return None
-        seen = seen.__cause__
-    return None
-
-
-def _parse(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, TypeError) as e:
-        raise ConfigurationError(
-            f"{url!r} is not the URL of a database for read models; use 'sqlite:///views.db', or 'sqlite://' for one "
-            "in memory"
-        ) from e
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ConfigurationError(
-            f"{parsed!r}: this version of evsync keeps read models in SQLite; use 'sqlite:///views.db', or 'sqlite://' "
-            "for one in memory"
-        )
-    if parsed.database not in (None, "", ":memory:"):
-        try:
-            directory = Path(str(parsed.database)).resolve().parent
-            exists = directory.is_dir()
-        except (OSError, ValueError) as e:  # a name that is too long, or has a NUL character
-            raise ConfigurationError(f"{url[:200]!r} cannot be the URL of a file: {e}") from e
-        if not exists:
-            raise ConfigurationError(f"{parsed!r}: the directory {directory} does not exist; make it first")
-    return parsed
-
-
-def _engine(url: sa.URL, in_memory: bool, *, readers: int) -> sa.Engine:
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_S, "check_same_thread": False}}
-    if in_memory:
-        options["poolclass"] = StaticPool  # one connection for all: another would be another database
-    else:
-        options.update(pool_size=readers or 1, max_overflow=0, pool_timeout=BUSY_S)
-    engine = sa.create_engine(url, **options)
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # the driver would begin transactions too late, and not the kind we need
-        connection.execute("PRAGMA foreign_keys = ON")
-        if readers:
-            connection.execute("PRAGMA query_only = ON")
-        else:
-            _write_ahead(connection)
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        # A writer takes the lock at once: one that began by reading could find that it must not write any more.
-        connection.exec_driver_sql("BEGIN" if readers else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Let readers and the writer work beside each other, and leave fsync to checkpoints of the write-ahead log.
-
-    synchronous=NORMAL may lose the last transactions when the power fails, whole and from the end. That is safe here:
-    the checkpoint is in the same transaction as what it counts, so the projection goes on from where the database is,
-    and the events themselves are durable in the log.
-    """
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            break
-        except sqlite3.OperationalError:
-            # Two processes that make the file at the same moment: the busy timeout does not cover this statement.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-    connection.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'wal' else 'FULL'}")
-    # Catching up touches rows all over the tables. SQLite's defaults (2 MB of cache, 4 MB of log before it is copied
-    # back) read and copy the same pages again and again: measured, these are worth 15 %.
-    connection.execute("PRAGMA cache_size = -32000")
-    connection.execute("PRAGMA wal_autocheckpoint = 4000")

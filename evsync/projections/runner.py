@@ -211,6 +211,11 @@ class ProjectionRunner:
         return False
 
     @property
+    def holds(self) -> bool:
+        """Whether this runner has the groups; if not, it stands by, or was not told to run."""
+        return self._holding is not None
+
+    @property
     def logs(self) -> tuple[str, ...]:
         """The logs found so far."""
         return tuple(self._logs)

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError
 from evsync.projections import bookkeeping
-from evsync.projections.database import ViewsDatabase, away
+from evsync.projections.database import ViewsDatabase
+from evsync.projections.engines import away
 from evsync.projections.read_model import (
     CannotApply,
     Claim,

@@ -30,11 +30,11 @@ class LogStatus:
 
 @dataclass(frozen=True, slots=True)
 class FollowerStatus:
-    """A projection or a reaction, as this process sees it."""
+    """A projection or a reaction, whether it is run by this process or by another."""
 
     name: str
     state: State
-    """`standby`: another process works, or this one has not been told to run it."""
+    """`standby`: nobody works on it that this process could know of, or (a reaction) another process does."""
     reason: str | None
     logs: Sequence[LogStatus]
     waiting_for: Sequence[str] = ()

@@ -34,7 +34,7 @@ class Visibility:
         observe: Callable[[], Awaitable[Observation]],
         trouble: Callable[[], str | None],
     ) -> None:
-        """`observe` looks into the read model; `trouble` says what stands in the way of the runner here, if anything."""
+        """`observe` looks into the read model; `trouble` says what is in the way of the runner here, if anything."""
         self._projection, self._groups, self._observe, self._trouble = projection, groups, observe, trouble
         self._shown: dict[str, Position] = {}
         self._waiters: dict[str, list[_Waiter]] = defaultdict(list)
@@ -140,7 +140,7 @@ class Visibility:
         return NotVisible(
             f"projection {self._projection!r} has applied log {position.log!r} up to position {number}, "
             f"{position.number - number:,} events short of {position.number}, and did not get there within "
-            f"{timeout_s:g} s{reason}. What was written is durable; wait longer, or see what `evsync status` says of it."
+            f"{timeout_s:g} s{reason}. What was written is durable; wait longer, or see what `evsync status` says."
         )
 
     def _look(self) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from evsync.errors import ConfigurationError
-from evsync.projections.database import _engine
+from evsync.projections.engines import Place
 from evsync.projections.table_plan import TablePlan
 from evsync.projections.tables import Catalog, Tables
 
@@ -52,7 +52,7 @@ prices = sa.Table("prices", metadata, sa.Column("id", sa.String, primary_key=Tru
 @pytest.fixture
 def connection() -> Iterator[sa.Connection]:
     """A database in memory with the tables."""
-    engine = _engine(sa.make_url("sqlite://"), in_memory=True, readers=0)
+    engine = Place.of("sqlite://").engine(readers=0)
     with engine.begin() as connection:
         metadata.create_all(connection)
         yield connection
