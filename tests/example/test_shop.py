@@ -1,4 +1,4 @@
-"""The example's services, tested as their owners would: aggregates alone, one service alone, both together over HTTP."""
+"""The example's services, tested as their owners would: aggregates alone, one service alone, both over HTTP."""
 
 from __future__ import annotations
 
