@@ -58,7 +58,9 @@ def main(
 
 def _measure(names: Sequence[str], rounds: int, console: Console) -> list[Section]:
     sections = []
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    ) as progress:
         task = progress.add_task("")
         for name in names:
             module, began = MODULES[name], time.monotonic()

@@ -17,8 +17,8 @@ from evsync.jetstream.server import EmbeddedServer
 TITLE = "From save to visible"
 NOTES = """\
 One order after the other, while nothing else goes on: `save`, then `wait` for its position in another service's read
-model in SQLite; both services in one process. Three commits with an fsync are on the way at most (the store's, the read
-model's, and the stream's at the server's leisure). The first orders are not counted.
+model in SQLite; both services in one process. On the way: the store's commit with its fsync, the relay and the server
+(not from the log), the read model's commit. The first orders are not counted.
 """
 
 ORDERS = 200

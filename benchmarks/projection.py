@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import sqlalchemy as sa
+
 from benchmarks.relay import relayed
-from benchmarks.rounds import Advance, Goal, Row, Subject, alternate
-from benchmarks.workload import CUSTOMERS, full_log, reports, shop, sqlite_url
+from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
+from benchmarks.workload import CUSTOMERS, customers, full_log, reports, shop, sqlite_url
 from evsync import Position
 from evsync.config import Deployment
 from evsync.jetstream.server import EmbeddedServer
@@ -19,10 +21,16 @@ from evsync.jetstream.server import EmbeddedServer
 TITLE = "Projection into SQLite"
 NOTES = """\
 50,000 events of 2,000 customers; the handler increments three columns and upserts one. Timed from the opening of a
-service that has an empty read model until `wait` returns for the last event; the read model is a file with fsync at
-every batch. From JetStream the events come over NATS (one server on the same machine), from the log out of the shop's
-SQLite file. bare sqlite3: what the handler would be by hand, two statements an event with the values at hand, a
-transaction every thousand events: nothing is read, decoded or checked.
+service that has an empty read model until `wait` returns for the last event. From JetStream the events come over NATS
+(one server on the same machine), from the log out of the shop's SQLite file. bare sqlite3: what the handler would be by
+hand, two statements an event with the values at hand, a transaction every thousand events: nothing is read, decoded,
+checked or counted. Both write ahead without an fsync a batch (`synchronous=NORMAL`): the checkpoint is in the same
+transaction, so what a power failure takes is projected again.
+
+What limits it: Python on one core, about 15 µs an event from the log and 21 µs from JetStream. Of the 15, reading the
+row takes 2.6, the contract 1.4, the handler's two calls 2.5, the digest 1.1, and writing what was gathered 2.8; the
+rest is bookkeeping and the hand-over between the event loop and the thread that writes. From JetStream, taking the
+message apart (4.4) and receiving it take the place of the row.
 """
 
 EVENTS = 50_000
@@ -72,7 +80,10 @@ def _project(last: Position, where: Deployment, directory: Path) -> float:
         async with reports().open(**settings) as service:
             began = time.perf_counter()
             await service.wait(last, timeout_s=120)
-            return EVENTS / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            shown = await service.query(sa.select(sa.func.sum(customers.c.orders)))
+            check("orders in the read model", shown.scalar_one(), EVENTS)
+            return EVENTS / seconds
 
     return asyncio.run(run())
 
@@ -81,7 +92,7 @@ def _bare(directory: Path) -> float:
     connection = sqlite3.connect(directory / "views.db", isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(
             "CREATE TABLE customers (id TEXT PRIMARY KEY, orders INTEGER DEFAULT 0, cds INTEGER DEFAULT 0, "
             "spent_cents INTEGER DEFAULT 0, last_order TEXT)"

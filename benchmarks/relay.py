@@ -20,12 +20,15 @@ from evsync.jetstream.server import EmbeddedServer
 TITLE = "Relay from SQLite to JetStream"
 NOTES = """\
 30,000 events of about 200 bytes; a nats-server of its own on the same machine (one replica, files, its default of
-acknowledging before it fsyncs). evsync: a service opened with a log that is full and a stream that does not exist; timed
-until the last event is acknowledged, so reading the log, making sure of the stream, writing the headers and checking
-each acknowledgement are in it. bare nats-py: `nc.publish` of 200 bytes with a reply subject on one inbox, as many in
-flight as the relay has (1,000), acknowledgements counted and not looked at. The requirement is against that without any
-headers; with headers like the relay's (CloudEvents, and the expected last sequence, which is what makes an event land at
-its position or nowhere) the server and nats-py both have more to do.
+acknowledging before it fsyncs). evsync: a service opened with a log that is full and a stream that does not exist,
+timed until the last event is acknowledged, so reading the log, making sure of the stream, writing the headers and
+checking each acknowledgement are in it. bare nats-py: `nc.publish` of 200 bytes with a reply subject on one inbox, as
+many in flight as the relay has (1,000), acknowledgements counted and not looked at. The requirement is against that
+without any headers. With headers like the relay's (CloudEvents, and the expected last sequence, which is what makes an
+event land at its position or nowhere) the server and nats-py both have more to do.
+
+What limits it: about 11 µs of Python an event here, a third of it writing the headers, and 14 µs in the server, which
+takes 400 bytes of headers apart; the two run beside each other where there are two cores to run on.
 """
 
 EVENTS = 30_000

@@ -119,10 +119,10 @@ same minutes. Absolute numbers are this machine's.
 """
 
 METHOD = """
-Each subject is measured once a round, in turns (A B C, C B A, ...), each time in a new process state as far as it
-matters: a fresh directory, a freshly opened service, caches of the file system warm. A number is the median of the
-rounds, a ratio the median of the rounds' ratios, with the peer of the same round. What is prepared (data to read, a
-server to start) is not timed. Requirements are the project's own; one that is missed is shown as missed.
+Each subject is measured once a round, in turns (A B C, C B A, ...), each time with a fresh directory and a freshly
+opened service, and what it did is checked. A number is the median of the rounds (their range beside it), a ratio the
+median of the rounds' ratios, each to the peer of the same round. What is prepared (data to read, a server to start) is
+not timed. Requirements are the project's own; one that is missed is shown as missed.
 """
 
 

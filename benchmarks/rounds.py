@@ -86,3 +86,9 @@ def _row(subject: Subject, values: dict[str, list[float]]) -> Row:
     own = values[subject.name]
     ratios = [a / b for a, b in zip(own, values[subject.peer], strict=True)] if subject.peer else []
     return Row(name=subject.name, unit=subject.unit, values=own, peer=subject.peer, ratios=ratios, goal=subject.goal)
+
+
+def check(what: str, found: object, expected: object) -> None:
+    """Raise RuntimeError unless the work was done: a number for less would say nothing."""
+    if found != expected:
+        raise RuntimeError(f"{what}: {found!r} was found, not {expected!r}; this benchmark measures something else")

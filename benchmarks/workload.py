@@ -79,7 +79,7 @@ def reports() -> Service:
     return Service("reports", projections=[view])
 
 
-async def save_all(service: Service, aggregates: Iterable[Aggregate], *, in_flight: int) -> Position | None:
+async def save_all(service: Service, aggregates: Iterable[Aggregate], *, in_flight: int) -> Position:
     """Save each by itself, so many at a time: a new one begins when one has ended. Returns the last position."""
     waiting = iter(aggregates)
     last: Position | None = None
@@ -92,15 +92,15 @@ async def save_all(service: Service, aggregates: Iterable[Aggregate], *, in_flig
                 last = position
 
     await asyncio.gather(*(save_some() for _ in range(in_flight)))
+    if last is None:
+        raise ValueError("there was nothing to save, so there is no last position")
     return last
 
 
 async def full_log(path: Path, events: int) -> Position:
     """Make the shop's store, with so many orders in it. Returns the last position."""
     async with shop().open(store=sqlite_url(path)) as service:
-        last = await save_all(service, orders(events), in_flight=1_000)
-    assert last is not None
-    return last
+        return await save_all(service, orders(events), in_flight=1_000)
 
 
 def sqlite_url(path: Path) -> str:
