@@ -4,7 +4,8 @@ Each law has a test in `evsync.testing.contracts`.
 
 Laws of a store
     A commit is stored whole or not at all, its checkpoint included.
-    A (stream, version) exists once; versions of a stream are 1, 2, 3, … without a gap.
+    A (stream, version) exists once; versions of a stream are 1, 2, 3, … without a gap, wherever appends state the
+    version they expect (see `Append.versions`).
     Of two writers with the same expected version exactly one wins; the other gets Conflict.
     Positions of a log are 1, 2, 3, … without a gap and in commit order: a reader that has seen n can never later find
     a new event at or below n. The events of one commit are neighbours, streams in the order given.
@@ -32,6 +33,14 @@ class Capabilities:
     """Two processes may append to the same log."""
     atomic_commits: bool = True
     """A commit may hold several events and streams."""
+    any_text: bool = True
+    """Types and tags may be any text. Else a type is `service.Aggregate.Event`, and tags are ASCII, as in a message."""
+    checkpoints_are_events: bool = False
+    """A commit with a checkpoint has one event more, its last: evsync's own (see `is_control`), with a position."""
+    max_commit_events: int = 65_536
+    """How many events one commit may hold, that of a checkpoint included."""
+    given_versions: bool = False
+    """An append may say at which versions its events stand (`Append.versions`)."""
 
 
 @runtime_checkable
@@ -54,7 +63,10 @@ class EventStore(Protocol):
     async def read_stream(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
-        """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
+        """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none.
+
+        Where versions are given they may begin at 0: `after_version=-1` reads that one too.
+        """
         ...
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:

@@ -85,12 +85,25 @@ class NewEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """New events of one stream. `expected_version` is the version they were decided at, 0 for a new stream."""
+    """New events of one stream. `expected_version` is the version they were decided at, 0 for a new stream.
+
+    With `versions`, one for each event, these are their places in the stream: 0 or more, in any order, gaps or not.
+    Then nothing is expected of the stream: a version that is taken is the only Conflict, and `expected_version` is what
+    that error says was expected. It is how other libraries' recorders write; a commit names a stream in one way only.
+    """
 
     stream: str
     slot: int
     expected_version: int
     events: Sequence[NewEvent]
+    versions: Sequence[int] | None = None
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The version of each event."""
+        if self.versions is not None:
+            return self.versions
+        return range(self.expected_version + 1, self.expected_version + 1 + len(self.events))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +230,15 @@ def decode_meta(meta: str | None) -> dict[str, str]:
     if not isinstance(tags, dict):
         raise DecodingError(f"{meta[:200]!r} are not an event's tags: a JSON object was expected")
     return tags
+
+
+CHECKPOINTS_EVENT = "evsync.CheckpointsStored"
+"""What follows the service in the type of the event by which a store that has nothing but events keeps checkpoints."""
+
+
+def is_control(type: str) -> bool:
+    """Whether an event of this type is evsync's own: it takes a position and means nothing to handlers."""
+    return type.partition(".")[2].startswith("evsync.")
 
 
 def check_name(kind: str, name: str) -> str:

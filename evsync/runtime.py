@@ -29,6 +29,7 @@ from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.relay import Relay, RelayStatus
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.source import JetStreamSource
+from evsync.opening import is_on_nats, open_store
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -44,7 +45,6 @@ from evsync.records import Append, Checkpoint, Position, StoredEvent
 from evsync.repository import Repository
 from evsync.snapshots import Snapshots
 from evsync.sources import ServiceSource, StoreSource
-from evsync.stores import open_store
 from evsync.stores.group_commit import GroupCommit
 from evsync.tags import current_tags
 
@@ -115,11 +115,14 @@ class Runtime:
             if runtime.snapshots is not None:
                 stack.push_async_callback(runtime.snapshots.close)
             stack.push_async_callback(runtime.commits.close)
-            if nats := settings.get("nats"):
+            nats = settings.get("nats")
+            if nats is None and is_on_nats(url):
+                nats = url.partition("?")[0].rstrip("/")  # other services' logs are where this one's is
+            if nats:
                 settings_of_nats = NatsSettings(nats, **{name: Path(path) for name, path in broker_files().items()})
                 runtime.connection = await Connection.open(settings_of_nats, service.name)
                 stack.push_async_callback(runtime.connection.close)
-                if "relay" in running:
+                if "relay" in running and not is_on_nats(url):  # there the log is the stream
                     runtime.relay = Relay(store, runtime.connection)
             if followers:
                 sources = {name: await runtime._source(name, stack) for name in _services_read_by(service)}

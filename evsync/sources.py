@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 from evsync.errors import OtherIncarnation, StoreUnavailable
+from evsync.opening import open_store
 from evsync.ports import EventLog, LogReader, Store
 from evsync.records import StoredEvent
-from evsync.stores import open_store
 
 _LOOK_S = 0.01
 

@@ -79,7 +79,12 @@ class ServiceProcess:
     async def saves(self, count: int) -> None:
         """Wait for so many more acknowledged saves."""
         enough = len(self.acknowledged) + count
-        await eventually(lambda: len(self.acknowledged) >= enough, lambda: f"{enough} saves of {self}", LONG_S)
+
+        def saved() -> bool:
+            assert self.lives, f"ended with {self.process.returncode}: {self}"
+            return len(self.acknowledged) >= enough
+
+        await eventually(saved, lambda: f"{enough} saves of {self}", LONG_S)
 
     async def be_quiet(self) -> None:
         """End the load, and wait until everything in flight was answered."""
@@ -88,8 +93,9 @@ class ServiceProcess:
         await self.says("quiet")
 
     def pause(self) -> None:
-        """Let it stand still (SIGSTOP)."""
+        """Let it stand still (SIGSTOP); returns when all of its threads do."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on (SIGCONT)."""

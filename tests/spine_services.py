@@ -115,6 +115,10 @@ trails = sa.Table(
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("trail", sa.Integer, nullable=False),
 )
+STEP = sa.text(
+    f"INSERT INTO trails VALUES (:id, (:amount + 100) % {TRAIL}) "
+    f"ON CONFLICT (id) DO UPDATE SET trail = (trail * 31 + :amount + 100) % {TRAIL}"
+)
 account_view = Projection("accounts", model=SqlModel(account_tables), retries=1)
 trail_view = Projection("trails", model=SqlModel(trail_tables))
 notes = Reaction("notes", since="beginning")
@@ -146,13 +150,7 @@ def taken(e: Event[NoteTaken], db: Tables) -> None:
 @trail_view.on(AccountMoved)
 def trailed(e: Event[AccountMoved], db: Tables) -> None:
     """One statement per event, and an effect that neither commutes nor may be repeated: order shows."""
-    first = sa.func.coalesce(sa.select(trails.c.trail).where(trails.c.id == e.stream_id).scalar_subquery(), 0)
-    step = (first * 31 + e.data.amount + 100) % TRAIL
-    db.execute(
-        sa.insert(trails)
-        .prefix_with("OR REPLACE")
-        .from_select(["id", "trail"], sa.select(sa.literal(e.stream_id), step))
-    )
+    db.execute(STEP.bindparams(id=e.stream_id, amount=e.data.amount))
 
 
 @notes.on(AccountMoved)

@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from evsync.cli import nats, replay, run, status, stream, tail
+from evsync.cli import import_, nats, replay, run, status, stream, tail
 from evsync.cli.terminal import redacted
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 for command in (nats.nats, run.run, status.status, tail.tail, replay.replay):
     app.command()(command)
+app.command("import")(import_.import_)
 app.add_typer(stream.app)
 
 

@@ -16,6 +16,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.verification import StreamReport, check_stream
+from evsync.opening import is_on_nats
 from evsync.service import Service
 
 CONNECT_S = 3.0
@@ -106,6 +107,11 @@ def _ask(planned: str | None) -> None:
 
 
 async def _connected(service: Service) -> Connection:
+    if is_on_nats(str(service.runtime.settings["store"])):
+        raise ConfigurationError(
+            f"the events of service {service.name!r} are in a stream and nowhere else: there is no log to compare it "
+            "with, or to make it anew from"
+        )
     connection = service.runtime.connection
     if connection is None:
         raise ConfigurationError(

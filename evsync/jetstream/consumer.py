@@ -213,7 +213,7 @@ class JetStreamReader:
             if sequence < self._next:
                 continue  # the stream is being filled again; this was read before
             try:
-                event = decode(subject.decode("latin-1"), headers, body)
+                event = decode(subject.decode("latin-1"), headers, body, sequence)
             except DecodingError as e:
                 self._failure = _foreign(self._stream, sequence, str(e))
                 self._failure.__cause__ = e

@@ -6,6 +6,9 @@
               evsync-meta, ce-correlationid, ce-causationid, ce-traceparent: only if the event has them
     body      the event's data
 
+In a stream that is itself the store the subject ends with `.<version>`, and <position> is 0: the position is given by
+the server, as the message's sequence.
+
 What cannot be written in a token or a header is percent-encoded, or refused: no id, type or tag can begin a new header
 line, and none ever names a header. What is read must be exactly of this form, subject and headers agreeing; headers
 that follow ours (the relay's expectations, what a server adds) are ignored.
@@ -69,7 +72,9 @@ class MessageFormat:
         self._service, _, shard = log.partition(".")
         self._prefix = f"evsync.{self._service}.{shard}."
         self._source = f"/{self._service}/{shard}"
-        self._subject_shape = re.compile(re.escape(self._prefix) + _NUMBER + rf"\.{_TOKEN}\.{_TOKEN}\.{_TOKEN}")
+        self._subject_shape = re.compile(
+            re.escape(self._prefix) + _NUMBER + rf"\.{_TOKEN}\.{_TOKEN}\.{_TOKEN}(?:\.{_NUMBER})?"
+        )
         self._header_shape = re.compile(
             "NATS/1\\.0\r\n"
             "ce-specversion: 1\\.0\r\n"
@@ -119,17 +124,30 @@ class MessageFormat:
             lines += _meta_lines(meta)
         return subject, lines.encode("ascii"), data
 
-    def decode(self, subject: str, raw_headers: bytes, body: bytes) -> StoredEvent:
+    def encode_unplaced(self, event: StoredEvent) -> tuple[str, bytes, bytes]:
+        """As `encode`, for a stream that is the store: whatever the event's position, the server gives it one."""
+        subject, lines, body = self.encode(event._replace(position=0))
+        return f"{subject}.{event.version:d}", lines, body
+
+    def stream_filter(self, stream: str, slot: int, version: int | None = None) -> str:
+        """The subjects of an aggregate's events in a stream that is the store, or of its event of one version.
+
+        All writers of a stream must state expectations with this very text.
+        """
+        return f"{self._prefix}{slot:d}.*.*.{escape(stream)}.{'*' if version is None else version}"
+
+    def decode(self, subject: str, raw_headers: bytes, body: bytes, sequence: int = 0) -> StoredEvent:
         """The event of a message, from its whole header block (`NATS/1.0` to the blank line).
 
+        `sequence` is the message's place in its stream: the position of an event of a stream that is the store.
         Raises DecodingError, and nothing else, for whatever `encode` of this log did not write. Only the insides of
         data and tags are not looked at.
         """
         text = raw_headers.decode("latin-1")  # cannot fail; what is not ASCII fits no pattern
         shape = self._header_shape.match(text)
         if shape is None or (shape[9] is None and "\r\nevsync-meta:" in text):
-            return self._decode_in_any_order(subject, parse_headers(raw_headers), body)
-        return self._event(subject, shape, body)
+            return self._decode_in_any_order(subject, parse_headers(raw_headers), body, sequence)
+        return self._event(subject, shape, body, sequence)
 
     def size_of(self, event: StoredEvent) -> int:
         """Bytes that the event takes of a server's max_payload, at most: header block, publisher's lines and data.
@@ -143,7 +161,7 @@ class MessageFormat:
         size = self._fixed_bytes + len(ce_type) + len(_plain_incarnation(event.incarnation)) + len(event.data)
         return size if event.meta is None else size + len(_meta_lines(event.meta))
 
-    def _decode_in_any_order(self, subject: str, headers: Mapping[str, str], body: bytes) -> StoredEvent:
+    def _decode_in_any_order(self, subject: str, headers: Mapping[str, str], body: bytes, sequence: int) -> StoredEvent:
         """Decode from headers in another order than ours, or with others between them."""
         if "evsync" not in headers:
             raise DecodingError(f"a message on {_short(subject)} without an 'evsync' header was not written by evsync")
@@ -158,7 +176,7 @@ class MessageFormat:
                 f"the headers of a message on {_short(subject)} are not those of an event of log {self.log!r} in "
                 f"format {FORMAT} (written by a newer evsync?): {_short(repr(headers), 600)}"
             )
-        return self._event(subject, shape, body)
+        return self._event(subject, shape, body, sequence)
 
     def _subject(self, slot: int, type_tokens: str, stream: str) -> str:
         token = stream if _PLAIN.fullmatch(stream) else escape(stream)
@@ -170,17 +188,19 @@ class MessageFormat:
             )
         return subject
 
-    def _event(self, subject: str, shape: re.Match[str], body: bytes) -> StoredEvent:
+    def _event(self, subject: str, shape: re.Match[str], body: bytes, sequence: int) -> StoredEvent:
         id_, second, us, ce_type, incarnation, position, version, remaining, meta = shape.groups()
         tokens = self._subject_shape.fullmatch(subject)
         if tokens is None:
             raise DecodingError(f"{_short(subject)} is not the subject of an event of log {self.log!r}")
-        slot, aggregate, name, stream = tokens.groups()
+        slot, aggregate, name, stream, place = tokens.groups()
+        if place is not None and (place != version or position != "0"):
+            raise DecodingError(f"a message on {_short(subject)} says that it is version {version}, at {position}")
         type_, expected = self._token_types(aggregate, name)
         if ce_type != expected:
             raise DecodingError(f"a message on {_short(subject)} says that its type is {_short(ce_type)!r}")
         return StoredEvent(
-            int(position),
+            int(position) if place is None else sequence,
             stream if "%" not in stream else unescape(stream),
             int(version),
             int(slot),

@@ -17,6 +17,8 @@ from evsync.jetstream.connection import Connection
 from evsync.records import LogIdentity
 
 LOG_KEY, INCARNATION_KEY, SLOTS_KEY = "evsync.log", "evsync.incarnation", "evsync.slots"
+STORE_KEY = "evsync.store"
+"""In the metadata of a stream that is not a mirror of the log but the log itself (see evsync.jetstream.store)."""
 
 _REQUIRED: Mapping[str, Any] = {
     "retention": "limits",
@@ -41,7 +43,7 @@ _REFUSED = (
     "allow_msg_schedules",
     "allow_msg_counter",
 )
-_NOTHING: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
+NOTHING: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
 """How the server writes, or leaves out, a setting that is not made."""
 
 INFO_TIMEOUT_S = 1.5
@@ -98,6 +100,11 @@ class StreamState:
             return None
         return LogIdentity(service, shard, str(metadata.get(INCARNATION_KEY, "")), int(slots))
 
+    @property
+    def is_store(self) -> bool:
+        """Whether the stream is the log's store, and not a mirror that a relay fills."""
+        return STORE_KEY in (self.config.get("metadata") or {})
+
     def same_as(self, other: StreamState | None) -> bool:
         """Whether it is the same stream, settings included, with nothing missing; its end may have moved."""
         return (
@@ -153,7 +160,7 @@ def check_config(config: Mapping[str, Any], identity: LogIdentity) -> None:
         if config.get(setting, False) != wanted:
             raise refuse(setting, config.get(setting), wanted)
     for setting in _REFUSED:
-        if config.get(setting) not in _NOTHING:
+        if config.get(setting) not in NOTHING:
             raise refuse(setting, config.get(setting), None)
     if config.get("persist_mode") not in {None, "", "default"}:
         raise refuse("persist_mode", config.get("persist_mode"), "default")
@@ -233,7 +240,9 @@ async def find(conn: Connection, service: str) -> list[StreamState]:
         listed = page.get("streams") or []
         for state in map(StreamState.of, listed):
             identity = state.identity
-            if identity is not None and identity.service == service and state.name == stream_name(identity):
+            if identity is None or identity.service != service:
+                continue
+            if state.is_store or state.name == stream_name(identity):
                 found.append(state)
         offset += len(listed)
         if not listed or offset >= int(page.get("total", 0)):
@@ -243,6 +252,11 @@ async def find(conn: Connection, service: str) -> list[StreamState]:
 def check_owner(state: StreamState, identity: LogIdentity) -> None:
     """Raise ConfigurationError if a stream that has the log's subjects is not one of this log, of any incarnation."""
     other = state.identity
+    if state.is_store:
+        raise ConfigurationError(
+            f"stream {state.name} is the event store of log {other.name if other else '?'}: it holds the only copy of "
+            "its events, has no relay, and cannot be made anew from anything. Nothing was touched"
+        )
     if other is None or other.name != identity.name or state.name != stream_name(other):
         raise ConfigurationError(
             f"stream {state.name} captures subjects of {subjects(identity)} and is not a stream of evsync: "

@@ -27,15 +27,16 @@ class AnsweredLog:
         self.state: State = "running"
         self.reason: str | None = None
         """What stands in the way, if anything does."""
+        self.unstored = 0
+        """How many events were seen beyond what is stored; evsync's own do not count.
+
+        In a store where a checkpoint is an event, a reaction to its own log would else store a checkpoint because it
+        has seen the last one, for ever.
+        """
         self.failures = 0
         """In a row, of any kind: how long to pause."""
         self.attempts = 0
         """How often the event after `seen` was to blame."""
-
-    @property
-    def unstored(self) -> int:
-        """How many events were seen beyond what is stored."""
-        return self.seen.position - self.stored.position
 
     async def load(self, read: ReadCheckpoints) -> bool:
         """Compare with what is stored; if that is not where this process left it, go on from there.
@@ -47,6 +48,7 @@ class AnsweredLog:
         stored = next((c for c in found if c.log == self.name), Checkpoint(self.name, 0, "", 0))
         if stored.position != self.stored.position or not self.seen.incarnation:
             self.seen = self.stored = stored
+            self.unstored = 0
         return any(c.log.partition(".")[0] == self.name.partition(".")[0] for c in found)
 
     def after(self, event: StoredEvent, *, handled: bool) -> Checkpoint:
@@ -61,11 +63,13 @@ class AnsweredLog:
             (seen.digest + digest_of(event)) % 2**64 if handled else seen.digest,
         )
 
-    def passed(self, checkpoint: Checkpoint, *, stored: bool) -> None:
-        """An event has been dealt with."""
+    def passed(self, checkpoint: Checkpoint, *, stored: bool, control: bool = False) -> None:
+        """An event has been dealt with; a `control` event is evsync's own."""
         self.seen = checkpoint
         if stored:
-            self.stored = checkpoint
+            self.stored, self.unstored = checkpoint, 0
+        elif not control:
+            self.unstored += 1
         self.failures = self.attempts = 0
         self.state, self.reason = "running", None
 

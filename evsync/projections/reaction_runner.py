@@ -26,7 +26,16 @@ from evsync.projections.pause import pause_s
 from evsync.projections.reaction import Reaction
 from evsync.projections.read_model import CannotApply
 from evsync.projections.status import FollowerStatus, LogStatus, State
-from evsync.records import Checkpoint, Position, StoredEvent, command_of, decode_meta, event_uuid, to_time_us
+from evsync.records import (
+    Checkpoint,
+    Position,
+    StoredEvent,
+    command_of,
+    decode_meta,
+    event_uuid,
+    is_control,
+    to_time_us,
+)
 from evsync.tags import metadata
 
 if TYPE_CHECKING:
@@ -282,7 +291,7 @@ class ReactionRunner:
             steps = ()
         checkpoint = log.after(event, handled=bool(steps))
         if not steps:
-            log.passed(checkpoint, stored=False)
+            log.passed(checkpoint, stored=False, control=is_control(event.type))
             return
         tags = decode_meta(event.meta)
         correlation = tags.get("correlation_id") or str(UUID(bytes=command_of(event.id)))
@@ -310,7 +319,7 @@ class ReactionRunner:
         except Conflict:
             await self._is_overtaken(log)
             return False
-        log.stored = log.seen
+        log.stored, log.unstored = log.seen, 0
         return True
 
     async def _is_overtaken(self, log: AnsweredLog) -> bool:

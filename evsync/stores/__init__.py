@@ -13,7 +13,9 @@ URL_FORMS = """
     sqlite:////var/lib/events.db   a file, absolute
     memory://                      in this process only, gone when it ends
     postgresql://user:password@host/database?schema=users
-                                   a schema of its own in a PostgreSQL database (needs evsync[postgres])"""
+                                   a schema of its own in a PostgreSQL database (needs evsync[postgres])
+    nats://host:4222/?stream=NAME&replicas=3
+                                   a stream of its own in NATS JetStream"""
 
 
 async def open_store(url: str, *, service: str, shard: str = "main", create: bool = True) -> Store:
@@ -49,6 +51,7 @@ async def open_store(url: str, *, service: str, shard: str = "main", create: boo
             ) from e
         return await PostgresStore.open(url, service=service, shard=shard, create=create)
     if scheme == "nats":
-        raise ConfigurationError(f"nats:// stores are not available in this version of evsync. Use one of:{URL_FORMS}")
+        # The adapters do not know one another.
+        raise ConfigurationError(f"a store on NATS is opened by evsync.opening.open_store, not here.{URL_FORMS}")
     shown = url if "@" not in url else f"{scheme}://…"  # what stands before an @ may be a password
     raise ConfigurationError(f"{shown!r} is not the URL of an event store. Use one of:{URL_FORMS}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Sequence
+from operator import attrgetter
 
 from evsync.errors import Conflict, StoreUnavailable
 from evsync.ports import Capabilities
 from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
-from evsync.stores.plan import CheckpointKey, keys_of, plan, streams_of
+from evsync.stores.plan import CheckpointKey, doubtful, keys_of, plan, streams_of
 from evsync.stores.tail import Tail
+
+_version = attrgetter("version")
 
 
 class MemoryStore:
@@ -17,7 +21,7 @@ class MemoryStore:
     Keeps every law of `evsync.ports` but durability. Belongs to one event loop at a time.
     """
 
-    capabilities = Capabilities(durable=False, several_processes=False)
+    capabilities = Capabilities(durable=False, several_processes=False, given_versions=True)
 
     def __init__(self, identity: LogIdentity) -> None:
         self.identity = identity
@@ -31,12 +35,13 @@ class MemoryStore:
     async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:
         """Append each commit, all of it or none; see `EventStore.append`."""
         self._check_open()
-        versions = {s: len(self._streams.get(s, ())) for s in streams_of(commits)}
+        versions = {s: events[-1].version for s in streams_of(commits) if (events := self._streams.get(s))}
         positions = {k: c.position for k in keys_of(commits) if (c := self._checkpoints.get(k)) is not None}
-        planned = plan(self.identity, len(self._log), versions, positions, commits)
+        taken = {place for place in doubtful(commits, versions) if self._holds(*place)}
+        planned = plan(self.identity, len(self._log), versions, positions, commits, taken)
         for row in planned.rows:
             self._log.append(row)
-            self._streams.setdefault(row.stream, []).append(row)
+            insort(self._streams.setdefault(row.stream, []), row, key=_version)
         self._checkpoints.update(planned.checkpoints)
         self._tail.moved(planned.head)
         return planned.outcomes
@@ -47,8 +52,8 @@ class MemoryStore:
         """The events of a stream with `after_version < version <= to_version`, in order."""
         self._check_open()
         events = self._streams.get(stream, [])
-        end = len(events) if to_version is None else max(to_version, 0)
-        return events[max(after_version, 0) : end]
+        end = len(events) if to_version is None else bisect_right(events, to_version, key=_version)
+        return events[bisect_right(events, after_version, key=_version) : end]
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name."""
@@ -89,6 +94,11 @@ class MemoryStore:
         """Refuse everything from now on, and let go of those who wait."""
         self._closed = True
         self._tail.failed(self._closed_error())
+
+    def _holds(self, stream: str, version: int) -> bool:
+        events = self._streams.get(stream, [])
+        place = bisect_right(events, version, key=_version)
+        return place > 0 and events[place - 1].version == version
 
     def _check_open(self) -> None:
         if self._closed:

@@ -5,7 +5,7 @@ A store locks its position counter, looks up what the plan needs to know, asks f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evsync.errors import ConfigurationError, Conflict, EncodingError
@@ -16,6 +16,8 @@ MAX_COMMIT_EVENTS = 65_536
 
 CheckpointKey = tuple[str, str, int]
 """Follower, log, group."""
+Place = tuple[str, int]
+"""Stream, version."""
 
 
 class Plan(NamedTuple):
@@ -41,28 +43,50 @@ def keys_of(commits: Iterable[Commit]) -> list[CheckpointKey]:
     return list({k: None for c in commits if c.after is not None and (k := key_of(c)) is not None})
 
 
+def doubtful(commits: Iterable[Commit], versions: Mapping[str, int]) -> list[Place]:
+    """The places that `plan` needs to be told of if they are taken: given ones that are not beyond their stream's end.
+
+    There are none in most appends: who gives versions usually goes on where the stream ends.
+    """
+    return [
+        (a.stream, version)
+        for c in commits
+        for a in c.appends
+        if a.versions is not None
+        for version in a.versions
+        if version <= versions.get(a.stream, 0)
+    ]
+
+
 def plan(
     identity: LogIdentity,
     head: int,
     versions: Mapping[str, int],
     positions: Mapping[CheckpointKey, int],
     commits: Sequence[Commit],
+    taken: Collection[Place] = (),
 ) -> Plan:
     """Decide on each commit in turn; a commit sees those before it, and a conflict keeps out its own commit only.
 
     `versions` holds the version of every stream of `streams_of(commits)` (0 or absent: no such stream), `positions`
-    the stored checkpoint of every key of `keys_of(commits)` (0 or absent: none). Raises ConfigurationError or
-    EncodingError for a commit that no store could keep.
+    the stored checkpoint of every key of `keys_of(commits)` (0 or absent: none), `taken` the places of
+    `doubtful(commits, versions)` that hold an event. Raises ConfigurationError or EncodingError for a commit that no
+    store could keep.
     """
-    versions, positions = dict(versions), dict(positions)
+    versions, positions, taken = dict(versions), dict(positions), set(taken)
+    given = {a.stream for c in commits for a in c.appends if a.versions is not None}
     result = Plan([], [], {}, head)
     for commit in commits:
         key = key_of(commit)
         moved: dict[str, int] = {}
-        if (conflict := _conflict(commit, key, versions, positions, moved)) is not None:
+        if given:
+            _check_given(commit)
+        if (conflict := _conflict(commit, key, versions, positions, taken, moved)) is not None:
             result.outcomes.append(conflict)
             continue
         versions.update(moved)
+        if given:
+            taken.update((a.stream, version) for a in commit.appends if a.stream in given for version in a.places)
         head = _add_rows(result.rows, commit, head, identity.incarnation)
         if key is not None and commit.checkpoint is not None:
             result.checkpoints[key] = commit.checkpoint
@@ -76,18 +100,42 @@ def _conflict(
     key: CheckpointKey | None,
     versions: Mapping[str, int],
     positions: Mapping[CheckpointKey, int],
+    taken: Collection[Place],
     moved: dict[str, int],
 ) -> Conflict | None:
     """What keeps the commit out, if anything; `moved` gets the versions of its streams after it."""
     if commit.after is not None and key is not None and (actual := positions.get(key, 0)) != commit.after:
         return Conflict(f"checkpoint of {commit.follower}", commit.after, actual)
+    placed: set[Place] = set()
     for append in commit.appends:
         stream = append.stream
         actual = moved[stream] if stream in moved else versions.get(stream, 0)
+        if append.versions is not None:
+            for version in append.versions:
+                if (stream, version) in taken or (stream, version) in placed:
+                    return Conflict(stream, append.expected_version, versions.get(stream, 0))
+                placed.add((stream, version))
+            moved[stream] = max([actual, *append.versions])
+            continue
         if actual != append.expected_version:
             return Conflict(stream, append.expected_version, actual)
         moved[stream] = actual + len(append.events)
     return None
+
+
+def _check_given(commit: Commit) -> None:
+    """Raise ConfigurationError for versions that make no sense."""
+    given = {a.stream for a in commit.appends if a.versions is not None}
+    for append in commit.appends:
+        if append.versions is None and append.stream in given:
+            raise ConfigurationError(f"a commit to {append.stream!r} both gives versions and states an expected one")
+        if append.versions is not None and (
+            len(append.versions) != len(append.events) or min(append.versions, default=0) < 0
+        ):
+            raise ConfigurationError(
+                f"{len(append.events)} events for {append.stream!r} cannot have the versions {append.versions!r}: one "
+                "for each event is needed, none below 0"
+            )
 
 
 def _add_rows(rows: list[StoredEvent], commit: Commit, head: int, incarnation: str) -> int:
@@ -100,7 +148,7 @@ def _add_rows(rows: list[StoredEvent], commit: Commit, head: int, incarnation: s
         )
     index = 0
     for append in commit.appends:
-        for version, event in enumerate(append.events, append.expected_version + 1):
+        for version, event in zip(append.places, append.events, strict=True):
             rows.append(
                 StoredEvent(
                     head + index + 1,

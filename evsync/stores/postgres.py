@@ -39,7 +39,7 @@ class PostgresStore:
     are made anew. What was being appended then raises OutcomeUnknown; reads are tried again by themselves.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(given_versions=True)
 
     @classmethod
     async def open(
@@ -336,14 +336,22 @@ _PARAMETERS = (
 
 def _arguments(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequence[Any]], dict[int, tuple[str, int]]]:
     """The arrays that the function takes, and for each item it judges (see `items` there) its name and expectation."""
-    appends: list[tuple[int, str, int]] = []
+    appends: list[tuple[int, str, int | None]] = []
     checkpoints: list[tuple[Any, ...]] = []
     sizes: list[int] = []
     judged: dict[int, tuple[str, int]] = {}
     for number, commit in enumerate(commits):
         moved: dict[str, int] = {}
         for a in commit.appends:
-            if a.stream not in moved:
+            if a.versions is not None:
+                # NULL: nothing is expected but that the versions are free. One that the commit gives twice never is.
+                outcome = planned.outcomes[number]
+                contradictory = isinstance(outcome, Conflict) and outcome.stream == a.stream
+                appends.append((number, a.stream, -1 if contradictory else None))
+                judged[len(appends)] = a.stream, a.expected_version
+                if contradictory:
+                    break
+            elif a.stream not in moved:
                 appends.append((number, a.stream, a.expected_version))
                 judged[len(appends)] = a.stream, a.expected_version
             elif moved[a.stream] != a.expected_version:

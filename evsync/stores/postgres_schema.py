@@ -105,6 +105,20 @@ BEGIN
         LEFT JOIN {schema}.checkpoints c ON (c.follower, c.log, c."group") = (k.follower, k.log, k."group")
         WHERE coalesce(c.position, 0) <> k.after
     ) c;
+    IF array_position(a_expected, NULL) IS NOT NULL THEN
+        -- Streams whose events come with versions of their own: these must be free.
+        SELECT commits || array_agg(a.commit), items || array_agg(a.item::int), actuals || array_agg(a.actual)
+        INTO commits, items, actuals
+        FROM (
+            SELECT a.commit, a.item, (SELECT max(e.version) FROM {schema}.events e WHERE e.stream = a.stream) AS actual
+            FROM unnest(a_commit, a_stream, a_expected) WITH ORDINALITY AS a (commit, stream, expected, item)
+            WHERE a.expected IS NULL AND EXISTS (
+                SELECT FROM unnest(e_commit, e_stream, e_version) AS n (commit, stream, version)
+                JOIN {schema}.events e ON e.stream = n.stream AND e.version = n.version
+                WHERE n.commit = a.commit AND n.stream = a.stream
+            )
+        ) a;
+    END IF;
     INSERT INTO {schema}.events
     SELECT before + row_number() OVER (ORDER BY e.item), e.stream, e.version, e.slot, e.type, e.time_us, e.id,
         e.remaining, incarnation, e.data, e.meta

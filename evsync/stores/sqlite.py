@@ -1,8 +1,9 @@
 """An event store in an SQLite file: durable, for as many processes as share the file on one machine.
 
-Appends run in a thread of their own, which waits for locks and for the disk. A write is a handful of statements,
-whatever the number of events, because each statement lets go of the GIL and must get it back: beside an event loop
-that is busy, a statement per row would wait its 5 ms (sys.getswitchinterval) for every row.
+Appends of several commits run in a thread of their own, which waits for locks and for the disk; a single commit is
+written on the event loop while the disk is quick. A write is a handful of statements, whatever the number of events,
+because each statement lets go of the GIL and must get it back: beside an event loop that is busy, a statement per row
+would wait its 5 ms (sys.getswitchinterval) for every row.
 
 For the same reason reads run on the event loop itself, in slices of a millisecond or so: fetching rows in a thread
 hands the GIL over once per row. A read that does not come back in time (a cold file on a slow disk) is broken off and
@@ -12,12 +13,12 @@ done in a thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from functools import cache, partial
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,35 +27,19 @@ from evsync.ports import Capabilities
 from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_schema as schema
-from evsync.stores.plan import keys_of, plan, streams_of
+from evsync.stores import sqlite_statements as statements
+from evsync.stores.plan import doubtful, keys_of, plan, streams_of
 from evsync.stores.sqlite_errors import BUSY, primary_code, translated
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
 
-ROWS_PER_STATEMENT = 64
-"""Rows of one INSERT: 704 parameters, below the 999 that the oldest SQLite in use takes."""
 ROWS_PER_READ = 512
 """Rows that are read without a pause for the event loop: about a millisecond."""
 READ_THREADS = 2
-
-_READ_LOG = f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
-_READ_STREAM = (
-    f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
-    "ORDER BY version LIMIT ?2"
-)
-_READ_CHECKPOINTS = (
-    'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
-)
-_SNAPSHOT = ", ".join(Snapshot._fields)
-_READ_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?"
-_PUT_SNAPSHOT = (
-    f"INSERT INTO snapshots ({_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
-    + " WHERE snapshots.shape <> excluded.shape OR snapshots.version < excluded.version"
-)
-_READ_HEAD = "SELECT head FROM log"
-_VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
-_CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
+QUICK_S = 0.005
+"""A commit that took longer on the event loop was one too many there:"""
+SLOW_FOR_S = 1.0
+"""for so long, all are made in the writer's thread."""
 
 _stored_event = partial(tuple.__new__, StoredEvent)
 """`StoredEvent._make` without its check of the length, in three quarters of its time."""
@@ -67,7 +52,7 @@ class SqliteStore:
     same file open and append to it; a network share will not do, SQLite's locks and shared memory do not work there.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(given_versions=True)
 
     @classmethod
     async def open(
@@ -87,7 +72,7 @@ class SqliteStore:
         `slots` counts for a new store only: an existing one keeps what it was made with (see `identity`).
         `patience_s` is how long an append waits for another process to release the file before StoreUnavailable;
         `poll_s` how often `wait` looks for the appends of other processes; `read_on_loop_s` after how long a read is
-        taken off the event loop (0: always in a thread).
+        taken off the event loop (0: everything in threads, appends too).
 
         Raises ConfigurationError for a path or name that cannot be right, WrongStore for a file that is another
         service's or shard's store, was written by a newer evsync, is damaged, or is not a store at all,
@@ -110,18 +95,22 @@ class SqliteStore:
             reader = await writer.run(
                 lambda _: schema.patiently(lambda: schema.connect_to_read(file, timeout_s=0), patience_s)
             )
+            here = await writer.run(
+                lambda _: schema.patiently(lambda: schema.connect(file, create=False, timeout_s=0), patience_s)
+            )
         except BaseException as e:
             await writer.close()
             if isinstance(e, sqlite3.Error):
                 raise translated(e, file) from e
             raise
-        return cls(file, identity, writer, reader, patience_s, poll_s, read_on_loop_s)
+        return cls(file, identity, writer, here, reader, patience_s, poll_s, read_on_loop_s)
 
     def __init__(
         self,
         path: Path,
         identity: LogIdentity,
         writer: ConnectionThreads,
+        writer_here: sqlite3.Connection,
         reader: sqlite3.Connection,
         patience_s: float,
         poll_s: float,
@@ -130,7 +119,8 @@ class SqliteStore:
         """For `open`, which everybody else uses."""
         self.path, self.identity = path, identity
         self._patience_s, self._poll_s, self._read_on_loop_s = patience_s, poll_s, read_on_loop_s
-        self._writer, self._reader = writer, reader
+        self._writer, self._writer_here, self._reader = writer, writer_here, reader
+        self._slow_until = 0.0 if read_on_loop_s > 0 else math.inf
         self._readers = ConnectionThreads(
             lambda: schema.connect_to_read(path, timeout_s=patience_s),
             threads=READ_THREADS,
@@ -154,7 +144,9 @@ class SqliteStore:
         if not commits:
             return []
         try:
-            written = await self._writer.run(partial(self._write, commits), then=self._moved)
+            written = self._write_here(commits) if len(commits) == 1 else None
+            if written is None:
+                written = await self._writer.run(partial(self._write, commits), then=self._moved)
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
         return written.outcomes
@@ -164,14 +156,21 @@ class SqliteStore:
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
         return await self._rows(
-            _READ_STREAM, 2, after_version, _MANY, stream, _MANY if to_version is None else to_version
+            statements.READ_STREAM,
+            2,
+            after_version,
+            statements.MANY,
+            stream,
+            statements.MANY if to_version is None else to_version,
         )
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name, by log and group."""
         return [
-            Checkpoint(log, group, incarnation, position, count, digest & _MASK)
-            for log, group, incarnation, position, count, digest in await self._fetch(_READ_CHECKPOINTS, (follower,))
+            Checkpoint(log, group, incarnation, position, count, digest & statements.MASK)
+            for log, group, incarnation, position, count, digest in await self._fetch(
+                statements.READ_CHECKPOINTS, (follower,)
+            )
         ]
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
@@ -184,7 +183,7 @@ class SqliteStore:
 
     async def snapshot(self, stream: str) -> Snapshot | None:
         """The snapshot of a stream, if one is kept."""
-        rows = await self._fetch(_READ_SNAPSHOT, (stream,))
+        rows = await self._fetch(statements.READ_SNAPSHOT, (stream,))
         return Snapshot(*rows[0]) if rows else None
 
     async def close(self) -> None:
@@ -197,20 +196,21 @@ class SqliteStore:
         self._tail.failed(self._closed_error())
         await self._readers.close()
         self._reader.close()
+        self._writer_here.close()
         await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it
 
     # ---- EventLog
 
     async def head(self) -> int:
         """The position of the last event: 0 for an empty log."""
-        ((head,),) = await self._fetch(_READ_HEAD, ())
+        ((head,),) = await self._fetch(statements.READ_HEAD, ())
         return int(head)
 
     async def read(self, after: int, limit: int) -> list[StoredEvent]:
         """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
-        rows = await self._rows(_READ_LOG, 0, after, max(limit, 1))
+        rows = await self._rows(statements.READ_LOG, 0, after, max(limit, 1))
         if rows and (remaining := rows[-1].remaining):
-            rows += await self._rows(_READ_LOG, 0, rows[-1].position, remaining)
+            rows += await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining)
         return rows
 
     async def wait(self, after: int, timeout_s: float) -> int:
@@ -279,29 +279,54 @@ class SqliteStore:
                 return None
             raise
 
-    # ---- writing (in the writer's thread)
+    # ---- writing
 
-    def _write(self, commits: Sequence[Commit], c: sqlite3.Connection) -> _Written:
+    def _write_here(self, commits: Sequence[Commit]) -> _Written | None:
+        """Append on the event loop, or None where it is better done in the writer's thread.
+
+        A save that comes alone has nobody to share its fsync with, and the way to a thread and back takes as long as
+        the fsync of a good disk. So it is done here as long as the disk is quick and nobody holds the file.
+        """
+        began = time.monotonic()
+        if began < self._slow_until:
+            return None
+        c = self._writer_here
+        try:
+            written = self._write(commits, c, patience_s=0)
+        except sqlite3.OperationalError as e:
+            if primary_code(e) in BUSY:
+                return None
+            raise
+        finally:
+            if c.in_transaction:
+                c.execute("ROLLBACK")
+            if time.monotonic() - began > QUICK_S:
+                self._slow_until = began + SLOW_FOR_S
+        self._moved(written)
+        return written
+
+    def _write(self, commits: Sequence[Commit], c: sqlite3.Connection, *, patience_s: float | None = None) -> _Written:
         self._check_file()
-        schema.begin(c, self._patience_s)
+        schema.begin(c, self._patience_s if patience_s is None else patience_s)
         streams, keys = streams_of(commits), keys_of(commits)
-        head, versions = _look_up(c, _VERSION, [(s,) for s in streams])
-        positions = _look_up(c, _CHECKPOINT, keys)[1] if keys else []
+        head, versions = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
+        positions = statements.look_up(c, statements.CHECKPOINT, keys)[1] if keys else []
         known = dict(zip(streams, versions, strict=True)), dict(zip(keys, positions, strict=True))
-        planned = plan(self.identity, head, *known, commits)
+        doubts = doubtful(commits, known[0])
+        found = statements.look_up(c, statements.TAKEN, doubts)[1] if doubts else ()
+        taken = {place for place, is_taken in zip(doubts, found, strict=True) if is_taken}
+        planned = plan(self.identity, head, *known, commits, taken)
         if planned.rows or planned.checkpoints:
-            for start in range(0, len(planned.rows), ROWS_PER_STATEMENT):
-                rows = planned.rows[start : start + ROWS_PER_STATEMENT]
-                c.execute(_insert(len(rows)), list(chain.from_iterable(rows)))
+            statements.insert(c, planned.rows)
             if planned.rows:
                 c.execute("UPDATE log SET head = ?", (planned.head,))
             for (follower, _, _), checkpoint in planned.checkpoints.items():
-                _store_checkpoint(c, follower, checkpoint)
+                statements.store_checkpoint(c, follower, checkpoint)
             self._commit(c)
         return _Written(planned.outcomes, planned.head)  # a transaction that wrote nothing is rolled back behind us
 
     def _keep(self, snapshot: Snapshot, c: sqlite3.Connection) -> None:
-        schema.patiently(lambda: c.execute(_PUT_SNAPSHOT, snapshot), self._patience_s)
+        schema.patiently(lambda: c.execute(statements.PUT_SNAPSHOT, snapshot), self._patience_s)
 
     def _commit(self, c: sqlite3.Connection) -> None:
         try:
@@ -335,49 +360,6 @@ class SqliteStore:
 class _Written(NamedTuple):
     outcomes: list[int | Conflict]
     head: int
-
-
-_MASK = 2**64 - 1
-_MANY = 2**63 - 1
-"""More than any number of rows or versions: SQLite's greatest integer."""
-
-
-def _look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, list[int]]:
-    """The head of the log, and the value of the expression for each key (0 for none): many in one statement."""
-    values: list[int] = []
-    for start in range(0, max(len(keys), 1), ROWS_PER_STATEMENT):
-        part = keys[start : start + ROWS_PER_STATEMENT]
-        head, *found = c.execute(_select(expression, len(part)), list(chain.from_iterable(part))).fetchone()
-        values += [value or 0 for value in found]
-    return head, values
-
-
-@cache
-def _select(expression: str, times: int) -> str:
-    return "SELECT " + ", ".join([f"({_READ_HEAD})", *[expression] * times])
-
-
-@cache
-def _insert(rows: int) -> str:
-    row = f"({', '.join('?' * len(StoredEvent._fields))})"
-    return f"INSERT INTO events ({schema.COLUMNS}) VALUES {', '.join([row] * rows)}"
-
-
-def _store_checkpoint(c: sqlite3.Connection, follower: str, checkpoint: Checkpoint) -> None:
-    digest = checkpoint.digest & _MASK
-    c.execute(
-        'INSERT OR REPLACE INTO checkpoints (follower, log, "group", incarnation, position, count, digest) '
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            follower,
-            checkpoint.log,
-            checkpoint.group,
-            checkpoint.incarnation,
-            checkpoint.position,
-            checkpoint.count,
-            digest - 2**64 if digest >= 2**63 else digest,
-        ),
-    )
 
 
 def _file_id(path: Path) -> tuple[int, int] | None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evsync.ports import Store
+from evsync.stores import sqlite as sqlite_module
 from evsync.stores.sqlite import SqliteStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import one, rows_of
+
+pytestmark = pytest.mark.anyio
 
 
 class TestSqliteStore(EventStoreContract, EventLogContract):
@@ -81,3 +87,40 @@ class TestSqliteStoreReadInThreads(TestSqliteStore):
 
 def _reading_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("evsync-read-users")]
+
+
+async def test_a_slow_disk_moves_single_commits_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is written on the loop as long as that is quick; one that was not sends its successors to the thread."""
+    store = await SqliteStore.open(tmp_path / "events.db", service="users")
+    threads: list[str] = []
+    write = store._write
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(store, "_write", noting)
+    monkeypatch.setattr(sqlite_module, "QUICK_S", 60.0)
+    await store.append([one("a")])
+    monkeypatch.setattr(sqlite_module, "QUICK_S", -1.0)
+    for n in range(1, 3):
+        await store.append([one("a", n)])
+    assert threads[:2] == [threading.main_thread().name] * 2
+    assert threads[2].startswith("evsync-write-users")
+    await store.close()
+
+
+async def test_a_file_that_another_process_holds_is_waited_for_in_the_thread(tmp_path: Path) -> None:
+    """The event loop goes on meanwhile."""
+    store = await SqliteStore.open(tmp_path / "events.db", service="users")
+    with closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        appending = asyncio.ensure_future(store.append([one("a")]))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not appending.done()
+        other.execute("ROLLBACK")
+    assert await appending == [1]
+    await store.close()

@@ -81,7 +81,7 @@ def test_fold_library_and_live_state_are_the_same(cls: type[Account], owner: str
 
 
 @settings(deadline=None, max_examples=40)
-@given(text.filter(lambda id: id and "\0" not in id), st.lists(text, max_size=5), text)
+@given(text.filter(lambda t: t and "\0" not in t), st.lists(text, max_size=5), text)
 def test_the_same_for_a_named_aggregate(id: str, skus: list[str], note: str) -> None:
     """Ids given by the caller, and a decorated property."""
     live = Basket(id, owner="ada")

@@ -12,9 +12,9 @@ ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
     {"records", "ports", "domain", "tags"},
-    {"codec", "replay", "sharding.slots", "snapshots"},
+    {"codec", "replay", "sharding.slots", "snapshots", "stores.plan", "stores.tail"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
-    {"sources", "stream_locks", "repository", "config", "interop"},
+    {"opening", "sources", "stream_locks", "repository", "config", "interop"},
     {"runtime", "service"},
     {"cli", "testing", "__init__"},
 ]

@@ -66,7 +66,7 @@ async def test_a_url_that_is_not_understood_is_answered_with_those_that_are(url:
         await open_store(url, service="users")
     for form in ("sqlite:///events.db", "sqlite:////var/lib/events.db", "memory://"):
         assert form in str(caught.value)
-    assert ("not available in this version" in str(caught.value)) == url.startswith("nats")
+    assert ("evsync.opening" in str(caught.value)) == url.startswith("nats")
 
 
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:///events.db?mode=ro", "sqlite:///events.db#x"])

@@ -48,11 +48,21 @@ def event(type: str = "users.User.Renamed", data: bytes = b"\x80", meta: str | N
     return NewEvent(type, 1_700_000_000_000_000, data, meta)
 
 
-def append(stream: str, expected_version: int = 0, events: int | Sequence[NewEvent] = 1) -> Append:
+def append(
+    stream: str,
+    expected_version: int = 0,
+    events: int | Sequence[NewEvent] = 1,
+    versions: Sequence[int] | None = None,
+) -> Append:
     """An append of so many events, or of these."""
     if isinstance(events, int):
         events = [event(data=b"%d" % (expected_version + i + 1)) for i in range(events)]
-    return Append(stream, slot_of(stream), expected_version, events)
+    return Append(stream, slot_of(stream), expected_version, events, versions)
+
+
+def given(stream: str, *versions: int) -> Commit:
+    """A commit to one stream that gives the versions of its events."""
+    return commit(append(stream, versions[0] - 1, len(versions), versions))
 
 
 def commit(*appends: Append) -> Commit:
@@ -75,9 +85,7 @@ def reaction(
 
 def rows_of(commit: Commit, *, after: int, incarnation: str) -> list[StoredEvent]:
     """The events of the commit as a log holds them whose head was `after`."""
-    events = [
-        (a, version, e) for a in commit.appends for version, e in enumerate(a.events, start=a.expected_version + 1)
-    ]
+    events = [(a, version, e) for a in commit.appends for version, e in zip(a.places, a.events, strict=True)]
     return [
         StoredEvent(
             position=after + 1 + i,

@@ -1,0 +1,1 @@
+"""Other libraries over evsync's stores."""

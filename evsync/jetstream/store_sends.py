@@ -1,0 +1,190 @@
+"""Events on their way into a stream that is the store: published one by one, many in flight, or as one atomic batch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import uuid4
+
+from evsync.errors import EventTooLarge
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.frames import status_of
+from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat
+from evsync.jetstream.store_reads import TOP_HEADER, Top
+from evsync.records import StoredEvent
+
+WRONG_LAST_SEQUENCE = 10071
+_ANOTHER_IN_FLIGHT = 10164
+_BATCH_TROUBLE = (10176, 10210)
+"""A batch whose messages did not all arrive (a leader changed), and too many batches at a time."""
+_PASSING_CODES = (408, 429)
+_LIMITS = 10077
+_OF_THE_SUBJECT = "per subject"
+_NO_ROOM = (10047, 10002, 10023)
+
+
+class Outgoing(NamedTuple):
+    """An event to publish, and what it expects of the stream."""
+
+    row: StoredEvent
+    after: int | None
+    """Sequence of the last message of the aggregate's stream; None for a later event of the same stream."""
+    top: int | None
+    """The greatest version of the aggregate's stream, where it is not this event's."""
+
+
+class Refused(NamedTuple):
+    """The server answered that it did not store what was sent."""
+
+    code: int
+    err_code: int
+    text: str
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether the aggregate's stream is not where the sender believed it to be."""
+        return self.err_code in (WRONG_LAST_SEQUENCE, _ANOTHER_IN_FLIGHT) or (
+            self.err_code == _LIMITS and _OF_THE_SUBJECT in self.text
+        )
+
+    @property
+    def passes(self) -> bool:
+        """Whether sending it again may help."""
+        return self.code >= 500 or self.code in _PASSING_CODES or self.err_code in _BATCH_TROUBLE
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there was no room."""
+        return self.err_code in _NO_ROOM or (self.err_code == _LIMITS and _OF_THE_SUBJECT not in self.text)
+
+
+Answer = int | Refused | None
+"""The sequence of the (last) message, a refusal, or None: no answer came, it may or may not be stored."""
+
+
+class Sender:
+    """Publishes and matches the acknowledgements. One inbox for its life; answers that come late are passed over."""
+
+    def __init__(self, conn: Connection, form: MessageFormat, stream: str) -> None:
+        self._conn, self._form = conn, form
+        self._tail = f"Nats-Expected-Stream: {stream}\r\n".encode()
+        self._ack_head = b'{"stream":"%b","seq":' % stream.encode()
+        self._waits: dict[bytes, _Wait] = {}
+        self._last_token = 0
+        self._inbox = conn.inbox()
+        self._subscription = conn.subscribe(f"{self._inbox}.*.*", self._answered)
+        self._forget = conn.on_connection_change(self._connection_changed)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._subscription.unsubscribe()
+        self._forget()
+
+    async def one_by_one(self, events: Sequence[Outgoing], timeout_s: float) -> list[Answer]:
+        """Publish each event by itself, all of them in flight at once; the answer to each.
+
+        Raises EventTooLarge, EncodingError or BrokerUnavailable when nothing was sent.
+        """
+        return await self._send([self._message(event, b"") for event in events], {*range(len(events))}, timeout_s)
+
+    async def batch(self, events: Sequence[Outgoing], timeout_s: float) -> Answer:
+        """Publish all events as one atomic batch; the sequence of its last one. Raises as `one_by_one`."""
+        batch, last = uuid4().hex, len(events)
+        messages = []
+        for n, event in enumerate(events, 1):
+            lines = f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {n}\r\n"
+            messages.append(self._message(event, (lines + "Nats-Batch-Commit: 1\r\n" * (n == last)).encode()))
+        return (await self._send(messages, {last - 1}, timeout_s))[last - 1]
+
+    def _message(self, event: Outgoing, more: bytes) -> tuple[str, bytes, bytes]:
+        row, after, top = event
+        subject, lines, body = self._form.encode_unplaced(row)
+        if top is not None:
+            lines += f"{TOP_HEADER}: {top}\r\n".encode()
+        if after is not None:
+            more += (
+                f"Nats-Expected-Last-Subject-Sequence: {after}\r\n"
+                f"Nats-Expected-Last-Subject-Sequence-Subject: {self._form.stream_filter(row.stream, row.slot)}\r\n"
+            ).encode()
+        headers = b"%b%b%b%b%b" % (FIRST_LINE, lines, self._tail, more, END_OF_HEADERS)
+        limit = self._conn.max_payload
+        if limit is not None and len(headers) + len(body) > limit:
+            raise EventTooLarge(row.type, row.stream, len(headers) + len(body), limit)
+        return subject, headers, body
+
+    async def _send(
+        self, messages: Sequence[tuple[str, bytes, bytes]], answered: set[int], timeout_s: float
+    ) -> list[Answer]:
+        self._last_token += 1
+        token = b"%d" % self._last_token
+        wait = self._waits[token] = _Wait(len(messages), len(answered))
+        try:
+            # Without a pause between them: all are sent on one connection, or none is.
+            for n, (subject, headers, body) in enumerate(messages):
+                reply = f"{self._inbox}.{self._last_token}.{n}" if n in answered else ""
+                self._conn.publish(subject, reply, headers, body)
+            await asyncio.wait([wait.done], timeout=timeout_s)
+        finally:
+            del self._waits[token]
+        return wait.answers
+
+    def _answered(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
+        _, token, number = subject.rsplit(b".", 2)
+        wait = self._waits.get(token)
+        if wait is None or wait.done.done():
+            return
+        wait.answers[int(number)] = self._read(headers, body)
+        wait.left -= 1
+        if not wait.left:
+            wait.done.set_result(None)
+
+    def _read(self, headers: bytes, body: bytes) -> Answer:
+        head = self._ack_head
+        if body.startswith(head) and (digits := body[len(head) : -1]).isdigit():
+            return int(digits)
+        if headers and (status := status_of(headers))[0]:
+            return Refused(status[0], 0, f"no stream took it ({status[0]} {status[1]})")
+        try:
+            answer = json.loads(body)
+            error = answer.get("error")
+            if error is None:
+                return int(answer["seq"])
+            return Refused(int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
+        except (ValueError, AttributeError, KeyError):
+            return None
+
+    def _connection_changed(self, _connected: bool) -> None:
+        for wait in self._waits.values():
+            if not wait.done.done():
+                wait.done.set_result(None)
+
+
+class _Wait:
+    """Messages whose answers are waited for."""
+
+    __slots__ = ("answers", "done", "left")
+
+    def __init__(self, messages: int, left: int) -> None:
+        self.answers: list[Answer] = [None] * messages
+        self.left = left
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+def outgoing(rows: Sequence[StoredEvent], tops: dict[str, Top]) -> list[Outgoing]:
+    """The rows with their expectations: the first of each stream states where the stream ended.
+
+    `tops` holds that place, and afterwards the greatest version of each stream.
+    """
+    found: list[Outgoing] = []
+    expected: set[str] = set()
+    for row in rows:
+        top = tops[row.stream]
+        version = max(top.version, row.version)
+        found.append(
+            Outgoing(row, None if row.stream in expected else top.sequence, None if version == row.version else version)
+        )
+        expected.add(row.stream)
+        tops[row.stream] = top._replace(version=version)
+    return found

@@ -1,0 +1,101 @@
+"""Snapshots beside a stream that is the store: a stream of their own, the last one of each aggregate."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from evsync.codec.values import pack, unpack
+from evsync.errors import BrokerRefused, DecodingError, EventTooLarge
+from evsync.jetstream import streams
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.messages import escape
+from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE
+from evsync.records import LogIdentity, Snapshot
+
+_NO_MESSAGE = 10037
+_NAME_IN_USE = 10058
+_TIMEOUT_S = 2.0
+_OVERHEAD_BYTES = 1_024
+
+
+class SnapshotStream:
+    """Keeps the latest snapshot of each stream of one log. The JetStream stream is made with the first of them."""
+
+    def __init__(self, conn: Connection, identity: LogIdentity, replicas: int) -> None:
+        self.name = f"evsync_{identity.service}_{identity.shard}_snapshots"
+        self._conn, self._identity, self._replicas = conn, identity, replicas
+        self._prefix = f"evsync-snapshots.{identity.service}.{identity.shard}."
+
+    async def put(self, snapshot: Snapshot) -> None:
+        """Keep it in place of an older one, or one of another shape. Raises BrokerError, EventTooLarge."""
+        data = pack([self._identity.incarnation, *snapshot])
+        limit = self._conn.max_payload
+        if limit is not None and len(data) + _OVERHEAD_BYTES > limit:
+            raise EventTooLarge(f"the snapshot ({snapshot.type})", snapshot.stream, len(data) + _OVERHEAD_BYTES, limit)
+        while True:
+            kept, sequence = await self._last(snapshot.stream)
+            if kept is not None and kept.shape == snapshot.shape and kept.version >= snapshot.version:
+                return
+            answer = await self._publish(snapshot.stream, data, sequence)
+            if answer.get("err_code") != WRONG_LAST_SEQUENCE:
+                break
+        if answer:
+            raise BrokerRefused(
+                f"a message to stream {self.name}",
+                int(answer.get("code", 0)),
+                int(answer.get("err_code", 0)),
+                str(answer.get("description", "")),
+            )
+
+    async def get(self, stream: str) -> Snapshot | None:
+        """The snapshot of a stream, if one is kept. Raises BrokerError, DecodingError."""
+        return (await self._last(stream))[0]
+
+    async def _publish(self, stream: str, data: bytes, after: int) -> dict[str, Any]:
+        """Publish, if the one that is kept is still the same; the server's error, empty if there is none."""
+        if after == 0:
+            await self._ensure()
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(after)}
+        message = await self._conn.request(self._subject(stream), data, headers=headers, timeout_s=_TIMEOUT_S)
+        error: dict[str, Any] = json.loads(message.body).get("error") or {}
+        return error
+
+    async def _last(self, stream: str) -> tuple[Snapshot | None, int]:
+        """The snapshot that is kept, if it is of this incarnation, and its sequence."""
+        try:
+            answer = await self._conn.api(
+                f"STREAM.MSG.GET.{self.name}", {"last_by_subj": self._subject(stream)}, timeout_s=_TIMEOUT_S
+            )
+        except BrokerRefused as e:
+            if e.err_code in (_NO_MESSAGE, streams.STREAM_NOT_FOUND):
+                return None, 0
+            raise
+        message = answer["message"]
+        incarnation, *fields = unpack(base64.b64decode(message.get("data") or ""))
+        if len(fields) != len(Snapshot._fields):
+            raise DecodingError(f"the snapshot of stream {stream!r} was written by another evsync")
+        return Snapshot(*fields) if incarnation == self._identity.incarnation else None, int(message["seq"])
+
+    async def _ensure(self) -> None:
+        config = {
+            "name": self.name,
+            "subjects": [f"{self._prefix}*"],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "old",
+            "max_msgs_per_subject": 1,
+            "num_replicas": self._replicas,
+            "metadata": {"evsync.snapshots": self._identity.name},
+            "description": f"snapshots of {self._identity.name}; may be deleted at any time",
+        }
+        if await streams.info(self._conn, self.name) is None:
+            try:
+                await self._conn.api(f"STREAM.CREATE.{self.name}", config)
+            except BrokerRefused as e:
+                if e.err_code != _NAME_IN_USE:
+                    raise
+
+    def _subject(self, stream: str) -> str:
+        return self._prefix + escape(stream)

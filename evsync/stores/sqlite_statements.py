@@ -1,0 +1,85 @@
+"""The statements of an SQLite store. Each does its work for many rows at once: see evsync.stores.sqlite for why."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+from typing import Any
+
+from evsync.records import Checkpoint, Snapshot, StoredEvent
+from evsync.stores import sqlite_schema as schema
+
+ROWS_PER_STATEMENT = 64
+"""Rows of one INSERT: 704 parameters, below the 999 that the oldest SQLite in use takes."""
+
+READ_LOG = f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
+READ_STREAM = (
+    f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
+    "ORDER BY version LIMIT ?2"
+)
+READ_CHECKPOINTS = (
+    'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
+)
+_SNAPSHOT = ", ".join(Snapshot._fields)
+READ_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?"
+PUT_SNAPSHOT = (
+    f"INSERT INTO snapshots ({_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
+    + " WHERE snapshots.shape <> excluded.shape OR snapshots.version < excluded.version"
+)
+READ_HEAD = "SELECT head FROM log"
+VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
+TAKEN = "EXISTS (SELECT 1 FROM events WHERE stream = ? AND version = ?)"
+CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
+
+MASK = 2**64 - 1
+MANY = 2**63 - 1
+"""More than any number of rows or versions: SQLite's greatest integer."""
+
+
+def look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, list[int]]:
+    """The head of the log, and the value of the expression for each key (0 for none): many in one statement."""
+    values: list[int] = []
+    for start in range(0, max(len(keys), 1), ROWS_PER_STATEMENT):
+        part = keys[start : start + ROWS_PER_STATEMENT]
+        head, *found = c.execute(_select(expression, len(part)), list(chain.from_iterable(part))).fetchone()
+        values += [value or 0 for value in found]
+    return head, values
+
+
+@cache
+def _select(expression: str, times: int) -> str:
+    return "SELECT " + ", ".join([f"({READ_HEAD})", *[expression] * times])
+
+
+@cache
+def _insert(rows: int) -> str:
+    row = f"({', '.join('?' * len(StoredEvent._fields))})"
+    return f"INSERT INTO events ({schema.COLUMNS}) VALUES {', '.join([row] * rows)}"
+
+
+def store_checkpoint(c: sqlite3.Connection, follower: str, checkpoint: Checkpoint) -> None:
+    """Store a follower's checkpoint in place of the one before."""
+    digest = checkpoint.digest & MASK
+    c.execute(
+        'INSERT OR REPLACE INTO checkpoints (follower, log, "group", incarnation, position, count, digest) '
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            follower,
+            checkpoint.log,
+            checkpoint.group,
+            checkpoint.incarnation,
+            checkpoint.position,
+            checkpoint.count,
+            digest - 2**64 if digest >= 2**63 else digest,
+        ),
+    )
+
+
+def insert(c: sqlite3.Connection, rows: Sequence[StoredEvent]) -> None:
+    """Write the events."""
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        part = rows[start : start + ROWS_PER_STATEMENT]
+        c.execute(_insert(len(part)), list(chain.from_iterable(part)))
