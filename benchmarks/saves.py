@@ -27,7 +27,7 @@ sets only the former, and the run ends if its own connection says otherwise of e
 has saved so much that its write-ahead log has its final size: while that file grows, an fsync takes up to half as long
 again, and how long it grows is a setting (eventsourcing: SQLite's 1,000 pages; evsync: 4,000).
 
-What limits it. One by one: the fsync, then the way to the thread that writes and back, which eventsourcing does not go.
+What limits it. One by one: the fsync, then the tasks and futures of the event loop, which eventsourcing does without.
 In flight together: saves share a transaction, and half of the time is Python on one core (encoding, a task's turn, a
 row), half is SQLite. Of SQLite's half the larger part is the index: ids are random, so 64 new streams touch about 64
 pages of it, and all of them are written and fsynced. Ids in the order of time would take a third of that.
