@@ -8,7 +8,7 @@ as parameters) are constructed and applied by the library. Both give the same st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,8 @@ from evsync.codec.values import unpack
 from evsync.domain import AnyAggregate, topic_of
 from evsync.errors import DecodingError
 from evsync.records import EPOCH, StoredEvent, to_datetime
+
+MICROSECOND = timedelta(microseconds=1)
 
 
 def fold(
@@ -28,33 +30,44 @@ def fold(
     not follow its predecessor; `aggregate` must then be thrown away.
     """
     version = aggregate.version if aggregate is not None else 0
-    codings: dict[str, Coding] = {}
+    functions: dict[str, Callable[..., Any]] = {}  # of the types that need nothing but their function to be called
     for e in events:
-        coding = codings.get(e.type)
-        if coding is None:
-            coding = codings[e.type] = codec.coding_for(e)
         version += 1
         if e.version != version:
             raise DecodingError(
                 f"stream {e.stream!r}: version {e.version} (position {e.position}) where {version} belongs"
             )
         try:
-            function = coding.event.function
-            # The short way for most types: nothing to convert.
-            fields = codec.fields_of(coding, e) if coding.readers or coding.upcasters else unpack(e.data)
-            if (aggregate is None) != (coding.event.kind == "created"):
-                raise DecodingError("a stream begins with the event that creates its aggregate, and has only one")
-            if function is not None and aggregate is not None:
-                function(aggregate, **fields)
+            if aggregate is not None and (function := functions.get(e.type)) is not None:
+                function(aggregate, **unpack(e.data))
                 # The properties' own setters do just this (event_types made sure that they are the library's).
                 aggregate._version = version
-                aggregate._modified_on = EPOCH + timedelta(microseconds=e.time_us)
-            elif function is not None:
-                aggregate = _create(coding, e, fields)
+                aggregate._modified_on = EPOCH + e.time_us * MICROSECOND
             else:
-                aggregate = apply_by_library(coding, e, fields, aggregate)
+                aggregate = _apply(codec, e, aggregate, functions)
         except Exception as error:  # decorated functions are users' code
             raise _unreadable(e, error) from error
+    return aggregate
+
+
+def _apply(
+    codec: EventCodec, e: StoredEvent, aggregate: AnyAggregate | None, functions: dict[str, Callable[..., Any]]
+) -> AnyAggregate | None:
+    """The aggregate after one event; adds to `functions` what the next one of its type needs only."""
+    coding = codec.coding_for(e)
+    function = coding.event.function
+    if (aggregate is None) != (coding.event.kind == "created"):
+        raise DecodingError("a stream begins with the event that creates its aggregate, and has only one")
+    fields = codec.fields_of(coding, e)
+    if function is None:
+        return apply_by_library(coding, e, fields, aggregate)
+    if aggregate is None:
+        return _create(coding, e, fields)
+    if not coding.readers and not coding.upcasters:
+        functions[e.type] = function
+    function(aggregate, **fields)
+    aggregate._version = e.version
+    aggregate._modified_on = to_datetime(e.time_us)
     return aggregate
 
 
