@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from evsync import Event, MemoryModel, Position, Projection, Reaction, Service, Tables
+from evsync import Contract, Event, MemoryModel, Position, Projection, Reaction, Service, Tables
 from examples.users_orders.orders import Order, OrderPlaced, UserRegistered, customers, gift, orders, view
 from examples.users_orders.users import User, users
 
@@ -63,6 +63,10 @@ async def wrong() -> None:
 
 
 Service("x", stoer="memory://")  # wrong
+
+
+class NoType(Contract):  # wrong: which event it is for is not said
+    name: str
 
 
 @view.on(UserRegistered)  # wrong: async
