@@ -147,9 +147,10 @@ class Repository:
         """
         streams = self._streams(aggregates)
         names = sorted(streams)
-        await self._locks.acquire(names)
+        if not self._locks.acquire_now(names):
+            await self._locks.acquire(names)
         try:
-            settled = await self._settle(streams)
+            settled = await self._settle(streams) if self._unsettled else None
             changed = {stream: a for stream, a in streams.items() if a.pending_events}
             if not changed and checkpoint is None:
                 return self._at(settled or await self._store.head())
@@ -216,7 +217,8 @@ class Repository:
         for append in commit.appends:
             # What was decided while the save was under way stays pending.
             del changed[append.stream].pending_events[: len(append.events)]
-            self._unsettled.pop(append.stream, None)
+            if self._unsettled:
+                self._unsettled.pop(append.stream, None)
             if self._snapshots is not None:
                 before = append.expected_version
                 self._snapshots.saved(append.stream, before, before + len(append.events))
@@ -231,10 +233,11 @@ class Repository:
 
     def _streams(self, aggregates: Iterable[AnyAggregate]) -> dict[str, AnyAggregate]:
         streams: dict[str, AnyAggregate] = {}
+        known = self._codec.aggregates
         for a in aggregates:
             if not isinstance(a, BaseAggregate):
                 raise ConfigurationError(f"{a!r} is not an aggregate and cannot be saved")
-            if type(a) not in self._codec.aggregates:
+            if type(a) not in known:
                 raise self._unregistered(type(a))
             stream = stream_of(a.id)
             if streams.setdefault(stream, a) is not a:
@@ -261,8 +264,6 @@ class Repository:
 
         Events that turn out to be stored are no longer pending. Returns the position of the last of them.
         """
-        if not self._unsettled:
-            return None
         position = None
         for stream, aggregate in streams.items():
             unsettled = self._unsettled.get(stream)

@@ -13,6 +13,16 @@ class StreamLocks:
     def __init__(self) -> None:
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
+    def acquire_now(self, streams: Sequence[str]) -> bool:
+        """Hold all of these, if nobody holds any of them; else none."""
+        queues = self._queues
+        for stream in streams:
+            if stream in queues:
+                return False
+        for stream in streams:
+            queues[stream] = deque()
+        return True
+
     async def acquire(self, streams: Sequence[str]) -> None:
         """Hold all of these, or none when cancelled. Give them sorted: then two callers cannot wait for each other."""
         held: list[str] = []

@@ -104,9 +104,9 @@ class EventCodec:
 
     def encode(self, aggregate: AnyAggregate, events: Sequence[Any], tags: Mapping[str, str]) -> list[NewEvent]:
         """Library events of an aggregate as new events. Raises EncodingError with the event type and the field."""
-        new, meta = [], encode_meta(tags)
+        new, meta, of_class, cls = [], encode_meta(tags), self._of_class, type(aggregate)
         for event in events:
-            coding = self._of_class.get((type(aggregate), type(event)))
+            coding = of_class.get((cls, type(event)))
             if coding is None:
                 raise ConfigurationError(
                     f"{type(aggregate).__qualname__} is not an aggregate of service {self.service!r}, or "
@@ -120,13 +120,11 @@ class EventCodec:
                 data = pack(fields)
             except Exception as e:  # pydantic's serializers raise whatever a user's own code raises
                 raise _blame(coding, values, e) from e
-            if event.timestamp.tzinfo is None:
-                raise EncodingError(f"{coding.type}: its timestamp {event.timestamp!r} has no time zone")
-            if coding.upcasters:
-                own = encode_meta({**tags, "schema": str(len(coding.upcasters) + 1)})
-                new.append(NewEvent(coding.type, to_time_us(event.timestamp), data, own))
-            else:
-                new.append(NewEvent(coding.type, to_time_us(event.timestamp), data, meta))
+            time = values["timestamp"]
+            if time.tzinfo is None:
+                raise EncodingError(f"{coding.type}: its timestamp {time!r} has no time zone")
+            own = encode_meta({**tags, "schema": str(len(coding.upcasters) + 1)}) if coding.upcasters else meta
+            new.append(NewEvent(coding.type, to_time_us(time), data, own))
         return new
 
     def coding_of(self, type: str) -> Coding:

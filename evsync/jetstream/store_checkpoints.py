@@ -9,7 +9,6 @@ go on from the same checkpoint one conflicts, the latest is found like the end o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from time import time_ns
 from typing import Any
 
@@ -42,7 +41,7 @@ def with_checkpoint(commit: Commit, stored: Checkpoints, version: int, service: 
     stream, c = stream_of(commit.follower), commit.checkpoint
     data = pack({"checkpoints": [_fields(each) for each in ({**stored, (c.log, c.group): c}).values()]})
     event = NewEvent(f"{service}.{CHECKPOINTS_EVENT}", time_ns() // 1000, data, None)
-    return replace(commit, appends=(*commit.appends, Append(stream, slot_of(stream, slots), version, [event])))
+    return commit._replace(appends=(*commit.appends, Append(stream, slot_of(stream, slots), version, [event])))
 
 
 def read(event: StoredEvent) -> Checkpoints:

@@ -75,24 +75,26 @@ def plan(
     """
     versions, positions, taken = dict(versions), dict(positions), set(taken)
     given = {a.stream for c in commits for a in c.appends if a.versions is not None}
-    result = Plan([], [], {}, head)
+    outcomes: list[int | Conflict] = []
+    rows: list[StoredEvent] = []
+    checkpoints: dict[CheckpointKey, Checkpoint] = {}
     for commit in commits:
         key = key_of(commit)
         moved: dict[str, int] = {}
         if given:
             _check_given(commit)
         if (conflict := _conflict(commit, key, versions, positions, taken, moved)) is not None:
-            result.outcomes.append(conflict)
+            outcomes.append(conflict)
             continue
         versions.update(moved)
         if given:
             taken.update((a.stream, version) for a in commit.appends if a.stream in given for version in a.places)
-        head = _add_rows(result.rows, commit, head, identity.incarnation)
+        head = _add_rows(rows, commit, head, identity.incarnation)
         if key is not None and commit.checkpoint is not None:
-            result.checkpoints[key] = commit.checkpoint
+            checkpoints[key] = commit.checkpoint
             positions[key] = commit.checkpoint.position
-        result.outcomes.append(head)
-    return result._replace(head=head)
+        outcomes.append(head)
+    return Plan(outcomes, rows, checkpoints, head)
 
 
 def _conflict(
@@ -106,11 +108,12 @@ def _conflict(
     """What keeps the commit out, if anything; `moved` gets the versions of its streams after it."""
     if commit.after is not None and key is not None and (actual := positions.get(key, 0)) != commit.after:
         return Conflict(f"checkpoint of {commit.follower}", commit.after, actual)
-    placed: set[Place] = set()
+    placed: set[Place] | None = None
     for append in commit.appends:
         stream = append.stream
         actual = moved[stream] if stream in moved else versions.get(stream, 0)
         if append.versions is not None:
+            placed = set() if placed is None else placed
             for version in append.versions:
                 if (stream, version) in taken or (stream, version) in placed:
                     return Conflict(stream, append.expected_version, versions.get(stream, 0))
@@ -149,22 +152,23 @@ def _add_rows(rows: list[StoredEvent], commit: Commit, head: int, incarnation: s
     index = 0
     for append in commit.appends:
         for version, event in zip(append.places, append.events, strict=True):
+            type, time_us, data, meta = event
+            index += 1
             rows.append(
                 StoredEvent(
-                    head + index + 1,
+                    head + index,
                     append.stream,
                     version,
                     append.slot,
-                    event.type,
-                    event.time_us,
-                    event_id(commit.command, index),
-                    size - index - 1,
+                    type,
+                    time_us,
+                    event_id(commit.command, index - 1),
+                    size - index,
                     incarnation,
-                    event.data,
-                    event.meta,
+                    data,
+                    meta,
                 )
             )
-            index += 1
     return head + size
 
 

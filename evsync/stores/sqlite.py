@@ -1,7 +1,7 @@
 """An event store in an SQLite file: durable, for as many processes as share the file on one machine.
 
-Appends of several commits run in a thread of their own, which waits for locks and for the disk; a single commit is
-written on the event loop while the disk is quick. A write is a handful of statements, whatever the number of events,
+Appends run in a thread of their own, which waits for locks and for the disk; small ones are written on the event loop
+while the disk is quick. A write is a handful of statements, whatever the number of events,
 because each statement lets go of the GIL and must get it back: beside an event loop that is busy, a statement per row
 would wait its 5 ms (sys.getswitchinterval) for every row.
 
@@ -13,11 +13,11 @@ done in a thread.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,19 +28,15 @@ from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEven
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_statements as statements
-from evsync.stores.plan import doubtful, keys_of, plan, streams_of
+from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
 from evsync.stores.sqlite_errors import BUSY, primary_code, translated
+from evsync.stores.sqlite_pace import Pace
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
 
 ROWS_PER_READ = 512
 """Rows that are read without a pause for the event loop: about a millisecond."""
 READ_THREADS = 2
-QUICK_S = 0.005
-"""A commit that took longer on the event loop was one too many there:"""
-SLOW_FOR_S = 1.0
-"""for so long, all are made in the writer's thread."""
-
 _stored_event = partial(tuple.__new__, StoredEvent)
 """`StoredEvent._make` without its check of the length, in three quarters of its time."""
 
@@ -95,9 +91,7 @@ class SqliteStore:
             reader = await writer.run(
                 lambda _: schema.patiently(lambda: schema.connect_to_read(file, timeout_s=0), patience_s)
             )
-            here = await writer.run(
-                lambda _: schema.patiently(lambda: schema.connect(file, create=False, timeout_s=0), patience_s)
-            )
+            here = await writer.run(lambda _: schema.patiently(lambda: schema.connect_to_write(file), patience_s))
         except BaseException as e:
             await writer.close()
             if isinstance(e, sqlite3.Error):
@@ -120,12 +114,14 @@ class SqliteStore:
         self.path, self.identity = path, identity
         self._patience_s, self._poll_s, self._read_on_loop_s = patience_s, poll_s, read_on_loop_s
         self._writer, self._writer_here, self._reader = writer, writer_here, reader
-        self._slow_until = 0.0 if read_on_loop_s > 0 else math.inf
+        self._pace = Pace(on_loop=read_on_loop_s > 0)
+        self._checkpointing: asyncio.Task[None] | None = None
         self._readers = ConnectionThreads(
             lambda: schema.connect_to_read(path, timeout_s=patience_s),
             threads=READ_THREADS,
             name=f"evsync-read-{identity.service}",
         )
+        self._name = str(path)
         self._file = _file_id(path)
         self._tail = Tail()
         self._poller: asyncio.Task[None] | None = None
@@ -144,12 +140,48 @@ class SqliteStore:
         if not commits:
             return []
         try:
-            written = self._write_here(commits) if len(commits) == 1 else None
-            if written is None:
-                written = await self._writer.run(partial(self._write, commits), then=self._moved)
+            written = await self._writer.run(partial(self._write, commits), then=self._moved)
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
         return written.outcomes
+
+    def append_now(self, commits: Sequence[Commit]) -> list[int | Conflict] | None:
+        """`append` on the event loop, or None, and nothing stored, where it is better done in the writer's thread.
+
+        The way to a thread and back takes as long as the fsync of a good disk. So a few commits are written here as
+        long as the disk is quick and nobody holds the file.
+        """
+        self._check_open()
+        if self._checkpointing is not None or not self._pace.allows(len(commits)):
+            return None
+        c, began = self._writer_here, time.monotonic()
+        try:
+            written = self._write(commits, c, patience_s=0)
+        except sqlite3.OperationalError as e:
+            if primary_code(e) in BUSY:
+                return None
+            raise translated(e, self.path) from e
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+            raise translated(e, self.path) from e
+        finally:
+            if c.in_transaction:
+                c.execute("ROLLBACK")
+            self._pace.took(time.monotonic() - began, len(commits))
+        if self._pace.checkpoint_due():
+            self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint())
+        self._moved(written)
+        return written.outcomes
+
+    async def _checkpoint(self) -> None:
+        """Fold the write-ahead log into the database, in the writer's thread; appends wait in line there meanwhile.
+
+        Left to SQLite, it would be done by whoever makes the commit that is one too many, on the event loop.
+        """
+        try:
+            with contextlib.suppress(sqlite3.Error, StoreError):  # a commit in the thread will try again
+                await self._writer.run(lambda c: c.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+        finally:
+            self._checkpointing = None
 
     async def read_stream(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
@@ -197,6 +229,8 @@ class SqliteStore:
         await self._readers.close()
         self._reader.close()
         self._writer_here.close()
+        if self._checkpointing is not None:
+            await asyncio.wait([self._checkpointing])
         await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it
 
     # ---- EventLog
@@ -281,30 +315,6 @@ class SqliteStore:
 
     # ---- writing
 
-    def _write_here(self, commits: Sequence[Commit]) -> _Written | None:
-        """Append on the event loop, or None where it is better done in the writer's thread.
-
-        A save that comes alone has nobody to share its fsync with, and the way to a thread and back takes as long as
-        the fsync of a good disk. So it is done here as long as the disk is quick and nobody holds the file.
-        """
-        began = time.monotonic()
-        if began < self._slow_until:
-            return None
-        c = self._writer_here
-        try:
-            written = self._write(commits, c, patience_s=0)
-        except sqlite3.OperationalError as e:
-            if primary_code(e) in BUSY:
-                return None
-            raise
-        finally:
-            if c.in_transaction:
-                c.execute("ROLLBACK")
-            if time.monotonic() - began > QUICK_S:
-                self._slow_until = began + SLOW_FOR_S
-        self._moved(written)
-        return written
-
     def _write(self, commits: Sequence[Commit], c: sqlite3.Connection, *, patience_s: float | None = None) -> _Written:
         self._check_file()
         schema.begin(c, self._patience_s if patience_s is None else patience_s)
@@ -312,14 +322,13 @@ class SqliteStore:
         head, versions = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
         positions = statements.look_up(c, statements.CHECKPOINT, keys)[1] if keys else []
         known = dict(zip(streams, versions, strict=True)), dict(zip(keys, positions, strict=True))
-        doubts = doubtful(commits, known[0])
-        found = statements.look_up(c, statements.TAKEN, doubts)[1] if doubts else ()
-        taken = {place for place, is_taken in zip(doubts, found, strict=True) if is_taken}
+        taken: Collection[Place] = ()
+        if doubts := doubtful(commits, known[0]):
+            found = statements.look_up(c, statements.TAKEN, doubts)[1]
+            taken = {place for place, is_taken in zip(doubts, found, strict=True) if is_taken}
         planned = plan(self.identity, head, *known, commits, taken)
         if planned.rows or planned.checkpoints:
             statements.insert(c, planned.rows)
-            if planned.rows:
-                c.execute("UPDATE log SET head = ?", (planned.head,))
             for (follower, _, _), checkpoint in planned.checkpoints.items():
                 statements.store_checkpoint(c, follower, checkpoint)
             self._commit(c)
@@ -343,7 +352,7 @@ class SqliteStore:
 
     def _check_file(self) -> None:
         # A file that is deleted or replaced under an open connection goes on taking commits, and they vanish with it.
-        if _file_id(self.path) != self._file:
+        if _file_id(self._name) != self._file:
             raise StoreUnavailable(
                 f"{self.path} was deleted, moved or replaced while this process had it open; nothing was stored. Put "
                 "the file back, or start the process again to use the one that is there now."
@@ -362,9 +371,9 @@ class _Written(NamedTuple):
     head: int
 
 
-def _file_id(path: Path) -> tuple[int, int] | None:
+def _file_id(path: Path | str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # in a third of the time of Path.stat
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -32,7 +32,7 @@ TABLES = (
         shard       TEXT NOT NULL,
         incarnation TEXT NOT NULL,
         slots       INTEGER NOT NULL,
-        head        INTEGER NOT NULL  -- position of the last event, also when the log is trimmed from the front
+        trimmed     INTEGER NOT NULL  -- position of the last event that was trimmed from the front: 0 for none
     )
     """,
     """
@@ -99,6 +99,13 @@ def connect(path: Path, *, create: bool, timeout_s: float) -> sqlite3.Connection
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def connect_to_write(path: Path) -> sqlite3.Connection:
+    """A connection for commits on the event loop: it waits for no lock, and leaves the write-ahead log to others."""
+    connection = connect(path, create=False, timeout_s=0)
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
 
 
@@ -170,7 +177,10 @@ def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:
 
 def begin(connection: sqlite3.Connection, patience_s: float) -> None:
     """Take the write lock: of all processes that append to this file, one at a time has it."""
-    patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience_s)
+    if patience_s > 0:
+        patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience_s)
+    else:
+        connection.execute("BEGIN IMMEDIATE")
 
 
 def patiently(attempt: Callable[[], T], patience_s: float) -> T:
@@ -210,7 +220,7 @@ def _create(connection: sqlite3.Connection, identity: LogIdentity) -> None:
     for table in TABLES:
         connection.execute(table)
     connection.execute(
-        "INSERT INTO log (only, schema, service, shard, incarnation, slots, head) VALUES (1, ?, ?, ?, ?, ?, 0)",
+        "INSERT INTO log (only, schema, service, shard, incarnation, slots, trimmed) VALUES (1, ?, ?, ?, ?, ?, 0)",
         (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots),
     )
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

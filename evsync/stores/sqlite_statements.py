@@ -29,7 +29,8 @@ PUT_SNAPSHOT = (
     + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
     + " WHERE snapshots.shape <> excluded.shape OR snapshots.version < excluded.version"
 )
-READ_HEAD = "SELECT head FROM log"
+# The head is the greatest position, and no counter of its own: that would be one more page to write at every commit.
+READ_HEAD = "SELECT coalesce((SELECT max(position) FROM events), trimmed) FROM log"
 VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
 TAKEN = "EXISTS (SELECT 1 FROM events WHERE stream = ? AND version = ?)"
 CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'

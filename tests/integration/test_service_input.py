@@ -384,11 +384,16 @@ async def test_an_aggregate_class_that_was_not_registered_is_refused() -> None:
 @asynccontextmanager
 async def _full(store: SqliteStore) -> AsyncIterator[None]:
     """A disk that is full, as SQLite tells of one."""
-    await store._writer.run(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall())
+
+    async def limit(pages: int) -> None:
+        store._writer_here.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+        await store._writer.run(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+
+    await limit(1)
     try:
         yield
     finally:
-        await store._writer.run(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchall())
+        await limit(1_000_000)
 
 
 async def test_a_full_disk_loses_nothing(bank: Service, desk: Service) -> None:

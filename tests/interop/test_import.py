@@ -83,7 +83,7 @@ def test_an_import_that_is_killed_is_gone_on_with(tmp_path: Path) -> None:
             return 0
         with sqlite3.connect(target) as c:
             try:
-                return int(c.execute("SELECT head FROM log").fetchone()[0])
+                return int(c.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()[0])
             except sqlite3.OperationalError:
                 return 0
 

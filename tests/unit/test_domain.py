@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from datetime import datetime
-from uuid import UUID, uuid4
+from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 
 from evsync.codec.events import EventCodec
 from evsync.domain import Aggregate, NamedAggregate, event, event_types, invoke, stream_of
 from evsync.errors import ConfigurationError
+from evsync.sharding.slots import slot_of
 from tests.aggregates import Account, Basket, Savings
 
 
@@ -18,6 +21,22 @@ def test_event_types_are_named_by_service_aggregate_and_event() -> None:
     types = EventCodec("bank", [Account]).types
     assert {"bank.Account.Opened", "bank.Account.Deposited", "bank.Account.Audited"} <= set(types)
     assert not any("tests" in t for t in types)
+
+
+def test_ids_are_in_the_order_of_time_and_spread_over_all_slots() -> None:
+    """UUIDs of version 7: what is made later sorts later, to the millisecond; and no slot gets more than its share."""
+    before = time.time_ns() // 1_000_000
+    ids = [Aggregate.create_id() for _ in range(4_000)]
+    after = time.time_ns() // 1_000_000
+    times_ms = [id.int >> 80 for id in ids]
+    assert times_ms == sorted(times_ms)
+    assert before <= times_ms[0]
+    assert times_ms[-1] <= after
+    assert {(id.version, id.variant) for id in ids} == {(7, RFC_4122)}
+    assert len(set(ids)) == 4_000
+    shares = Counter(slot_of(str(id), 16) for id in ids)
+    assert len(shares) == 16
+    assert max(shares.values()) < 2 * 4_000 / 16
 
 
 def test_an_inherited_event_belongs_to_the_aggregate_that_inherits_it() -> None:
