@@ -17,7 +17,7 @@ from evsync.ports import Capabilities
 from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_schema as tables
-from evsync.stores.plan import CheckpointKey, Plan, key_of, plan, streams_of
+from evsync.stores.plan import CheckpointKey, Place, Plan, key_of, plan, streams_of
 from evsync.stores.postgres_connections import Connections, settings_of, words
 from evsync.stores.tail import Tail
 
@@ -326,6 +326,7 @@ def _parts(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
 
 _PARAMETERS = (
     "%s::int[]", "%s::text[]", "%s::bigint[]",
+    "%s::int[]", "%s::text[]", "%s::bigint[]",
     "%s::int[]", "%s::text[]", "%s::text[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::bigint[]", "%s::bigint[]",
     "%s::bigint[]",
     "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%b::bytea[]", "%s::int[]",
@@ -337,27 +338,31 @@ _PARAMETERS = (
 def _arguments(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequence[Any]], dict[int, tuple[str, int]]]:
     """The arrays that the function takes, and for each item it judges (see `items` there) its name and expectation."""
     appends: list[tuple[int, str, int | None]] = []
+    places: list[tuple[int, str, int]] = []
     checkpoints: list[tuple[Any, ...]] = []
     sizes: list[int] = []
     judged: dict[int, tuple[str, int]] = {}
     for number, commit in enumerate(commits):
         moved: dict[str, int] = {}
+        placed: set[Place] = set()
         for a in commit.appends:
             if a.versions is not None:
-                # NULL: nothing is expected but that the versions are free. One that the commit gives twice never is.
-                outcome = planned.outcomes[number]
-                contradictory = isinstance(outcome, Conflict) and outcome.stream == a.stream
-                appends.append((number, a.stream, -1 if contradictory else None))
+                # Nothing is expected but that the places are free. One that the commit gives twice never is.
+                mine = {(a.stream, version) for version in a.versions}
+                sound = len(mine) == len(a.versions) and not mine & placed
+                placed |= mine
+                places += [(len(appends) + 1, a.stream, version) for version in a.versions]
+                appends.append((number, a.stream, None if sound else -1))
                 judged[len(appends)] = a.stream, a.expected_version
-                if contradictory:
-                    break
             elif a.stream not in moved:
+                sound = True
                 appends.append((number, a.stream, a.expected_version))
                 judged[len(appends)] = a.stream, a.expected_version
-            elif moved[a.stream] != a.expected_version:
+            elif not (sound := moved[a.stream] == a.expected_version):
+                appends.append((number, a.stream, -1))
+            if not sound:
                 # The commit contradicts itself and is to be refused, for this reason unless the tables give one that
                 # comes before it. No stream is at version -1.
-                appends.append((number, a.stream, -1))
                 break
             moved[a.stream] = a.expected_version + len(a.events)
         else:
@@ -372,6 +377,7 @@ def _arguments(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequence[
     rows = planned.rows
     columns: list[Sequence[Any]] = [
         *_columns(appends, 3),
+        *_columns(places, 3),
         *_columns(checkpoints, 9),
         sizes,
         [e.stream for e in rows],

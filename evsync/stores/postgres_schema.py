@@ -79,6 +79,7 @@ CREATE TABLE {schema}.snapshots (
 _APPEND = """
 CREATE FUNCTION {schema}.append_commits(
     a_commit int[], a_stream text[], a_expected bigint[],
+    g_item int[], g_stream text[], g_version bigint[],
     k_commit int[], k_follower text[], k_log text[], k_group int[], k_incarnation text[], k_position bigint[],
     k_count bigint[], k_digest bigint[], k_after bigint[],
     e_commit int[], e_stream text[], e_version bigint[], e_slot int[], e_type text[], e_time_us bigint[], e_id bytea[],
@@ -105,19 +106,18 @@ BEGIN
         LEFT JOIN {schema}.checkpoints c ON (c.follower, c.log, c."group") = (k.follower, k.log, k."group")
         WHERE coalesce(c.position, 0) <> k.after
     ) c;
-    IF array_position(a_expected, NULL) IS NOT NULL THEN
-        -- Streams whose events come with versions of their own: these must be free.
-        SELECT commits || array_agg(a.commit), items || array_agg(a.item::int), actuals || array_agg(a.actual)
+    IF cardinality(g_item) > 0 THEN
+        -- Places that appends give themselves (g_item numbers the append, from 1): these must be free.
+        SELECT commits || array_agg(a_commit[t.item]), items || array_agg(t.item), actuals || array_agg(t.actual)
         INTO commits, items, actuals
         FROM (
-            SELECT a.commit, a.item, (SELECT max(e.version) FROM {schema}.events e WHERE e.stream = a.stream) AS actual
-            FROM unnest(a_commit, a_stream, a_expected) WITH ORDINALITY AS a (commit, stream, expected, item)
-            WHERE a.expected IS NULL AND EXISTS (
-                SELECT FROM unnest(e_commit, e_stream, e_version) AS n (commit, stream, version)
+            SELECT g.item, (SELECT max(e.version) FROM {schema}.events e WHERE e.stream = g.stream) AS actual
+            FROM (
+                SELECT DISTINCT n.item, n.stream
+                FROM unnest(g_item, g_stream, g_version) AS n (item, stream, version)
                 JOIN {schema}.events e ON e.stream = n.stream AND e.version = n.version
-                WHERE n.commit = a.commit AND n.stream = a.stream
-            )
-        ) a;
+            ) g
+        ) t;
     END IF;
     INSERT INTO {schema}.events
     SELECT before + row_number() OVER (ORDER BY e.item), e.stream, e.version, e.slot, e.type, e.time_us, e.id,

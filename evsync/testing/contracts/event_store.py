@@ -17,7 +17,8 @@ from evsync.records import Checkpoint, Commit, StoredEvent, command_of, is_contr
 from evsync.stores.group_commit import GroupCommit
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.appender import SHARED
-from evsync.testing.contracts.case import DEADLINE_S, StoreCase
+from evsync.testing.contracts.case import DEADLINE_S
+from evsync.testing.contracts.given_versions import GivenVersionsContract
 from evsync.testing.contracts.lost_reply import LostReply
 from evsync.testing.contracts.model import (
     STREAMS,
@@ -25,13 +26,12 @@ from evsync.testing.contracts.model import (
     Model,
     as_modelled,
     calls,
-    calls_with_given,
     comparable,
 )
 from evsync.testing.contracts.samples import append, commit, event, one, reaction, rows_of
 
 
-class EventStoreContract(StoreCase):
+class EventStoreContract(GivenVersionsContract):
     """What every EventStore promises. Needs a store that holds its own log, as all do so far."""
 
     async def test_events_are_read_as_they_were_appended(self) -> None:
@@ -78,57 +78,6 @@ class EventStoreContract(StoreCase):
                 assert sorted(await store.checkpoints(follower), key=lambda c: c.group) == sorted(
                     kept, key=lambda c: c.group
                 )
-
-    @settings(
-        max_examples=40,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
-    )
-    @given(calls=calls_with_given)
-    async def test_given_versions_need_only_be_free(self, calls: list[list[CommitSketch]]) -> None:
-        """They may begin at 0, leave gaps and fill them; a version that is taken keeps out its own commit only. Appends
-        that state an expected version go on behind the greatest."""
-        async with self.opened() as store:
-            self.require(store, "given_versions")
-            model = Model(store.identity.incarnation, store.capabilities)
-            for sketches in calls:
-                commits, expected = [], []
-                for sketch in sketches:
-                    commits.append(model.commit_of(sketch))
-                    expected.append(model.apply(commits[-1]))
-                outcomes = await store.append(commits)
-                assert [comparable(o) for o in outcomes] == [comparable(o) for o in expected]
-            assert as_modelled(await samples.whole_log(store)) == model.log
-            for stream in STREAMS:
-                assert await store.read_stream(stream, after_version=-1) == model.stream(stream)
-                assert await store.read_stream(stream, after_version=2, to_version=5) == [
-                    row for row in model.stream(stream) if 2 < row.version <= 5
-                ]
-
-    async def test_a_commit_may_give_versions_of_one_stream_twice(self) -> None:
-        """Its events keep their order in the log, and no version of them may come twice."""
-        async with self.opened() as store:
-            self.require(store, "given_versions")
-            wanted = commit(append("ada", 0, 1, [1]), append("bob", 0, 1, [1]), append("ada", 1, 1, [2]))
-            twice = commit(append("cy", 0, 1, [1]), append("ada", 2, 1, [3]), append("ada", 2, 1, [3]))
-            outcomes = await store.append([wanted, twice, samples.given("ada", 5, 3)])
-            assert [comparable(o) for o in outcomes] == [3, ("ada", 2, 2), 5]
-            log = await samples.whole_log(store)
-            assert [(e.stream, e.version) for e in log] == [("ada", 1), ("bob", 1), ("ada", 2), ("ada", 5), ("ada", 3)]
-
-    async def test_given_versions_that_make_no_sense_are_refused(self) -> None:
-        """One for each event, none below 0, and not beside an expected version of the same stream."""
-        async with self.opened() as store:
-            self.require(store, "given_versions")
-            for wrong in (
-                commit(append("ada", 0, 2, [1])),
-                commit(append("ada", -2, 1, [-1])),
-                commit(append("ada", 0, 1), append("ada", 1, 1, [2])),
-            ):
-                with pytest.raises(ConfigurationError, match="ada"):
-                    await store.append([one("bob"), wrong])
-            assert await store.head() == 0
 
     async def test_appending_nothing_stores_nothing(self) -> None:
         """No commits have no outcomes; a commit without events is answered with the head."""
