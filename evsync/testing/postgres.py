@@ -129,9 +129,12 @@ def _binaries(directory: Path, *, others: bool) -> Path:
         raise ConfigurationError("a PostgreSQL for tests comes with the package pgserver: pip install pgserver")
     reachable = all(p.stat().st_mode & 0o001 for p in (install / "bin", *install.parents))
     if others and not reachable:
-        copy = directory / "pginstall"
-        shutil.copytree(install, copy)
-        install = copy
+        # The programs find their libraries beside their package.
+        home = install.parent
+        for folder in (home, home.with_name(f"{home.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, directory / "programs" / folder.name)
+        install = directory / "programs" / home.name / install.name
     return install / "bin"
 
 
