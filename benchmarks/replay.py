@@ -20,8 +20,8 @@ The same aggregates with the same events, read by `Service.get` and by eventsour
 cache and snapshots, as by default): one aggregate of 10,000 events, then 1,000 of ten events each, one after the other.
 The files are in the operating system's cache.
 
-What limits it: Python on one core. Half is SQLite's rows becoming Python values (eleven columns an event), the other
-half msgpack, the decorated functions themselves and the time of each event. For short streams it is the query.
+What limits it: Python on one core. Two thirds are SQLite's rows becoming Python values (six columns an event), the
+other third msgpack and the decorated functions themselves. For short streams it is the query.
 """
 
 LONG, SHORT, MANY = 10_000, 10, 1_000

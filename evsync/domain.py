@@ -32,7 +32,7 @@ from eventsourcing.domain import (
 from eventsourcing.utils import get_topic
 
 from evsync.errors import ConfigurationError
-from evsync.records import MAX_STREAM_ID_BYTES
+from evsync.records import MAX_STREAM_ID_BYTES, to_datetime
 
 __all__ = ["Aggregate", "AnyAggregate", "BaseAggregate", "EventType", "NamedAggregate", "event", "event_types"]
 
@@ -41,7 +41,27 @@ ENVELOPE = ("originator_id", "originator_version", "timestamp", "originator_topi
 """Attributes of every library event that the record carries in columns of its own."""
 
 
-class Aggregate(LibraryAggregate):
+class _Dated:
+    """The library's property `modified_on`, over a time that is made a datetime when it is asked for.
+
+    That takes longer than calling the function of an event, and a fold sets the time of every event. An int there is
+    microseconds since 1970 (StoredEvent.time_us); when a fold ends, it has made it a datetime.
+    """
+
+    _modified_on: Any
+
+    @property
+    def modified_on(self) -> datetime:
+        """When the last event was decided, in UTC."""
+        time: Any = self._modified_on
+        return to_datetime(time) if type(time) is int else time
+
+    @modified_on.setter
+    def modified_on(self, time: datetime) -> None:
+        self._modified_on = time
+
+
+class Aggregate(_Dated, LibraryAggregate):
     """eventsourcing's Aggregate, whose ids are in the order of time: UUIDs of version 7 (RFC 9562).
 
     Stores look up streams by an index. Random ids make every new stream touch a page of its own there, which a commit
@@ -57,7 +77,7 @@ class Aggregate(LibraryAggregate):
         return UUID(int=bits | 7 << 76 | 2 << 62)
 
 
-class NamedAggregate(BaseAggregate[str]):
+class NamedAggregate(_Dated, BaseAggregate[str]):
     """An aggregate whose id is a string of your own (the library's Aggregate has UUID ids only).
 
     Give the id by a parameter `id` of `__init__`, or compute it in a static `create_id` from parameters of the same
@@ -80,6 +100,8 @@ class NamedAggregate(BaseAggregate[str]):
 
         originator_topic: str
 
+
+_MODIFIED_ON: tuple[object, ...] = (vars(BaseAggregate)["modified_on"], vars(_Dated)["modified_on"])
 
 # The library asks `isinstance(x, Aggregate)` before it lets a command be called on the class (User.rename(user, …)) or
 # a decorated property be set. Its Aggregate is bound to UUIDs, so NamedAggregate is registered beside it.
@@ -145,7 +167,7 @@ def _describe(aggregate: type[AnyAggregate], name: str, cls: type[Any]) -> Event
         and cls._as_dict is CanMutateAggregate._as_dict
         and _post_init_is_the_librarys(cls)
         and aggregate.version is BaseAggregate.version
-        and aggregate.modified_on is BaseAggregate.modified_on
+        and getattr(aggregate, "modified_on", None) in _MODIFIED_ON
         and parameters.isdisjoint(ENVELOPE)
         and fields.keys() <= parameters
     )
@@ -194,6 +216,11 @@ def stream_of(id: UUID | str) -> str:
             "use a short key as the id and keep the text in a field"
         )
     return text
+
+
+def is_dated(aggregate: AnyAggregate) -> bool:
+    """Whether `_modified_on` may be an int while it is folded."""
+    return getattr(type(aggregate), "modified_on", None) is _MODIFIED_ON[1]
 
 
 def topic_of(cls: type[AnyAggregate]) -> str:

@@ -15,12 +15,12 @@ Laws of a store
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from evsync.errors import Conflict
-from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,15 @@ class EventStore(Protocol):
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none.
 
         Where versions are given they may begin at 0: `after_version=-1` reads that one too.
+        """
+        ...
+
+    def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """The same events in slices, as little of them as a fold needs: what `get` and `execute` read.
+
+        Slices are small enough to stay in the processor's cache, and a long stream is never in memory as a whole.
         """
         ...
 

@@ -74,6 +74,19 @@ class StoredEvent(NamedTuple):
     """JSON object of text tags in ASCII, or None: correlation_id, causation_id, actor, schema, …"""
 
 
+Change = tuple[int, int, str, int, bytes, str | None]
+"""What a fold needs of an event: its position, version, type, time_us, data and meta (see StoredEvent).
+
+A plain tuple, as a database gives it: replay reads hundreds of thousands of these a second, and a StoredEvent has twice
+as many columns.
+"""
+
+
+def change_of(e: StoredEvent) -> Change:
+    """What a fold needs of an event."""
+    return e.position, e.version, e.type, e.time_us, e.data, e.meta
+
+
 class NewEvent(NamedTuple):
     """An event on its way into a store: what the store does not decide itself."""
 

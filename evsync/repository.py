@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from uuid import UUID
 
 from evsync.codec.events import EventCodec
 from evsync.domain import AnyAggregate, BaseAggregate, invoke, stream_of
-from evsync.errors import ConfigurationError, Conflict, EvsyncError, NotFound, OutcomeUnknown
+from evsync.errors import ConfigurationError, Conflict, DecodingError, EvsyncError, NotFound, OutcomeUnknown
 from evsync.ports import Store
 from evsync.records import (
     Append,
@@ -22,9 +23,10 @@ from evsync.records import (
     StoredEvent,
     command_of,
     new_command,
+    to_datetime,
     to_time_us,
 )
-from evsync.replay import fold
+from evsync.replay import Fold
 from evsync.sharding.slots import slot_of
 from evsync.snapshots import Loaded, Snapshots
 from evsync.stores.group_commit import GroupCommit
@@ -77,20 +79,15 @@ class Repository:
             raise ConfigurationError(f"at={at!r} has no time zone: use an aware datetime, such as datetime.now(UTC)")
         until = to_time_us(at) if at is not None else None
         base = await self._snapshot(stream, version, until)
-        events = await self._read(cls, stream, version, base)
-        last = events[-1].version if events else base.version if base else 0
-        if version is not None and last < version:
-            raise NotFound(f"{cls.__name__} {stream!r} is at version {last}; there is no version {version}")
-        if until is not None:
-            # Clocks may step back between two commits, versions do not: the prefix before the first later event.
-            events = events[: next((i for i, e in enumerate(events) if e.time_us > until), len(events))]
-            if not events and base is None:
-                raise NotFound(f"{cls.__name__} {stream!r} did not exist at {at}")
-        return self._fold(cls, stream, events, base)
+        return await self._load(cls, stream, base, version=version, until=until)
 
     async def history(self, cls: type[AnyAggregate], id: UUID | str) -> list[StoredEvent]:
         """All events of the aggregate's stream. Raises NotFound if there are none."""
-        return await self._read(cls, stream_of(id), None)
+        stream = stream_of(id)
+        self._check_class(cls)
+        events = await self._store.read_stream(stream)
+        self._check_stream(cls, stream, events[0].type if events else None)
+        return events
 
     async def _snapshot(self, stream: str, version: int | None = None, until: int | None = None) -> Loaded | None:
         """The stream's snapshot, unless it is later than what is asked for."""
@@ -99,28 +96,59 @@ class Repository:
             return None
         return base if until is None or base.latest_us <= until else None
 
-    async def _read(
-        self, cls: type[AnyAggregate], stream: str, to_version: int | None, base: Loaded | None = None
-    ) -> list[StoredEvent]:
-        """The events behind the snapshot, or all. Raises NotFound where there is no such aggregate."""
+    async def _load(
+        self,
+        cls: type[A],
+        stream: str,
+        base: Loaded | None,
+        *,
+        version: int | None = None,
+        until: int | None = None,
+    ) -> A:
+        """The aggregate after the events behind the snapshot, or all, up to a version or a time. Raises NotFound."""
+        self._check_class(cls)
+        if version is not None and version < 1:
+            raise NotFound(f"there is no version {version} of {cls.__name__} {stream!r}: versions begin at 1")
+        if base is not None:
+            self._check_kind(cls, stream, type(base.aggregate))
+        folding = Fold(self._codec, stream, base.aggregate if base is not None else None)
+        exists = base is not None
+        async for changes in self._store.read_changes(stream, after_version=folding.version, to_version=version):
+            if not exists:
+                self._check_stream(cls, stream, changes[0][2])
+                exists = True
+            if (
+                until is not None
+                and (later := next((i for i, c in enumerate(changes) if c[3] > until), None)) is not None
+            ):
+                # Clocks may step back between two commits, versions do not: the prefix before the first later event.
+                folding.add(changes[:later])
+                break
+            folding.add(changes)
+        if not exists:
+            self._check_stream(cls, stream, None)
+        if version is not None and folding.version < version:
+            raise NotFound(f"{cls.__name__} {stream!r} is at version {folding.version}; there is no version {version}")
+        if folding.version == 0:
+            raise NotFound(f"{cls.__name__} {stream!r} did not exist at {to_datetime(until or 0)}")
+        if not isinstance(folding.aggregate, cls):
+            raise NotFound(f"{cls.__name__} {stream!r} was discarded by one of its own events")
+        return folding.aggregate
+
+    def _check_class(self, cls: type[AnyAggregate]) -> None:
         if not any(issubclass(known, cls) for known in self._codec.aggregates):
             raise self._unregistered(cls)
-        if to_version is not None and to_version < 1:
-            raise NotFound(f"there is no version {to_version} of {cls.__name__} {stream!r}: versions begin at 1")
-        after = base.version if base is not None else 0
-        events = await self._store.read_stream(stream, after_version=after, to_version=to_version)
-        if base is None and not events:
+
+    def _check_stream(self, cls: type[AnyAggregate], stream: str, first: str | None) -> None:
+        """Raise NotFound for a stream without events (`first` is the type of its first one), or of another class."""
+        if first is None:
             raise NotFound(f"there is no {cls.__name__} {stream!r} in service {self._codec.service!r}")
-        found = type(base.aggregate) if base else self._codec.coding_for(events[0]).event.aggregate
+        with contextlib.suppress(DecodingError):  # an unknown type: whoever reads the event says so, and where
+            self._check_kind(cls, stream, self._codec.coding_of(first).event.aggregate)
+
+    def _check_kind(self, cls: type[AnyAggregate], stream: str, found: type[Any]) -> None:
         if not issubclass(found, cls):
             raise NotFound(f"stream {stream!r} is a {found.__name__}, not a {cls.__name__}")
-        return events
-
-    def _fold(self, cls: type[A], stream: str, events: Sequence[StoredEvent], base: Loaded | None) -> A:
-        aggregate = fold(self._codec, events, base.aggregate if base else None)
-        if not isinstance(aggregate, cls):
-            raise NotFound(f"{cls.__name__} {stream!r} was discarded by one of its own events")
-        return aggregate
 
     def _unregistered(self, cls: type[Any]) -> ConfigurationError:
         known = ", ".join(c.__name__ for c in self._codec.aggregates) or "none"
@@ -183,11 +211,9 @@ class Repository:
                 base = await self._snapshot(stream)
                 if failed is not None and base is not None and command in base.commands:
                     base = None  # it is stored: find out where
-                events = await self._read(cls, stream, None, base)
-                mine = [e for e in events if command_of(e.id) == command] if failed is not None else ()
-                if mine:
-                    return self._at(mine[-1].position + mine[-1].remaining)
-                aggregate = self._fold(cls, stream, events, base)
+                if failed is not None and (stored := await self._find(stream, command, base)) is not None:
+                    return self._at(stored)
+                aggregate = await self._load(cls, stream, base)
                 invoke(decide, aggregate, *args, **kwargs)
                 if not aggregate.pending_events:
                     return self._at(await self._store.head())
@@ -200,6 +226,12 @@ class Repository:
         assert failed is not None
         failed.add_note(f"execute() tried {ATTEMPTS} times.")
         raise failed
+
+    async def _find(self, stream: str, command: bytes, base: Loaded | None) -> int | None:
+        """The position at which the command's commit ends, if it is stored behind the snapshot."""
+        events = await self._store.read_stream(stream, after_version=base.version if base is not None else 0)
+        mine = [e for e in events if command_of(e.id) == command]
+        return mine[-1].position + mine[-1].remaining if mine else None
 
     def _decided(
         self, changed: Mapping[str, AnyAggregate], tags: Mapping[str, str], command: bytes, *reaction: Any

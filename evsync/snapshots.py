@@ -24,7 +24,7 @@ from evsync.codec.state import freeze, thaw
 from evsync.domain import AnyAggregate, event_types
 from evsync.errors import CodecError, ConfigurationError, EvsyncError
 from evsync.ports import EventStore, SnapshotStore
-from evsync.records import Snapshot, StoredEvent, command_of
+from evsync.records import Snapshot, StoredEvent, change_of, command_of
 from evsync.replay import fold
 
 logger = logging.getLogger("evsync")
@@ -109,7 +109,7 @@ class Snapshots:
         events = await self._store.read_stream(stream, after_version=base.version if base else 0)
         if not events:
             return
-        aggregate = fold(self._codec, events, base.aggregate if base else None)
+        aggregate = fold(self._codec, stream, map(change_of, events), base.aggregate if base else None)
         if aggregate is None:
             return
         kind = f"{self._codec.service}.{type(aggregate).__name__}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evsync.codec.events import EventCodec
 from evsync.domain import AnyAggregate, stream_of
-from evsync.records import StoredEvent, event_id, new_command
+from evsync.records import StoredEvent, change_of, event_id, new_command
+from evsync.replay import fold
 from evsync.sharding.slots import slot_of
 
 
@@ -28,3 +31,8 @@ def as_stored(codec: EventCodec, aggregate: AnyAggregate) -> list[StoredEvent]:
         )
         for i, e in enumerate(new)
     ]
+
+
+def folded(codec: EventCodec, events: Sequence[StoredEvent]) -> AnyAggregate | None:
+    """The aggregate after these events of one stream."""
+    return fold(codec, events[0].stream, map(change_of, events))

@@ -142,27 +142,16 @@ class EventCodec:
             self._of_type[type] = coding
         return coding
 
-    def coding_for(self, stored: StoredEvent) -> Coding:
-        """The coding of a stored event's type. Raises DecodingError, with stream and version, for an unknown one."""
-        try:
-            return self.coding_of(stored.type)
-        except DecodingError as e:
-            raise unreadable(stored, e) from e
-
-    def fields_of(self, coding: Coding, stored: StoredEvent) -> dict[str, Any]:
-        """The fields of a stored event, upcast to today's schema. Raises DecodingError with stream and version."""
-        try:
-            fields: dict[str, Any] = unpack(stored.data)
-            if coding.upcasters:
-                for upcast in coding.upcasters[int(decode_meta(stored.meta).get("schema", "1")) - 1 :]:
-                    fields = upcast(fields)
-            for name, read in coding.readers:
-                if name in fields:
-                    fields[name] = read(fields[name])
-            if type(fields) is not dict:
-                raise DecodingError(f"a map of fields was expected, not {type(fields).__name__}")
-        except Exception as e:  # upcasters and validators are users' code
-            raise unreadable(stored, e) from e
+    def fields_of(self, coding: Coding, data: bytes, meta: str | None) -> dict[str, Any]:
+        """The fields of a stored event, upcast to today's schema. Raises DecodingError, or what users' code raises."""
+        fields: dict[str, Any] = unpack(data)
+        if type(fields) is not dict:
+            raise DecodingError(f"a map of fields was expected, not {type(fields).__name__}")
+        for upcast in coding.upcasters[int(decode_meta(meta).get("schema", "1")) - 1 :] if coding.upcasters else ():
+            fields = upcast(fields)
+        for name, read in coding.readers:
+            if name in fields:
+                fields[name] = read(fields[name])
         return fields
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from evsync.jetstream.store_snapshots import SnapshotStream
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, open_stream
 from evsync.jetstream.streams import StreamState
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
 from evsync.sharding.slots import slot_of
 from evsync.stores.plan import key_of, plan
 from evsync.stores.tail import Tail
@@ -138,6 +138,13 @@ class JetStreamStore:
             # A gap may have been filled: then the last message is not the one of the greatest version.
             self._ends.learn(stream, Top(events[-1].version, max(e.position for e in events)))
         return events
+
+    async def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """The same events in slices, as little of them as a fold needs."""
+        if events := await self.read_stream(stream, after_version=after_version, to_version=to_version):
+            yield list(map(change_of, events))
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from operator import attrgetter
 
 from evsync.errors import Conflict, StoreUnavailable
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of
 from evsync.stores.plan import CheckpointKey, doubtful, keys_of, plan, streams_of
 from evsync.stores.tail import Tail
 
@@ -54,6 +54,13 @@ class MemoryStore:
         events = self._streams.get(stream, [])
         end = len(events) if to_version is None else bisect_right(events, to_version, key=_version)
         return events[bisect_right(events, after_version, key=_version) : end]
+
+    async def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """The same events in slices, as little of them as a fold needs."""
+        if events := await self.read_stream(stream, after_version=after_version, to_version=to_version):
+            yield list(map(change_of, events))
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, sql
 
 from evsync.errors import Conflict, EncodingError, EvsyncError, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_schema as tables
 from evsync.stores.plan import CheckpointKey, Place, Plan, key_of, plan, streams_of
@@ -30,6 +30,9 @@ _REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
 
 _stored_event = partial(tuple.__new__, StoredEvent)
+
+CHANGES_PER_READ = 4_096
+"""Events of one round trip when an aggregate is read."""
 
 
 class PostgresStore:
@@ -84,9 +87,11 @@ class PostgresStore:
         self._read_log = sql.SQL("SELECT {} FROM {} WHERE position > %s ORDER BY position LIMIT %s").format(
             columns, events
         )
-        self._read_stream = sql.SQL(
-            "SELECT {} FROM {} WHERE stream = %s AND version > %s AND version <= %s ORDER BY version"
-        ).format(columns, events)
+        of_stream = sql.SQL(
+            "SELECT {} FROM {} WHERE stream = %s AND version > %s AND version <= %s ORDER BY version LIMIT %s"
+        )
+        self._read_stream = of_stream.format(columns, events)
+        self._read_changes = of_stream.format(sql.SQL("position, version, type, time_us, data, meta"), events)
         self._read_head = sql.SQL("SELECT head FROM {}").format(log)
         self._read_checkpoints = sql.SQL(
             'SELECT log, "group", incarnation, position, count, digest FROM {}.checkpoints WHERE follower = %s '
@@ -129,10 +134,17 @@ class PostgresStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
-        if "\0" in stream:
-            return []
-        until = _MANY if to_version is None else min(to_version, _MANY)
-        return await self._rows(self._read_stream, (stream, after_version, until))
+        return list(map(_stored_event, await self._of_stream(self._read_stream, stream, after_version, to_version)))
+
+    async def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """The same events in slices, as little of them as a fold needs. A slice is a round trip."""
+        while changes := await self._of_stream(self._read_changes, stream, after_version, to_version, CHANGES_PER_READ):
+            yield changes
+            if len(changes) < CHANGES_PER_READ:
+                return
+            after_version = changes[-1][1]
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name, by log and group."""
@@ -219,6 +231,14 @@ class PostgresStore:
                 await asyncio.sleep(self._poll_s)
 
     # ---- reading
+
+    async def _of_stream(
+        self, query: sql.Composed, stream: str, after_version: int, to_version: int | None, limit: int = _MANY
+    ) -> list[Any]:
+        if "\0" in stream:
+            return []
+        until = _MANY if to_version is None else min(to_version, _MANY)
+        return await self._fetch(query, (stream, after_version, until, limit))
 
     async def _rows(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[StoredEvent]:
         return list(map(_stored_event, await self._fetch(query, parameters)))

@@ -17,14 +17,14 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
 from evsync.ports import Capabilities
-from evsync.records import Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_statements as statements
@@ -187,14 +187,21 @@ class SqliteStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
-        return await self._rows(
-            statements.READ_STREAM,
-            2,
-            after_version,
-            statements.MANY,
-            stream,
-            statements.MANY if to_version is None else to_version,
-        )
+        until = statements.MANY if to_version is None else to_version
+        rows = await self._rows(statements.READ_STREAM, 2, after_version, statements.MANY, stream, until)
+        return list(map(_stored_event, rows))
+
+    async def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """The same events in slices, as little of them as a fold needs."""
+        until = statements.MANY if to_version is None else to_version
+        while changes := await self._fetch(statements.READ_CHANGES, (after_version, ROWS_PER_READ, stream, until)):
+            yield changes
+            if len(changes) < ROWS_PER_READ:
+                return
+            after_version = changes[-1][1]
+            await asyncio.sleep(0)
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name, by log and group."""
@@ -242,9 +249,9 @@ class SqliteStore:
 
     async def read(self, after: int, limit: int) -> list[StoredEvent]:
         """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
-        rows = await self._rows(statements.READ_LOG, 0, after, max(limit, 1))
+        rows = list(map(_stored_event, await self._rows(statements.READ_LOG, 0, after, max(limit, 1))))
         if rows and (remaining := rows[-1].remaining):
-            rows += await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining)
+            rows += map(_stored_event, await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining))
         return rows
 
     async def wait(self, after: int, timeout_s: float) -> int:
@@ -275,17 +282,17 @@ class SqliteStore:
 
     # ---- reading
 
-    async def _rows(self, sql: str, key: int, after: int, limit: int, *where: Any) -> list[StoredEvent]:
-        """Up to `limit` rows whose field number `key` is beyond `after`.
+    async def _rows(self, sql: str, key: int, after: int, limit: int, *where: Any) -> list[Any]:
+        """Up to `limit` rows whose column number `key` is beyond `after`.
 
         In slices, each a query of its own: a cursor that stayed open while the event loop runs would keep later reads
         of the same connection from seeing what was appended since.
         """
-        rows: list[StoredEvent] = []
+        rows: list[Any] = []
         while True:
             asked = min(limit - len(rows), ROWS_PER_READ)
             part = await self._fetch(sql, (after, asked, *where))
-            rows += map(_stored_event, part)
+            rows += part
             if len(part) < asked or len(rows) == limit:
                 return rows
             after = part[-1][key]
@@ -304,8 +311,8 @@ class SqliteStore:
     def _fetch_now(self, sql: str, parameters: tuple[Any, ...]) -> list[Any] | None:
         """The rows, or None if they did not come in time or a lock was in the way."""
         deadline = time.monotonic() + self._read_on_loop_s
-        # Asked every 200 steps of SQLite's machine, which is about every tenth row.
-        self._reader.set_progress_handler(lambda: time.monotonic() > deadline, 200)
+        # Asked every 1,000 steps of SQLite's machine, which is about every fiftieth row.
+        self._reader.set_progress_handler(lambda: time.monotonic() > deadline, 1_000)
         try:
             return self._reader.execute(sql, parameters).fetchall()
         except sqlite3.OperationalError as e:

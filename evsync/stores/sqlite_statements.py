@@ -19,6 +19,10 @@ READ_STREAM = (
     f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
     "ORDER BY version LIMIT ?2"
 )
+READ_CHANGES = (
+    "SELECT position, version, type, time_us, data, meta FROM events WHERE stream = ?3 AND version > ?1 AND "
+    "version <= ?4 ORDER BY version LIMIT ?2"
+)
 READ_CHECKPOINTS = (
     'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
 )

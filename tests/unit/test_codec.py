@@ -16,9 +16,8 @@ from evsync.codec.values import pack, unpack
 from evsync.domain import Aggregate, event
 from evsync.errors import ConfigurationError, DecodingError, EncodingError
 from evsync.records import StoredEvent
-from evsync.replay import fold
 from tests.aggregates import Account, Address, Basket, Colour
-from tests.stored import as_stored
+from tests.stored import as_stored, folded
 
 
 class Strange:
@@ -103,7 +102,7 @@ def test_an_unknown_event_type_names_the_type_and_renamed() -> None:
     basket = Basket("b", owner="ada")
     [stored] = as_stored(codec, basket)
     with pytest.raises(DecodingError, match=r"'shop\.Basket\.Gone' is unknown.*renamed="):
-        fold(codec, [stored._replace(type="shop.Basket.Gone")])
+        folded(codec, [stored._replace(type="shop.Basket.Gone")])
 
 
 def test_renamed_maps_a_single_event_and_a_whole_aggregate() -> None:
@@ -115,7 +114,7 @@ def test_renamed_maps_a_single_event_and_a_whole_aggregate() -> None:
     codec = EventCodec(
         "shop", [Basket], renamed={"shop.Cart": "shop.Basket", "shop.Cart.ItemAdded": "shop.Basket.Added"}
     )
-    again = fold(codec, old)
+    again = folded(codec, old)
     assert isinstance(again, Basket)
     assert (again.owner, again.skus) == ("ada", ["sku"])
 
@@ -142,7 +141,7 @@ def test_upcasters_bring_old_events_to_todays_schema() -> None:
         return {"owner": fields["owner"].title()}
 
     codec = EventCodec("shop", [Basket], upcasters={"shop.Basket.Opened": [to_2, to_3]})
-    first, second = fold(codec, [old]), fold(codec, as_stored(codec, basket))
+    first, second = folded(codec, [old]), folded(codec, as_stored(codec, basket))
     assert isinstance(first, Basket)
     assert isinstance(second, Basket)
     assert (first.owner, second.owner) == ("Ada", "Ada Lovelace")
@@ -158,7 +157,7 @@ def test_a_corrupt_payload_names_stream_version_and_position(data: bytes) -> Non
     codec = EventCodec("shop", [Basket])
     [stored] = as_stored(codec, Basket("b", owner="ada"))
     with pytest.raises(DecodingError, match=r"version 1 of stream 'b' \(shop\.Basket\.Opened, position 1\)"):
-        fold(codec, [stored._replace(data=data)])
+        folded(codec, [stored._replace(data=data)])
 
 
 def test_a_stream_with_a_missing_version_is_not_folded() -> None:
@@ -169,9 +168,9 @@ def test_a_stream_with_a_missing_version_is_not_folded() -> None:
     basket.add("2")
     first, _, third = as_stored(codec, basket)
     with pytest.raises(DecodingError, match=r"version 3 .* where 2 belongs"):
-        fold(codec, [first, third])
+        folded(codec, [first, third])
     with pytest.raises(DecodingError, match="begins with the event that creates"):
-        fold(codec, [third._replace(version=1)])
+        folded(codec, [third._replace(version=1)])
 
 
 def test_big_integers_and_nested_collections_come_back_exactly() -> None:

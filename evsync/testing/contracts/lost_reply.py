@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from evsync.errors import Conflict, OutcomeUnknown
 from evsync.ports import Store
-from evsync.records import Checkpoint, Commit, Snapshot, StoredEvent
+from evsync.records import Change, Checkpoint, Commit, Snapshot, StoredEvent
 
 
 class LostReply:
@@ -35,6 +35,12 @@ class LostReply:
     ) -> list[StoredEvent]:
         """See EventStore."""
         return await self._store.read_stream(stream, after_version=after_version, to_version=to_version)
+
+    def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See EventStore."""
+        return self._store.read_changes(stream, after_version=after_version, to_version=to_version)
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """See EventStore."""
