@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 from nats.errors import Error as NatsError
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
-from evsync.jetstream.frames import Handler, Message, header_block, status_of
+from evsync.jetstream.frames import Block, Handler, Message, header_block, status_of
 from evsync.jetstream.session import RECONNECT_WAIT_S, Session
 from evsync.jetstream.settings import NatsSettings
 from evsync.records import check_name
@@ -59,6 +59,8 @@ class Connection:
         """Why there is no connection; None while there is one."""
         self.violation: str | None = None
         """The last permissions violation that the server reported, in its words."""
+        self.blocks: list[Block] = []
+        """Who deals with blocks of frames before they are taken apart; see `Block`."""
         self._inbox_root = f"_INBOX_{name}"
         self._session: Session | None = None
         self._up = asyncio.Event()
@@ -221,7 +223,7 @@ class Connection:
 
     async def _keep_connected(self) -> None:
         while self._keeper is not None:
-            session = Session(self._handlers, self._violated)
+            session = Session(self._handlers, self.blocks, self._violated)
             closing = False
             try:
                 servers = [*self.settings.servers, *self._discovered]

@@ -7,6 +7,7 @@ acknowledgement of that message, in order, or a `Fault`: the first one ends the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat
 from evsync.records import StoredEvent
 
 _TICK_S = 0.01
+_LONGEST_RUN = 1_024
 
 
 class Flight:
@@ -51,6 +53,9 @@ class Flight:
         self._headers_head = FIRST_LINE
         self._headers_tail = b"\r\nNats-Expected-Stream: %b\r\n%b" % (stream.encode(), END_OF_HEADERS)
         self._subscription = conn.subscribe(inbox + ".*", self._answered)
+        self._frame_head = b"MSG %b." % inbox.encode()
+        self._run = 1  # so many acknowledgements in a row are looked for next
+        conn.blocks.append(self._take)
 
     def send(self, events: Sequence[StoredEvent]) -> None:
         """Publish events, the first of them at `sent` + 1; none, and a fault, in another epoch than the flight's.
@@ -128,8 +133,41 @@ class Flight:
     def close(self) -> None:
         """Listen no more. What is still in flight may yet be stored, each at its own sequence."""
         self._subscription.unsubscribe()
+        with contextlib.suppress(ValueError):  # closed before
+            self._conn.blocks.remove(self._take)
         if not self.disturbed.done():
             self.disturbed.cancel()
+
+    def _take(self, data: bytes, start: int) -> int:
+        """Confirm whole runs of acknowledgements that are, byte by byte, the ones that are due.
+
+        Several times quicker than taking each apart. What differs in a single byte is left to `_answered`. A run begins
+        short and doubles while it fits, so that little is compared in vain where other messages stand in between.
+        """
+        while self.fault is None and data.startswith(self._frame_head, start):
+            due, digits = self.confirmed + 1, len(str(self.confirmed + 1))
+            frame = self._acknowledgement(digits)
+            there = (len(data) - start) // (len(frame) - 2 * len(b"%d") + 2 * digits)
+            run = min(self._run, there, self.sent - self.confirmed, 10**digits - due)
+            while run > 0:
+                block = b"".join([frame % (n, n) for n in range(due, due + run)])
+                if data.startswith(block, start):
+                    break
+                run //= 4
+            if run <= 0:
+                self._run = 1
+                return start
+            self._answers += run
+            self._confirm(due + run - 1)
+            start += len(block)
+            self._run = min(2 * run, _LONGEST_RUN)
+        return start
+
+    def _acknowledgement(self, digits: int) -> bytes:
+        """The frame that acknowledges a position of so many digits, as a template for the position, twice."""
+        head, sid = self._frame_head.replace(b"%", b"%%"), self._subscription.sid
+        body = self._ack_head.replace(b"%", b"%%")
+        return b"%b%%d %b %d\r\n%b%%d}\r\n" % (head, sid, len(self._ack_head) + digits + 1, body)
 
     def _answered(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
         self._answers += 1

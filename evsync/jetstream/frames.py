@@ -8,7 +8,7 @@ message is left to nats-py's parser (a property test compares the two).
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nats.errors import ProtocolError
@@ -16,6 +16,10 @@ from nats.errors import ProtocolError
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with subject, reply subject (b"" for none), header block (b"" for none; status line and blank line included)
 and body of a message. It runs inside the read loop: it must be quick, and what it raises is reported, not passed on."""
+
+Block = Callable[[bytes, int], int]
+"""Called with what was received and the place of a frame in it; returns the place behind all frames that it has dealt
+with: the same place for none. For whoever knows what is due byte by byte, and compares rather than parses."""
 
 MAX_CONTROL_LINE_BYTES = 1 << 20
 """Beyond this a line without an end is not NATS. (An INFO line lists all servers of a cluster.)"""
@@ -35,14 +39,19 @@ class Message(NamedTuple):
 
 
 class FrameParser:
-    """Cuts the server's bytes into messages for `handlers` (by subscription id) and lines for `control`."""
+    """Cuts the server's bytes into messages for `handlers` (by subscription id) and lines for `control`.
+
+    `blocks` come first, and may take any number of whole frames.
+    """
 
     def __init__(
         self,
         handlers: Mapping[bytes, Handler],
         control: Callable[[bytes], Awaitable[None]],
         handler_failed: Callable[[bytes, Exception], None],
+        blocks: Sequence[Block] = (),
     ) -> None:
+        self._blocks = blocks
         self._handlers, self._control, self._handler_failed = handlers, control, handler_failed
         self._rest = bytearray()
         self._needed = 0  # size that `_rest` must reach before it is worth looking at again
@@ -63,8 +72,10 @@ class FrameParser:
             data = bytes(self._rest)
             self._rest.clear()
         self._needed = 0
-        handlers, size, start = self._handlers, len(data), 0
+        handlers, blocks, size, start = self._handlers, self._blocks, len(data), 0
         while start < size:
+            if blocks and (start := self._take(data, start)) >= size:
+                break
             eol = data.find(b"\r\n", start)
             if eol < 0:
                 if size - start > MAX_CONTROL_LINE_BYTES:
@@ -103,6 +114,14 @@ class FrameParser:
             start = end + 2
         if start < size:
             self._rest += data[start:]
+
+    def _take(self, data: bytes, start: int) -> int:
+        for block in self._blocks:
+            try:
+                start = block(data, start)
+            except Exception as e:
+                self._handler_failed(b"a block of messages", e)
+        return start
 
 
 def _number(args: list[bytes], index: int) -> int:

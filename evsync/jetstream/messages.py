@@ -88,6 +88,7 @@ class MessageFormat:
             re.ASCII,
         )
         self._type_tokens = lru_cache(maxsize=4_096)(self._tokens_of_type)
+        self._alike = lru_cache(maxsize=4_096)(self._lines_alike)
         self._token_types = lru_cache(maxsize=4_096)(self._type_of_tokens)
         longest = 10**_DIGITS - 1
         sample = StoredEvent(longest, "", longest, 0, f"{self._service}.A.E", 0, bytes(16), longest, "i", b"", None)
@@ -107,18 +108,13 @@ class MessageFormat:
         carry; `size_of` raises the same at save.
         """
         position, stream, version, slot, type_, time_us, id_, remaining, incarnation, data, meta = event
-        type_tokens, ce_type = self._type_tokens(type_)
+        type_tokens, alike = self._alike(type_, incarnation)
         subject = self._subject(slot, type_tokens, stream)
         second, us = divmod(time_us, 1_000_000)
         h = id_.hex()
         lines = (
-            "ce-specversion: 1.0\r\n"
-            f"ce-id: {h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}\r\n"
-            f"ce-time: {_second_text(second)}.{us:06d}Z\r\n"
-            f"ce-source: {self._source}\r\n"
-            f"ce-type: {ce_type}\r\n"
-            f"ce-datacontenttype: {CONTENT_TYPE}\r\n"
-            f"evsync: {FORMAT} {_plain_incarnation(incarnation)} {position:d} {version:d} {remaining:d}\r\n"
+            f"ce-specversion: 1.0\r\nce-id: {h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}\r\n"
+            f"ce-time: {_second_text(second)}.{us:06d}{alike}{position:d} {version:d} {remaining:d}\r\n"
         )
         if meta is not None:
             lines += _meta_lines(meta)
@@ -223,6 +219,14 @@ class MessageFormat:
                 f"'{self._service}.<Aggregate>.<Event>'"
             )
         return f"{escape(aggregate)}.{escape(name)}", _header_value(type_)
+
+    def _lines_alike(self, type_: str, incarnation: str) -> tuple[str, str]:
+        """The type as two tokens, and the part of the header lines that all events of the type have."""
+        type_tokens, ce_type = self._type_tokens(type_)
+        return type_tokens, (
+            f"Z\r\nce-source: {self._source}\r\nce-type: {ce_type}\r\nce-datacontenttype: {CONTENT_TYPE}\r\n"
+            f"evsync: {FORMAT} {_plain_incarnation(incarnation)} "
+        )
 
     def _type_of_tokens(self, aggregate: str, name: str) -> tuple[str, str]:
         """The type that two tokens stand for, and the same as a header value."""

@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.errors import Error, StaleConnectionError
 from nats.protocol.parser import Parser
 
-from evsync.jetstream.frames import FrameParser, Handler
+from evsync.jetstream.frames import Block, FrameParser, Handler
 from evsync.jetstream.settings import NatsSettings
 
 log = logging.getLogger("evsync.jetstream")
@@ -36,13 +36,15 @@ class Session(Client):
     are those of nats-py 2.16; tests/integration/test_connection.py fails if another version moves them.
     """
 
-    def __init__(self, handlers: Mapping[bytes, Handler], violated: Callable[[str], None]) -> None:
+    def __init__(
+        self, handlers: Mapping[bytes, Handler], blocks: Sequence[Block], violated: Callable[[str], None]
+    ) -> None:
         super().__init__()
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._violated = violated
         self._needs_tls = False
         self._control_lines = Parser(self)
-        self._ps = FrameParser(handlers, self._control, _handler_failed)  # type: ignore[assignment]  # same two methods
+        self._ps = FrameParser(handlers, self._control, _handler_failed, blocks)  # type: ignore[assignment]  # same two methods
 
     async def open(
         self,
