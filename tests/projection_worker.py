@@ -1,31 +1,64 @@
-"""A process that works on the ledger's projection until it is killed: `python -m tests.projection_worker FILE …`."""
+"""A process that works on the ledger's projection until it is ended: `python -m tests.projection_worker URL …`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import signal
 import sys
+from collections.abc import Sequence
 
+from evsync.ports import LogReader
 from evsync.projections import ProjectionRunner, ViewsDatabase
-from tests.projection_logs import Ledger, ListSource, bank_events
+from evsync.records import StoredEvent
+from tests.projection_logs import Ledger, ListReader, ListSource, bank_events
+
+
+class SlowSource(ListSource):
+    """A log whose reader takes its time."""
+
+    def __init__(self, service: str, events: list[StoredEvent], pace_s: float) -> None:
+        super().__init__(service, events)
+        self.pace_s = pace_s
+
+    async def readers(self) -> Sequence[LogReader]:
+        return [SlowReader(self)]
+
+
+class SlowReader(ListReader):
+    """Implements LogReader."""
+
+    def __init__(self, source: SlowSource) -> None:
+        super().__init__(source)
+        self._pace_s = source.pace_s
+
+    async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
+        await asyncio.sleep(self._pace_s)
+        return await super().read(after, limit, timeout_s)
 
 
 async def work(arguments: argparse.Namespace) -> None:
-    """Follow a log that everybody can compute."""
-    source = ListSource("bank", bank_events(arguments.events, arguments.seed))
-    views = ViewsDatabase(f"sqlite:///{arguments.file}")
+    """Follow a log that everybody can compute, until SIGTERM."""
+    source = SlowSource("bank", bank_events(arguments.events, arguments.seed), arguments.pace_ms / 1_000)
+    views = ViewsDatabase(arguments.url)
     runner = ProjectionRunner(
         Ledger().projection, views, [source], batch=arguments.batch, lease_s=arguments.lease_ms / 1_000
     )
     await runner.open()
-    await runner.run()
+    running = asyncio.create_task(runner.run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    await runner.close()
+    await views.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("file")
-    for name in ("events", "seed", "batch", "lease-ms"):
+    parser.add_argument("url")
+    for name in ("events", "seed", "batch", "lease-ms", "pace-ms"):
         parser.add_argument(f"--{name}", type=int, required=True)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     asyncio.run(work(parser.parse_args()))

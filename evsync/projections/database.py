@@ -49,15 +49,18 @@ class ViewsDatabase:
         return self._write_engine.dialect
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in the writing thread, in a transaction of its own that nobody else can write beside.
+        """Run `work` in the writing thread, in a transaction of its own that nobody else of this process writes beside.
 
-        Committed when it returns, rolled back when `work` raises. Raises DatabaseAway when the database does not
-        answer, is locked or is full. When the caller is cancelled, the transaction is brought to its end first.
+        It begins with the first statement: what `work` does before that keeps no other process from writing. Committed
+        when it returns, rolled back when `work` raises. Raises DatabaseAway when the database does not answer, is
+        locked or is full. When the caller is cancelled, the transaction is brought to its end first.
         """
 
         def transaction() -> T:
-            with self._write_engine.begin() as connection:
-                return work(connection)
+            with self._write_engine.connect() as connection:
+                done = work(connection)
+                connection.commit()
+                return done
 
         return await self._run(self._writer, self._write_engine, transaction)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from evsync.ports import LogReader
 from evsync.projections.feed import Feed
+from evsync.projections.read_model import Holding
 from evsync.records import Checkpoint
 
 
 class FollowedLog:
-    """What a runner knows of one of its logs while it holds the projection's groups."""
+    """What a runner knows of one of its logs while it holds groups of the projection."""
 
-    def __init__(self, reader: LogReader, batch: int, groups: int) -> None:
+    def __init__(self, reader: LogReader, batch: int) -> None:
         self.name = reader.log
         self.feed = Feed(reader, batch, self.report)
         self.checkpoints: dict[int, Checkpoint] = {}
-        """By group."""
+        """By group, of the groups that are held."""
         self.reason: str | None = None
         """What stands in the way, if anything does."""
         self.failures = 0
@@ -25,23 +26,36 @@ class FollowedLog:
         """How often an event was to blame since the log last went past `culprit`. Counted across rebuilds of a model in
         memory, which goes through everything before the culprit again."""
         self.culprit = 0
-        self._groups = groups
-        self.load(())
+        self.rewound = False
+        """Whether reading has to go on at an earlier place since this was last set to False: a group was taken."""
+        self._tokens: Mapping[int, int] = {}
 
     @property
     def position(self) -> int:
         """The least of the checkpoints: where reading goes on."""
-        return min(c.position for c in self.checkpoints.values())
+        return min((c.position for c in self.checkpoints.values()), default=0)
 
     @property
     def incarnation(self) -> str:
         """Of what was applied; "" before anything was."""
         return next((c.incarnation for c in self.checkpoints.values() if c.incarnation), "")
 
-    def load(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """Begin at these checkpoints (those of other logs are passed over); groups without one at the beginning."""
-        self.checkpoints = {g: Checkpoint(self.name, g, "", 0) for g in range(self._groups)}
-        self.checkpoints.update((c.group, c) for c in checkpoints if c.log == self.name)
+    def hold(self, holding: Holding) -> None:
+        """From now on these groups are held.
+
+        Checkpoints of groups that were taken since are those of the holding (none: at the beginning); of the others
+        this object knows better, and of groups that are gone it forgets them.
+        """
+        before = self.position
+        stored = {c.group: c for c in holding.checkpoints if c.log == self.name}
+        self.checkpoints = {
+            group: self.checkpoints[group]
+            if self._tokens.get(group) == token
+            else stored.get(group) or Checkpoint(self.name, group, "", 0)
+            for group, token in holding.tokens.items()
+        }
+        self._tokens = holding.tokens
+        self.rewound = self.rewound or self.position < before
 
     def moved(self, checkpoints: Iterable[Checkpoint]) -> None:
         """A batch was applied, and these are the checkpoints now."""

@@ -30,7 +30,7 @@ class MemoryModel(ReadModel[S], Generic[S]):
 
     def open(self, claim: Claim, database: ViewsDatabase | None) -> MemorySession[S]:
         """See ReadModel. No database is needed."""
-        return MemorySession(self._factory)
+        return MemorySession(self._factory, claim.groups)
 
 
 class MemorySession(Generic[S]):
@@ -41,8 +41,9 @@ class MemorySession(Generic[S]):
     there is nothing to fence off.
     """
 
-    def __init__(self, factory: Callable[[], S]) -> None:
-        self._factory = factory
+    def __init__(self, factory: Callable[[], S], groups: int) -> None:
+        self._factory, self._groups = factory, groups
+        self._token = 0
         self._checkpoints: dict[tuple[str, int], Checkpoint] = {}
         self._state = factory()
         self._held = False
@@ -56,10 +57,13 @@ class MemorySession(Generic[S]):
     async def prepare(self) -> None:
         """Nothing: the state was made with the session."""
 
-    async def take(self) -> Holding | None:
-        """See ModelSession. Always succeeds."""
-        self._held, self._halted = True, None
-        return Holding({}, list(self._checkpoints.values()))
+    async def balance(self, holding: Holding | None, reason: str | None) -> Holding:
+        """See ModelSession. All groups, always."""
+        if holding is None:
+            self._held, self._halted = True, None
+            self._token += 1
+            holding = Holding(dict.fromkeys(range(self._groups), self._token), list(self._checkpoints.values()))
+        return holding
 
     async def apply(
         self, holding: Holding, work: Callable[[S, Settle | None], Sequence[Checkpoint]], *, one_by_one: bool = False
@@ -73,10 +77,7 @@ class MemorySession(Generic[S]):
             raise
         self._checkpoints.update(((c.log, c.group), c) for c in moved)
 
-    async def renew(self, holding: Holding) -> None:
-        """Nothing: nobody else can take it."""
-
-    async def release(self, holding: Holding, halted: str | None = None) -> None:
+    async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
         """See ModelSession."""
         self._held, self._halted = False, halted
 

@@ -5,8 +5,8 @@ Laws of a read model
     A batch is applied only while every token that it was begun under is the stored one. Taking a group raises its
     token and reads its checkpoints in one step, so that a worker that was slow, paused or cut off can never add to what
     its successor has begun from.
-    A lease ends by the clock of the place that holds the read model. It saves work (only one worker applies at a time);
-    correctness rests on the tokens alone.
+    A lease ends by the clock of the place that holds the read model. It saves work (only one worker at a time applies
+    the events of a group); correctness rests on the tokens alone.
 """
 
 from __future__ import annotations
@@ -44,10 +44,22 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """The groups that a worker has taken: their tokens, and all their checkpoints as they were at that moment."""
+    """The groups that a worker has: the token of each, and its checkpoints as they were when it was taken."""
 
     tokens: Mapping[int, int]
+    """By group. A group that is taken again has another token."""
     checkpoints: Sequence[Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as anybody may see it."""
+
+    owner: str
+    """As in its Claim."""
+    groups: Sequence[int]
+    reason: str | None
+    """What stands in its way, if anything does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +68,11 @@ class Observation:
 
     checkpoints: Sequence[Checkpoint]
     held: bool
-    """Whether a worker's lease is running."""
+    """Whether any worker's lease is running."""
     halted: str | None
-    """What the last worker said when it halted (see evsync.projections.halt), until another takes over."""
+    """What a worker said when it halted (see evsync.projections.halt), until another takes its groups over."""
+    workers: Sequence[Worker] = ()
+    """Those that have shown a sign of life lately, also such as hold no group."""
 
 
 class Fenced(Exception):
@@ -92,8 +106,13 @@ class ModelSession(Protocol[S_co]):
         """
         ...
 
-    async def take(self) -> Holding | None:
-        """Take all groups, or None while another worker's lease is running. One's own are taken anew."""
+    async def balance(self, holding: Holding | None, reason: str | None) -> Holding:
+        """Show a sign of life; give back what is beyond the fair share, and take what is free within it.
+
+        Returns what is held now: perhaps nothing, while others have all groups. With None, nothing is taken to be held,
+        and what still stands under the claim's name is taken anew. `reason` is what stands in the worker's way, for
+        others to see. Raises Fenced when a group of the holding has been taken by another, DatabaseAway.
+        """
         ...
 
     async def apply(
@@ -110,12 +129,8 @@ class ModelSession(Protocol[S_co]):
         """
         ...
 
-    async def renew(self, holding: Holding) -> None:
-        """Let the lease run for its full time again. Raises Fenced, DatabaseAway."""
-        ...
-
-    async def release(self, holding: Holding, halted: str | None = None) -> None:
-        """End the lease, so that another may take over at once; leave word why, if the projection halted."""
+    async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
+        """Give back everything, so that others may take over at once; leave word why, if the projection halted."""
         ...
 
     async def observe(self) -> Observation:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -28,9 +27,11 @@ from evsync.projections.read_model import (
     Fenced,
     GatheredFailed,
     Holding,
+    Observation,
     Settle,
 )
-from evsync.projections.status import FollowerStatus, LogStatus, State
+from evsync.projections.status import FollowerStatus, LogStatus, State, WorkerStatus
+from evsync.projections.tenure import Tenure
 from evsync.projections.visibility import Visibility
 from evsync.records import Checkpoint, Position, StoredEvent
 
@@ -44,11 +45,12 @@ IDLE_S = 5.0
 
 
 class ProjectionRunner:
-    """Keeps one projection's read model in step with its logs: every event applied once, in the order of its log.
+    """Keeps one projection's read model in step with its logs: every event applied once, each stream in its order.
 
     `open()` first, then `run()` (a task), or `step()` again and again; `wait()` and `status()` at any time after
-    `open()`, also where the projection is run by another process. Of several runners of one projection, one works and
-    the others stand by; one that was taken over from notices in its next transaction, which is rolled back.
+    `open()`, also where the projection is run by another process. Several runners of one projection share its groups,
+    one that finds none free stands by; one that a group was taken from notices in its next transaction, which is rolled
+    back.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ProjectionRunner:
         lease_s: float = LEASE_S,
     ) -> None:
         """`sources` are where the logs of `projection.sources` are read; `batch` is about how many events a transaction
-        takes; `lease_s` is how long after its last sign of life a worker's place may be taken."""
+        takes; `lease_s` is how long after its last sign of life a worker's groups may be taken."""
         self.projection = projection
         self.halted: EvsyncError | None = None
         """What stopped the projection for good: Halted, or the error of a log that a person must mend."""
@@ -69,13 +71,11 @@ class ProjectionRunner:
         self._claim = Claim(projection.name, projection.version, projection.groups, owner, lease_s)
         self._session = projection.model.open(self._claim, database)
         self._sources, self._batch = tuple(sources), batch
-        self._logs: dict[str, FollowedLog] = {}
         self._heads = Heads(self._sources)
-        self._holding: Holding | None = None
-        self._stale = self._unprepared = False
         self._reason: str | None = None
-        self._lock = asyncio.Lock()  # over everything that uses the holding
         self._visibility = Visibility(projection.name, projection.groups, self._session.observe, self._trouble)
+        self._tenure = Tenure(self._session, self._visibility, self._trouble)
+        self._logs = self._tenure.logs
 
     # ---- for the service
 
@@ -123,20 +123,16 @@ class ProjectionRunner:
         await self._visibility.wait(position, timeout_s)
 
     async def status(self) -> FollowerStatus:
-        """How far every log has been applied, and what stands in the way if anything does."""
-        state: State = "halted" if self.halted else "running" if self._holding else "standby"
-        if state == "running" and (self._stale or self._trouble()):
-            state = "retrying"
-        reason = str(self.halted) if self.halted else self._reason
-        seen = {name: log.position for name, log in self._logs.items()}
-        if self._holding is None:
-            with contextlib.suppress(DatabaseAway):  # then what this process knows itself
-                observed = await self._session.observe()
-                seen = _positions(observed.checkpoints)
-                if self.halted is None and observed.halted is not None:
-                    state, reason = "halted", str(read_note(observed.halted))
-                elif self.halted is None and observed.held:
-                    state = "running"  # by another process
+        """How far every log has been applied, by whom, and what stands in the way if anything does."""
+        known = [c for log in self._logs.values() for c in log.checkpoints.values()]
+        observed = Observation(known, held=self._tenure.holding is not None, halted=None)
+        away: str | None = None
+        try:
+            observed = await self._session.observe()
+        except DatabaseAway as e:
+            away = str(e)
+        state, reason = self._state(observed, away)
+        seen = _positions(observed.checkpoints, self.projection.groups)
         heads = await self._heads.now()
         logs = [
             LogStatus(name, seen.get(name, 0), heads.get(name), state, log.reason if log else None)
@@ -144,10 +140,24 @@ class ProjectionRunner:
             for log in [self._logs.get(name)]
         ]
         waiting = [s for s in self.projection.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
-        return FollowerStatus(self.projection.name, state, reason, logs, waiting)
+        workers = [WorkerStatus(w.owner, len(w.groups), w.reason) for w in observed.workers]
+        return FollowerStatus(self.projection.name, state, reason, logs, waiting, workers)
+
+    def _state(self, observed: Observation, away: str | None) -> tuple[State, str | None]:
+        """Of the projection, and the reason if there is one: what this process knows, then what others have left."""
+        if self.halted is not None:
+            return "halted", str(self.halted)
+        if self._tenure.holding is not None:
+            return ("retrying" if self._trouble() else "running"), self._tenure.reason or self._reason
+        if observed.halted is not None:
+            return "halted", str(read_note(observed.halted))
+        theirs = next((worker.reason for worker in observed.workers if worker.reason), None)
+        if observed.held:  # by other processes
+            return ("retrying" if theirs else "running"), self._reason or theirs
+        return "standby", self._tenure.reason or self._reason or away or theirs
 
     async def close(self) -> None:
-        """Give the groups back, so that another worker can take over at once, and let go of the logs."""
+        """Give the groups back, so that others can take over at once, and let go of the logs."""
         await self._let_go()
         self._visibility.close()
         for log in self._logs.values():
@@ -156,7 +166,7 @@ class ProjectionRunner:
         await self._heads.close()
 
     async def run(self) -> None:
-        """Work until cancelled: stand by until the groups are free, take them, and follow the logs.
+        """Work until cancelled: take a fair share of the groups as soon as there is one, and follow the logs.
 
         Raises what halted the projection. Cancelling waits for the transaction under way.
         """
@@ -179,7 +189,7 @@ class ProjectionRunner:
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._renew())
+            tasks.create_task(self._keep_balance())
             for source in self._sources:
                 tasks.create_task(self._follow_source(source, tasks))
 
@@ -196,7 +206,7 @@ class ProjectionRunner:
         try:
             for source in self._sources:
                 await self._connect(source)
-            if self._holding is None and not await self._take():
+            if self._tenure.holding is None and not await self.balance():
                 return False
             for found in [self._logs[log]] if log is not None else self._logs.values():
                 position = found.position
@@ -212,8 +222,13 @@ class ProjectionRunner:
 
     @property
     def holds(self) -> bool:
-        """Whether this runner has the groups; if not, it stands by, or was not told to run."""
-        return self._holding is not None
+        """Whether this runner has any groups; if not, it stands by, or was not told to run."""
+        return self._tenure.holding is not None
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The groups that this runner has."""
+        return tuple(self._tenure.holding.tokens) if self._tenure.holding is not None else ()
 
     @property
     def logs(self) -> tuple[str, ...]:
@@ -223,73 +238,52 @@ class ProjectionRunner:
     # ---- taking and giving back
 
     async def _stand_by(self) -> bool:
-        """Return once the groups are taken; False if the projection had to halt instead."""
+        """Return once there are groups to work on; False if the projection had to halt instead."""
         failures = 0
         while True:
             try:
-                if failures:
-                    await self._session.prepare()
-                seen = await self._session.observe()
-                if not seen.held and await self._take():
+                if self._tenure.holding is not None or await self.balance():
                     return True
             except FATAL as e:
                 await self._halt(None, e)
                 return False
-            except DatabaseAway as e:
+            except DatabaseAway:
                 failures += 1
-                self._reason = str(e)
+                self._tenure.unprepared = True
                 await asyncio.sleep(pause_s(failures))
             else:
-                self._reason = None
+                failures = 0
                 await asyncio.sleep(self._claim.lease_s / 6)
 
-    async def _take(self) -> bool:
-        async with self._lock:
-            holding = await self._session.take()
-            if holding is None:
-                return False
-            self._hold(holding)
-            return True
+    async def balance(self) -> bool:
+        """Show a sign of life, and give back or take groups so that each worker has its share; whether any are held.
 
-    def _hold(self, holding: Holding) -> None:
-        self._holding, self._stale, self._reason = holding, False, None
-        for log in self._logs.values():
-            log.load(holding.checkpoints)
-        self._visibility.runs_here(holding.checkpoints)
+        `run()` does it all the time. Raises DatabaseAway, and what is FATAL for a read model that cannot be used.
+        """
+        return await self._tenure.balance()
 
     async def _let_go(self) -> None:
-        """Give the groups back, and leave word if the projection has halted.
+        await self._tenure.leave(write_note(self.halted) if self.halted is not None else None)
 
-        A process that hears of the halt may end it at once, and cancel this: the holding is kept until its turn comes,
-        so that whoever calls last (`run`, `close`) makes up for it.
-        """
-        if self._holding is None:
-            return
-        self._visibility.runs_elsewhere()
-        async with self._lock:
-            holding, self._holding = self._holding, None
-            if holding is not None:
-                note = write_note(self.halted) if self.halted is not None else None
-                with contextlib.suppress(Fenced, DatabaseAway):  # then the lease runs out by itself
-                    await self._session.release(holding, note)
-
-    async def _renew(self) -> None:
+    async def _keep_balance(self) -> None:
+        """Balance all the time. Ends the tenure when the work has to be begun anew, from other checkpoints."""
         while True:
-            await asyncio.sleep(self._claim.lease_s / 3)
-            async with self._lock:
-                if self._holding is None or self._stale:
-                    continue
-                try:
-                    await self._session.renew(self._holding)
-                except Fenced:
-                    self._fenced()
-                except DatabaseAway:
-                    pass  # batches will say so; and if the lease runs out, the next transaction
+            await asyncio.sleep(self._claim.lease_s / 4)
+            try:
+                if not await self.balance():
+                    logger.info("projection %s: other workers have its groups; standing by", self.projection.name)
+                    raise _Stop
+            except FATAL as e:
+                await self._halt(None, e)
+                raise _Stop from e
+            except DatabaseAway:
+                continue  # batches will say so; and if the leases run out, the next transaction
+            if any(log.rewound for log in self._logs.values()):
+                raise _Stop  # whoever waits for events at the end of a log does not see that there are earlier ones
 
     def _fenced(self) -> NoReturn:
         logger.info("projection %s: another worker has taken over; standing by", self.projection.name)
-        self._holding = None
-        self._visibility.runs_elsewhere()
+        self._tenure.drop()
         raise _Stop
 
     # ---- following logs
@@ -308,22 +302,21 @@ class ProjectionRunner:
         if known:
             return known
         for reader in await connect(source, self._report):
-            log = self._logs[reader.log] = FollowedLog(reader, self._batch, self.projection.groups)
-            if self._holding is not None:
-                log.load(self._holding.checkpoints)
-            known.append(log)
+            self._tenure.add(FollowedLog(reader, self._batch))
+            known.append(self._logs[reader.log])
         return known
 
     def _report(self, reason: str | None) -> None:
         self._reason = reason
 
     def _trouble(self) -> str | None:
-        return self._reason or next((log.reason for log in self._logs.values() if log.reason), None)
+        of_logs = (log.reason for log in self._logs.values() if log.reason)
+        return self._tenure.reason or self._reason or next(of_logs, None)
 
     async def _follow(self, log: FollowedLog) -> None:
         try:
             while True:
-                position = log.position
+                position, log.rewound = log.position, False
                 events = await log.feed.next(position, log.incarnation, IDLE_S)
                 if events:
                     log.feed.read_ahead(events[-1].position, IDLE_S)
@@ -341,22 +334,21 @@ class ProjectionRunner:
 
         Raises _Stop when this worker's work has ended, and what is FATAL.
         """
-        async with self._lock:
+        async with self._tenure.lock:
             try:
-                if self._holding is None or self.halted is not None:
+                if self._tenure.holding is None or self.halted is not None:
                     raise _Stop
-                if self._stale:
-                    await self._retake()
-                if log.position == after:  # else the model had to begin anew meanwhile: read from there
-                    await self._apply(self._holding, log, events)
+                holding = await self._tenure.ascertain()
+                if log.position == after:  # else what is held has changed meanwhile: read from there
+                    with self._tenure.doubt():
+                        await self._apply(holding, log, events)
             except Fenced:
                 self._fenced()
             except DatabaseAway as e:
-                self._stale = self._unprepared = True
+                self._tenure.unprepared = True
                 log.failed(str(e))
                 return False
             except CannotApply as e:
-                self._stale = True
                 log.failed(f"{e.event.type} at position {e.event.position}: {e.reason}", culprit=e.event.position)
                 problem = e
             else:
@@ -389,16 +381,6 @@ class ProjectionRunner:
         log.moved(moved)
         self._visibility.moved(moved)
 
-    async def _retake(self) -> None:
-        """Begin anew from what is stored, after an attempt whose outcome need not be what it seemed."""
-        if self._unprepared:
-            await self._session.prepare()
-            self._unprepared = False
-        holding = await self._session.take()
-        if holding is None:
-            raise Fenced
-        self._hold(holding)
-
     async def _halt(self, log: FollowedLog | None, error: EvsyncError) -> None:
         self.halted = error
         if log is not None:
@@ -407,10 +389,13 @@ class ProjectionRunner:
         self._visibility.halted(error)
 
 
-def _positions(checkpoints: Sequence[Checkpoint]) -> dict[str, int]:
+def _positions(checkpoints: Iterable[Checkpoint], groups: int) -> dict[str, int]:
     """How far each log has been applied: as far as its group that is furthest behind."""
-    return {log: min(c.position for c in checkpoints if c.log == log) for log in {c.log for c in checkpoints}}
+    by_log: dict[str, list[int]] = {}
+    for c in checkpoints:
+        by_log.setdefault(c.log, []).append(c.position)
+    return {log: min(found) if len(found) == groups else 0 for log, found in by_log.items()}
 
 
 class _Stop(Exception):
-    """Ends the tasks of one tenure: another worker has taken over, or the projection has halted."""
+    """Ends the tasks of one tenure: the groups have gone or changed, or the projection has halted."""

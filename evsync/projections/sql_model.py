@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError
-from evsync.projections import bookkeeping
+from evsync.projections import bookkeeping, leases
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.engines import away
 from evsync.projections.read_model import (
     CannotApply,
     Claim,
     DatabaseAway,
+    Fenced,
     GatheredFailed,
     Holding,
     Observation,
@@ -23,6 +25,8 @@ from evsync.projections.read_model import (
 )
 from evsync.projections.tables import Catalog, Tables
 from evsync.records import Checkpoint
+
+T = TypeVar("T")
 
 
 class SqlModel(ReadModel[Tables]):
@@ -50,6 +54,7 @@ class SqlSession:
         self._metadata, self._claim, self._database = metadata, claim, database
         self._catalog = Catalog(metadata, database.dialect)
         self._checkpoint_plan = bookkeeping.plan_of_checkpoints(database.dialect)
+        self._worker_plan = leases.plan_of_workers(database.dialect)
         self._renewed = 0.0
         if taken := sorted(bookkeeping.NAMES & metadata.tables.keys()):
             raise ConfigurationError(f"table {taken[0]!r} is evsync's own: name the read model's tables otherwise")
@@ -63,11 +68,15 @@ class SqlSession:
         """See ModelSession. Safe when several processes do it at once."""
         await self._database.write(self._prepare)
 
-    async def take(self) -> Holding | None:
+    async def balance(self, holding: Holding | None, reason: str | None) -> Holding:
         """See ModelSession."""
-        holding = await self._database.write(lambda connection: bookkeeping.take(connection, self._claim))
+
+        def work(connection: sa.Connection) -> Holding:
+            return leases.balance(connection, self._claim, holding, reason, self._worker_plan)
+
+        found = await self._database.write(lambda connection: self._keep(lambda: work(connection)))
         self._renewed = time.monotonic()
-        return holding
+        return found
 
     async def apply(
         self,
@@ -82,20 +91,15 @@ class SqlSession:
         except sa.exc.SQLAlchemyError as e:  # what comes from the batch itself has a type of ours by now
             raise GatheredFailed(f"the transaction could not be committed: {e}") from e
 
-    async def renew(self, holding: Holding) -> None:
-        """See ModelSession. Costs nothing while batches do it."""
-        if self._is_due():
-            await self._database.write(lambda c: bookkeeping.renew(c, self._claim, holding.tokens))
-            self._renewed = time.monotonic()
-
-    async def release(self, holding: Holding, halted: str | None = None) -> None:
+    async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
         """See ModelSession."""
-        await self._database.write(lambda c: bookkeeping.release(c, self._claim, holding.tokens, halted))
+        tokens = holding.tokens if holding is not None else {}
+        await self._database.write(lambda c: self._keep(lambda: leases.leave(c, self._claim, tokens, halted)))
 
     async def observe(self) -> Observation:
         """See ModelSession."""
         try:
-            return await self._database.read(lambda connection: bookkeeping.observe(connection, self._claim))
+            return await self._database.read(lambda connection: leases.observe(connection, self._claim))
         except sa.exc.SQLAlchemyError as e:
             raise DatabaseAway(f"the bookkeeping cannot be used: {e}") from e
 
@@ -106,32 +110,31 @@ class SqlSession:
         work: Callable[[Tables, Settle | None], Sequence[Checkpoint]],
         one_by_one: bool,
     ) -> None:
-        self._keep(lambda: bookkeeping.check(connection, self._claim, holding.tokens))
-        tables = Tables(connection, self._catalog)
+        entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens)))
+        tables = Tables(connection, self._catalog, entry.enter)
         try:
             checkpoints = work(tables, tables.flush if one_by_one else None)
+            entry.enter()
             tables.flush()
-        except CannotApply as e:
-            if tables.failed and not one_by_one:  # an execute() wrote what earlier events had gathered
-                raise GatheredFailed(e.reason) from e
-            raise
         except Exception as e:
-            raise GatheredFailed(str(e)) from e
+            if entry.refused is not None:  # whatever a handler, and what called it, has made of that
+                raise entry.refused from None
+            if isinstance(e, CannotApply) and not (tables.failed and not one_by_one):
+                raise
+            # Not the event's fault, or not this one's: an execute() wrote what earlier events had gathered.
+            raise GatheredFailed(e.reason if isinstance(e, CannotApply) else str(e)) from e
         finally:
             tables.end()
         self._keep(lambda: bookkeeping.store(connection, self._claim, checkpoints, self._checkpoint_plan))
-        if self._is_due():
-            self._keep(lambda: bookkeeping.renew(connection, self._claim, holding.tokens))
+        if time.monotonic() - self._renewed > self._claim.lease_s / 3:
+            self._keep(lambda: leases.renew(connection, self._claim, holding.tokens))
             self._renewed = time.monotonic()
 
-    def _is_due(self) -> bool:
-        return time.monotonic() - self._renewed > self._claim.lease_s / 3
-
     @staticmethod
-    def _keep(step: Callable[[], None]) -> None:
+    def _keep(step: Callable[[], T]) -> T:
         """Bookkeeping that fails is the database's fault, never an event's."""
         try:
-            step()
+            return step()
         except sa.exc.SQLAlchemyError as e:
             raise DatabaseAway(f"the bookkeeping cannot be used: {away(e) or e}") from e
 
@@ -162,3 +165,28 @@ class SqlSession:
             f"To build the read model anew, stop its workers, drop its tables ({', '.join(self._metadata.tables)}), "
             f"and delete the rows of projection {self._claim.projection!r} from evsync_checkpoints and evsync_leases."
         )
+
+
+class _Entry:
+    """The check of the tokens at the beginning of a batch's transaction.
+
+    The transaction begins with its first statement. Handlers that only gather need none, so that other workers can
+    write meanwhile.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check, self._entered = check, False
+        self.refused: Fenced | DatabaseAway | None = None
+
+    def enter(self) -> None:
+        """Check the tokens unless that was done. Raises Fenced or DatabaseAway, each time."""
+        if self._entered:
+            return
+        try:
+            if self.refused is None:
+                self._check()
+        except (Fenced, DatabaseAway) as e:
+            self.refused = e
+        if self.refused is not None:
+            raise self.refused
+        self._entered = True

@@ -29,6 +29,18 @@ class LogStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A process that works on a projection, or stands by for it."""
+
+    owner: str
+    """Host, process id and something unique, with colons between them."""
+    groups: int
+    """How many of the projection's groups it has."""
+    reason: str | None
+    """What stands in its way, if anything does."""
+
+
+@dataclass(frozen=True, slots=True)
 class FollowerStatus:
     """A projection or a reaction, whether it is run by this process or by another."""
 
@@ -39,3 +51,5 @@ class FollowerStatus:
     logs: Sequence[LogStatus]
     waiting_for: Sequence[str] = ()
     """Services of which no log has been found yet."""
+    workers: Sequence[WorkerStatus] = ()
+    """Those of a projection, in all processes."""

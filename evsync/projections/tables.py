@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,9 +22,10 @@ class Tables:
     tell (a constraint, a value out of range) is traced to its event afterwards.
     """
 
-    def __init__(self, connection: sa.Connection, catalog: Catalog) -> None:
+    def __init__(self, connection: sa.Connection, catalog: Catalog, enter: Callable[[], None] = lambda: None) -> None:
+        """`enter` is called before each statement or flush: whoever it is for knows which one is the first."""
         self._connection: sa.Connection | None = connection
-        self._catalog = catalog
+        self._catalog, self._enter = catalog, enter
         self._rows: dict[sa.Table, _Rows] = {}
         self.failed: Exception | None = None
         """Why gathered changes could not be written: nothing of this transaction may be kept then."""
@@ -110,6 +112,7 @@ class Tables:
         Read the result before the handler returns. The statement must be deterministic: a rebuild executes it again.
         """
         connection = self._live()
+        self._enter()
         self.flush()
         return connection.execute(statement)
 
@@ -118,6 +121,7 @@ class Tables:
         connection = self._live()
         if self.failed is not None:  # a handler swallowed an earlier failure, and what was gathered then is lost
             raise self.failed
+        self._enter()
         gathered = [self._rows[t] for t in self._catalog.in_order(self._rows)]
         try:
             for rows in reversed(gathered):

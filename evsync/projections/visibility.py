@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple
 
 from evsync.errors import EvsyncError, NotVisible, OtherIncarnation
@@ -23,8 +23,9 @@ class _Waiter(NamedTuple):
 class Visibility:
     """What of each log one projection shows, and who waits for more.
 
-    While this process's runner works, it tells of every move, and a waiter wakes in the same step of the event loop.
-    Otherwise one task looks into the database for all waiters, and only while there are any.
+    The runner of this process tells of every move of the groups that it holds, and a waiter wakes in the same step of
+    the event loop. For the groups that others hold, one task looks into the database for all waiters, and only while
+    there are any.
     """
 
     def __init__(
@@ -36,9 +37,12 @@ class Visibility:
     ) -> None:
         """`observe` looks into the read model; `trouble` says what is in the way of the runner here, if anything."""
         self._projection, self._groups, self._observe, self._trouble = projection, groups, observe, trouble
+        self._known: dict[str, dict[int, Checkpoint]] = defaultdict(dict)
+        """By log and group."""
         self._shown: dict[str, Position] = {}
         self._waiters: dict[str, list[_Waiter]] = defaultdict(list)
-        self._told = False
+        self._held: Collection[int] = ()
+        """The groups of which this process's runner tells."""
         self._halted: EvsyncError | None = None
         self.heir = False
         """Whether this process's runner is about to take over as soon as nobody holds the groups: then an old note that
@@ -50,34 +54,34 @@ class Visibility:
         return self._shown.get(log)
 
     def moved(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """These are all the checkpoints of some logs: wake who waited for them."""
-        by_log: dict[str, list[Checkpoint]] = defaultdict(list)
+        """These are the checkpoints of some groups now: wake who waited for them."""
+        logs = set()
         for c in checkpoints:
-            by_log[c.log].append(c)
-        for log, found in by_log.items():
-            least = min(found, key=lambda c: c.position)
-            if len(found) < self._groups or not least.incarnation:
-                continue
-            self._shown[log] = Position(log, least.incarnation, least.position)
-            for waiter in self._waiters.get(log, ()):
-                if not waiter.done.done():
-                    self._settle(waiter)
+            self._known[c.log][c.group] = c
+            logs.add(c.log)
+        for log in logs:
+            self._show(log)
 
-    def runs_here(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """This process's runner works from now on, beginning at these checkpoints, and will tell of every move."""
-        self._told, self._halted = True, None
-        self._shown.clear()
+    def holds(self, groups: Collection[int], checkpoints: Iterable[Checkpoint]) -> None:
+        """This process's runner has these groups from now on, and will tell of every move of theirs.
+
+        `checkpoints` are those of all its groups in the logs that it knows.
+        """
+        self._held = groups
+        self._halted = None
         self.moved(checkpoints)
+        if not self._is_told() and any(self._waiters.values()):
+            self._look()
 
-    def runs_elsewhere(self) -> None:
-        """This process's runner does not work any more."""
-        self._told = False
+    def lost(self) -> None:
+        """This process's runner has no groups any more."""
+        self._held = ()
         if any(self._waiters.values()):
             self._look()
 
     def halted(self, error: EvsyncError) -> None:
         """The runner of this process has halted: whoever waits is told at once."""
-        self._told, self._halted = False, error
+        self._held, self._halted = (), error
         self._fail(error)
 
     async def wait(self, position: Position, timeout_s: float) -> None:
@@ -90,7 +94,7 @@ class Visibility:
             return waiter.done.result()
         waiters = self._waiters[position.log]
         waiters.append(waiter)
-        if not self._told:
+        if not self._is_told():
             self._look()
         try:
             async with asyncio.timeout(timeout_s):
@@ -107,6 +111,21 @@ class Visibility:
         if self._looking is not None:
             self._looking.cancel()
         self._fail(NotVisible(f"projection {self._projection!r} was closed while somebody waited for it"))
+
+    def _is_told(self) -> bool:
+        return len(self._held) == self._groups
+
+    def _show(self, log: str) -> None:
+        """Work out how far a log shows: as far as its group that is furthest behind."""
+        known = self._known[log]
+        least = min(known.values(), key=lambda c: c.position)
+        if len(known) < self._groups or not least.incarnation:
+            self._shown.pop(log, None)
+            return
+        self._shown[log] = Position(log, least.incarnation, least.position)
+        for waiter in self._waiters.get(log, ()):
+            if not waiter.done.done():
+                self._settle(waiter)
 
     def _settle(self, waiter: _Waiter) -> bool:
         """Answer a waiter if there is an answer."""
@@ -148,15 +167,16 @@ class Visibility:
             self._looking = asyncio.create_task(self._keep_looking(), name=f"evsync: watch {self._projection}")
 
     async def _keep_looking(self) -> None:
-        while not self._told and any(self._waiters.values()):
+        while not self._is_told() and any(self._waiters.values()):
             try:
                 seen = await self._observe()
             except DatabaseAway:
                 if self._halted is not None:
                     self._fail(self._halted)
             else:
-                self.moved(seen.checkpoints)
-                if seen.held:
+                # What the runner here has told of its own groups is newer than what was read in another thread.
+                self.moved(c for c in seen.checkpoints if c.group not in self._held)
+                if seen.halted is None and seen.held:
                     self._halted = None  # another worker has taken over
                 elif self._halted is not None:
                     self._fail(self._halted)

@@ -438,7 +438,7 @@ class TestDatabase:
         """A layout that is not known is not written to."""
         await self.filled(views)
         await views.write(lambda c: c.execute(sa.text("UPDATE evsync_views SET schema_version = 99")))
-        with pytest.raises(EvsyncError, match="layout 99, and this evsync knows layouts up to 1"):
+        with pytest.raises(EvsyncError, match="layout 99, and this evsync knows layouts up to 2"):
             await self.open(views, Ledger().projection)
 
     async def test_wrong_urls_and_combinations_are_refused_before_anything_is_touched(self, tmp_path: Path) -> None:
@@ -479,8 +479,8 @@ class TestDatabase:
 class TestWorkers:
     """Several runners of one projection."""
 
-    async def test_one_works_and_the_other_stands_by_until_it_is_needed(self, tmp_path: Path) -> None:
-        """What the first shows can be waited for at the second; a clean end hands over at once."""
+    async def test_two_share_the_groups_and_the_one_that_is_left_has_them_all(self, tmp_path: Path) -> None:
+        """What either shows can be waited for at both; a clean end hands over at once."""
         url = f"sqlite:///{tmp_path}/views.db"
         databases = [ViewsDatabase(url), ViewsDatabase(url)]
         source, ledger = ListSource("bank", bank_events(200, 1)), Ledger()
@@ -490,16 +490,66 @@ class TestWorkers:
                 await asyncio.gather(first.wait(at(200), 10), second.wait(at(200), 10))
 
                 async def divided() -> bool:
-                    assert {(await r.status()).state for r in (first, second)} == {"running"}
-                    return first.holds != second.holds
+                    statuses = [await r.status() for r in (first, second)]
+                    assert [s.state for s in statuses] == ["running"] * 2
+                    assert all(len(s.workers) == 2 for s in statuses)
+                    return len(first.groups) == len(second.groups) == 8
 
                 await until(divided)
-                source.add(PAID, "account-1", amount=1)
-                await asyncio.gather(first.wait(at(201), 10), second.wait(at(201), 10))
+                assert sorted(first.groups + second.groups) == list(range(16))
+                before = first.groups, second.groups
+                for n in range(60):
+                    source.add(PAID, f"account-{n}", amount=1)
+                await asyncio.gather(first.wait(at(260), 10), second.wait(at(260), 10))
+                assert (first.groups, second.groups) == before
+                counts = sa.text("SELECT sum(count), max(position), min(position) FROM evsync_checkpoints")
+                assert tuple(await databases[0].read(lambda c: c.execute(counts).one()))[1:] == (260, 260)
             source.add(PAID, "account-1", amount=1)
-            await second.wait(at(202), 10)
+            await second.wait(at(261), 10)
+            assert len(second.groups) == 16
+            assert [w.groups for w in (await first.status()).workers] == [16]
+        assert (await first.status()).workers == []
         assert await databases[0].read(ledger.rows) == fold_bank(source.events)
         await asyncio.gather(*(d.close() for d in databases))
+
+    async def test_one_group_is_never_shared(self, tmp_path: Path) -> None:
+        """With groups=1 the full order of each log is kept; the second worker stands by for the first."""
+        databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(2)]
+        source, ledger = ListSource("bank", bank_events(100, 1)), Ledger(groups=1)
+        first, second = (ProjectionRunner(ledger.projection, d, [source], lease_s=1.2) for d in databases)
+        async with running(second):
+            async with running(first):
+                await first.wait(at(100), 10)
+
+                async def both_are_there() -> bool:
+                    return len((await first.status()).workers) == 2
+
+                await until(both_are_there)
+                assert {first.holds, second.holds} == {True, False}
+                source.add(PAID, "account-1", amount=1)
+                await asyncio.gather(first.wait(at(101), 10), second.wait(at(101), 10))
+            source.add(PAID, "account-1", amount=1)
+            await second.wait(at(102), 10)
+        assert await databases[0].read(ledger.rows) == fold_bank(source.events)
+        await asyncio.gather(*(d.close() for d in databases))
+
+    async def test_a_group_that_is_taken_over_far_behind_is_caught_up(self, views: ViewsDatabase) -> None:
+        """A worker that waits at the end of a log goes back for it, and its other groups skip what they know."""
+        source, ledger = ListSource("bank", bank_events(300, 1)), Ledger()
+        gone = ProjectionRunner(ledger.projection, views, [source], lease_s=0.6)
+        heir = ProjectionRunner(ledger.projection, views, [source], lease_s=0.6)
+        await asyncio.gather(gone.open(), heir.open())
+        assert await gone.balance()
+        assert not await heir.balance()
+        assert await gone.balance()
+        assert await heir.balance()
+        async with running(heir):
+            with pytest.raises(NotVisible):  # only its own half: the other is far behind, held by who does nothing
+                await heir.wait(at(300), 0.3)
+            await heir.wait(at(300), 10)
+            assert len(heir.groups) == 16
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+        await gone.close()
 
     async def test_a_worker_that_was_taken_over_from_applies_nothing_more(self, views: ViewsDatabase) -> None:
         """Its token is not the stored one, so its transaction is rolled back; it comes back where the other is."""

@@ -48,14 +48,18 @@ async def run_in_pieces(seed: int, size: int, fail_at: set[int]) -> None:
     )
     ledger = Faulty(fail_at)
     database = ViewsDatabase("sqlite://")
-    # Leases that run out at once: whichever worker is next takes over, and the others find out in a transaction.
-    runners = [ProjectionRunner(ledger.projection, database, [source], batch=20, lease_s=1e-6) for _ in range(3)]
+    # Leases that run out at once: whichever worker is next takes over, and the others find out in a transaction. Or
+    # such as run on: the workers share the groups, and give and take only as they come and go.
+    lease_s = chance.choice([1e-6, 50.0])
+    runners = [ProjectionRunner(ledger.projection, database, [source], batch=20, lease_s=lease_s) for _ in range(3)]
     for runner in runners:
         await runner.open()
     while not (len(source.events) == size and await applied(database) == size):
         source.events = events[: max(len(source.events), chance.randint(0, size))]
         if chance.random() < 0.1:
-            await runners[0].close()
+            await chance.choice(runners).close()
+        if chance.random() < 0.3:
+            await chance.choice(runners).balance()
         await chance.choice(runners).step(limit=chance.randint(1, 20))
     assert not any(runner.halted for runner in runners)
     assert await database.read(ledger.rows) == fold_bank(events)
@@ -119,7 +123,7 @@ def test_a_stored_digest_comes_back_whole(digests: list[int]) -> None:
     """All 64 bits of a digest survive the database, which knows no unsigned integers."""
 
     async def run() -> None:
-        from evsync.projections import bookkeeping
+        from evsync.projections import bookkeeping, leases
         from evsync.projections.read_model import Claim
 
         database = ViewsDatabase("sqlite://")
@@ -130,8 +134,7 @@ def test_a_stored_digest_comes_back_whole(digests: list[int]) -> None:
             bookkeeping.create(connection)
             bookkeeping.enroll(connection, claim, ())
             bookkeeping.store(connection, claim, given, bookkeeping.plan_of_checkpoints(database.dialect))
-            holding = bookkeeping.take(connection, claim)
-            assert holding is not None
+            holding = leases.balance(connection, claim, None, None, leases.plan_of_workers(database.dialect))
             return list(holding.checkpoints)
 
         if digests:

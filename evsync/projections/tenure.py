@@ -1,0 +1,112 @@
+"""What one runner holds of its projection: which groups, and how far each of its logs has been applied for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from evsync.projections.followed_log import FollowedLog
+from evsync.projections.read_model import DatabaseAway, Fenced, Holding, ModelSession
+from evsync.projections.visibility import Visibility
+
+
+class Tenure:
+    """Takes groups and gives them back, so that every worker has its share, and knows what may be relied on.
+
+    Whatever uses the holding does so under `lock`: a batch is applied whole before a group is given back.
+    """
+
+    def __init__(self, session: ModelSession[Any], visibility: Visibility, trouble: Callable[[], str | None]) -> None:
+        """`trouble` says what is in the way of the runner, for others to see."""
+        self.lock = asyncio.Lock()
+        self.holding: Holding | None = None
+        """None while there are no groups."""
+        self.logs: dict[str, FollowedLog] = {}
+        self.unprepared = False
+        """Whether the read model may have to be made again first: its database was away."""
+        self.reason: str | None = None
+        """Why the database could not be reached when it was last balanced, if it could not."""
+        self._session, self._visibility, self._trouble = session, visibility, trouble
+        self._certain = True
+        self._present = False
+
+    def add(self, log: FollowedLog) -> None:
+        """A log has been found."""
+        self.logs[log.name] = log
+        if self.holding is not None:
+            log.hold(self.holding)
+
+    async def balance(self) -> bool:
+        """Show a sign of life, give back or take groups; whether any are held. Raises DatabaseAway.
+
+        Raises ConfigurationError or WrongStore for a read model that has become another meanwhile.
+        """
+        async with self.lock:
+            try:
+                await self._balance()
+            except Fenced:
+                self.drop()
+            return self.holding is not None
+
+    async def ascertain(self) -> Holding:
+        """What is held, read anew if it is not certain. Under the lock. Raises Fenced, DatabaseAway, as `balance`."""
+        if not self._certain:
+            await self._balance()
+        if self.holding is None:
+            raise Fenced
+        return self.holding
+
+    @contextlib.contextmanager
+    def doubt(self) -> Iterator[None]:
+        """While the block runs, and after it if it raises, what is held is not certain.
+
+        A batch whose outcome is not known may have moved the checkpoints; who is cancelled here does not hear of it.
+        """
+        self._certain = False
+        yield
+        self._certain = True
+
+    def drop(self) -> None:
+        """Forget everything that is held."""
+        if self.holding is not None:
+            self.holding = None
+            self._visibility.lost()
+
+    async def leave(self, note: str | None) -> None:
+        """Give the groups back, and leave word if the projection has halted.
+
+        A process that hears of the halt may end it at once, and cancel this: the holding is kept until its turn comes,
+        so that whoever calls last (`run`, `close`) makes up for it.
+        """
+        if not self._present:
+            return
+        async with self.lock:
+            if not self._present:
+                return
+            holding, self._present = self.holding, False
+            self.drop()
+            with contextlib.suppress(DatabaseAway):  # then the leases run out by themselves
+                await self._session.leave(holding, note)
+
+    async def _balance(self) -> None:
+        try:
+            if self.unprepared:
+                await self._session.prepare()
+                self.unprepared = False
+            self._present = True
+            holding = await self._session.balance(self.holding if self._certain else None, self._trouble())
+        except DatabaseAway as e:
+            self.reason = str(e)
+            raise
+        self._certain, self.reason = True, None
+        if not holding.tokens:
+            self.drop()
+            return
+        self.holding = holding
+        for log in self.logs.values():
+            log.hold(holding)
+        known = [c for log in self.logs.values() for c in log.checkpoints.values()]
+        unknown = [c for c in holding.checkpoints if c.log not in self.logs]
+        self._visibility.holds(holding.tokens.keys(), known + unknown)

@@ -1,0 +1,93 @@
+"""Many processes that share one projection in PostgreSQL: they come, go and are killed, and so is the database."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evsync.testing.postgres import PostgresServer
+from tests.projection_processes import GROUPS, Workers, until
+
+CHAOS_S = float(os.environ.get("EVSYNC_CHAOS_S", "5"))
+"""For how long workers come and go. A minute shows more; a run of all tests has no time for that."""
+MOST = 10
+BATCH, PACE_MS = 20, 20
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """A server of this test's own, to be killed."""
+    with (
+        tempfile.TemporaryDirectory(prefix="evsync-pg-", ignore_cleanup_errors=True) as directory,
+        PostgresServer(Path(directory)) as server,
+    ):
+        yield server
+
+
+def test_ten_workers_that_join_leave_and_are_killed_under_load_apply_every_event_once(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """At every moment, and at the end: a fold over the log, counted exactly; and who is left shares evenly."""
+    chance, seed = random.Random(), f"schema=workers{random.randrange(10**6)}"
+    workers = Workers(f"{postgres_url}&{seed}", tmp_path, int(CHAOS_S * 1_000 / PACE_MS * BATCH))
+    alive: list[subprocess.Popen[bytes]] = []
+    try:
+        alive += [workers.start(batch=BATCH, pace_ms=PACE_MS, lease_ms=600) for _ in range(4)]
+        until(lambda: workers.position() > 0)
+        end = time.monotonic() + CHAOS_S
+        while time.monotonic() < end:
+            deed = chance.choice(("join", "leave", "kill", "pause"))
+            if deed == "join" or len(alive) < 4:
+                if len(alive) < MOST:
+                    alive.append(workers.start(batch=BATCH, pace_ms=PACE_MS, lease_ms=600))
+            elif deed == "pause":
+                one = chance.choice(alive)
+                one.send_signal(signal.SIGSTOP)
+                time.sleep(chance.choice([0.05, 0.9]))
+                one.send_signal(signal.SIGCONT)
+            else:
+                one = alive.pop(chance.randrange(len(alive)))
+                one.send_signal(signal.SIGKILL if deed == "kill" else signal.SIGTERM)
+            time.sleep(chance.uniform(0, 0.3))
+            workers.assert_is_a_fold_over_the_log()
+        final = [workers.start(batch=1_000, lease_ms=600) for _ in range(3)]
+        for process in alive:
+            process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+        until(lambda: workers.position() == workers.events)
+        until(lambda: sorted(workers.shares().values()) == [5, 5, 6])
+        assert set(workers.shares()) == {str(process.pid) for process in final}
+        assert workers.assert_is_a_fold_over_the_log() == workers.events
+        codes = {process.wait() for process in workers.processes if process not in final}
+        assert codes <= {0, -signal.SIGKILL, -signal.SIGTERM}  # SIGTERM: before it had begun to work
+        assert all(process.poll() is None for process in final)
+    finally:
+        workers.end()
+
+
+def test_a_database_restarted_in_the_middle_of_batches_is_waited_for(server: PostgresServer, tmp_path: Path) -> None:
+    """Killed or stopped: what was committed counts, what was not is applied again, and no worker gives up."""
+    workers = Workers(f"{server.url}&schema=views", tmp_path, 6_000)
+    try:
+        both = [workers.start(batch=BATCH, pace_ms=5, lease_ms=600) for _ in range(2)]
+        until(lambda: sorted(workers.shares().values()) == [8, 8])
+        for end in (server.kill, server.stop):
+            before = workers.position()
+            until(lambda before=before: workers.position() > before + 200)  # type: ignore[misc]
+            end()
+            server.restart()
+            assert workers.assert_is_a_fold_over_the_log() >= before
+        assert workers.position() < workers.events, "the log was too short to restart the database in time"
+        until(lambda: workers.position() == workers.events)
+        assert workers.assert_is_a_fold_over_the_log() == workers.events
+        assert all(process.poll() is None for process in both)
+        assert sum(workers.shares().values()) == GROUPS
+    finally:
+        workers.end()
