@@ -1,7 +1,7 @@
 """evsync: event sourcing for Python microservices."""
 
 from evsync.domain import Aggregate, NamedAggregate, event
-from evsync.errors import Conflict, EvsyncError, Halted, NotFound, NotVisible, OutcomeUnknown
+from evsync.errors import Conflict, EvsyncError, Halted, NotFound, NotVisible, OutcomeUnknown, Parked
 from evsync.projections import Contract, Event, MemoryModel, Projection, Reaction, SqlModel, Tables
 from evsync.records import Position
 from evsync.service import Service
@@ -20,6 +20,7 @@ __all__ = [
     "NotFound",
     "NotVisible",
     "OutcomeUnknown",
+    "Parked",
     "Position",
     "Projection",
     "Reaction",

@@ -6,6 +6,7 @@
     ├── OutcomeUnknown              stored or not? look for the command's id before doing anything else
     ├── NotVisible  (TimeoutError)  a projection did not reach a position in time
     ├── Halted                      a projection or reaction stopped at an event
+    ├── Parked                      a projection set an event aside, with all later ones of its stream
     ├── ConfigurationError          a wrong URL, setting, name or class: nothing was touched
     ├── CodecError
     │   ├── EncodingError           a value that cannot be written: refused before anything is stored
@@ -83,6 +84,33 @@ class Halted(EvsyncError):
             f"{follower!r} halted at position {position} of log {log!r}: {event_type} (version {version} of stream "
             f"{stream!r}) could not be applied: {reason}. Nothing of its batch was applied. "
             "Mend the handler (or the event's contract) and start the process again: it resumes at this event."
+        )
+
+
+class Parked(EvsyncError):
+    """An event is set aside: it, or one before it in its stream, could not be applied. The write itself is durable.
+
+    `reason` is None for an event that only stands behind another one.
+    """
+
+    def __init__(
+        self,
+        *,
+        follower: str,
+        log: str,
+        position: int,
+        event_type: str,
+        stream: str,
+        version: int,
+        reason: str | None,
+    ) -> None:
+        self.follower, self.log, self.position = follower, log, position
+        self.event_type, self.stream, self.version, self.reason = event_type, stream, version, reason
+        why = f"it could not be applied: {reason}" if reason else "an earlier event of the stream could not be applied"
+        super().__init__(
+            f"{follower!r} has parked stream {stream!r}, and with it {event_type} (version {version}) at position "
+            f"{position} of log {log!r}: {why}. What was written is durable, and other streams go on. Mend the handler "
+            "(or the event's contract), then `evsync parked retry`; `evsync parked list` shows what is parked."
         )
 
 

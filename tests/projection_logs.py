@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -145,9 +145,10 @@ class ListReader:
 
 
 class Ledger:
-    """A projection of a bank into two tables."""
+    """A projection of a bank into two tables. Payments at the positions in `bad` are refused."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, bad: Collection[int] = (), **options: Any) -> None:
+        self.bad = set(bad)
         self.metadata = sa.MetaData()
         self.accounts = sa.Table(
             "accounts",
@@ -175,6 +176,8 @@ class Ledger:
         db.increment(self.daily, day=e.position.number // 100, kind="opened", events=1)
 
     def paid(self, e: Event[Paid], db: Tables) -> None:
+        if e.position.number in self.bad:
+            raise ValueError(f"{e.position.number} is bad")
         db.increment(self.accounts, id=e.stream_id, balance=e.data.amount, payments=1)
         db.upsert(self.accounts, id=e.stream_id, version=e.version)
 

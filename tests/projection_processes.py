@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from evsync.projections.batch import digest_of
 from evsync.projections.engines import Place
+from evsync.records import StoredEvent
 from tests.projection_logs import Ledger, bank_events, fold_bank
 
 SEED, GROUPS = 20_260_101, 16
@@ -22,8 +23,9 @@ ROOT = Path(__file__).parents[1]
 class Workers:
     """The processes of one test, and the database they work on."""
 
-    def __init__(self, url: str, directory: Path, events: int) -> None:
-        self.events = events
+    def __init__(self, url: str, directory: Path, events: int, bad: Collection[int] = ()) -> None:
+        """`bad` are positions of payments that no handler accepts: their streams are parked."""
+        self.events, self.bad = events, set(bad)
         self.log = bank_events(events, SEED)
         self.processes: list[subprocess.Popen[bytes]] = []
         self._url, self._directory = url, directory
@@ -34,6 +36,7 @@ class Workers:
         command = [sys.executable, "-m", "tests.projection_worker", self._url]
         for option, value in options.items():
             command += [f"--{option}", str(value)]
+        command += ["--bad", *map(str, sorted(self.bad))]
         with (self._directory / f"worker-{len(self.processes)}.log").open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         self.processes.append(process)
@@ -77,10 +80,13 @@ class Workers:
                 connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             rows = Ledger().rows(connection)
             found = connection.execute(sa.text('SELECT * FROM evsync_checkpoints ORDER BY "group"')).mappings().all()
+            parked = connection.execute(sa.text("SELECT position FROM evsync_parked ORDER BY position")).scalars().all()
         engine.dispose()
         checkpoints = {c["group"]: c for c in found}
         reached = {group: int(checkpoints[group]["position"]) if group in checkpoints else 0 for group in range(GROUPS)}
-        applied = [e for e in self.log if e.position <= reached[e.slot % GROUPS]]
+        passed = [e for e in self.log if e.position <= reached[e.slot % GROUPS]]
+        applied, aside = divided(passed, self.bad)
+        assert [e.position for e in aside] == parked
         assert rows == fold_bank(applied)
         for group, c in checkpoints.items():
             own = [e for e in applied if e.slot % GROUPS == group and not e.type.endswith("Audited")]
@@ -93,6 +99,16 @@ class Workers:
         for process in self.processes:
             process.kill()
             process.wait()
+
+
+def divided(events: Iterable[StoredEvent], bad: Collection[int]) -> tuple[list[StoredEvent], list[StoredEvent]]:
+    """What is applied and what is parked where the payments at some positions are bad: worked out with a set alone."""
+    applied, parked, streams = [], [], set()
+    for e in events:
+        if e.type.endswith("Paid") and e.position in bad:
+            streams.add(e.stream)
+        (parked if e.stream in streams and not e.type.endswith("Audited") else applied).append(e)
+    return applied, parked
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:

@@ -43,8 +43,9 @@ async def work(arguments: argparse.Namespace) -> None:
     """Follow a log that everybody can compute, until SIGTERM."""
     source = SlowSource("bank", bank_events(arguments.events, arguments.seed), arguments.pace_ms / 1_000)
     views = ViewsDatabase(arguments.url)
+    ledger = Ledger(bad=arguments.bad, retries=0, then="park")
     runner = ProjectionRunner(
-        Ledger().projection, views, [source], batch=arguments.batch, lease_s=arguments.lease_ms / 1_000
+        ledger.projection, views, [source], batch=arguments.batch, lease_s=arguments.lease_ms / 1_000
     )
     await runner.open()
     running = asyncio.create_task(runner.run())
@@ -60,5 +61,6 @@ if __name__ == "__main__":
     parser.add_argument("url")
     for name in ("events", "seed", "batch", "lease-ms", "pace-ms"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--bad", type=int, nargs="*", default=[])
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     asyncio.run(work(parser.parse_args()))

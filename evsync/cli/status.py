@@ -97,6 +97,8 @@ def _follower(found: FollowerStatus) -> dict[str, Any]:
         "state": found.state,
         "reason": found.reason,
         "waiting_for": list(found.waiting_for),
+        "workers": [{"owner": w.owner, "groups": w.groups, "reason": w.reason} for w in found.workers],
+        "parked": found.parked,
         "logs": [
             {"log": at.log, "position": at.position, "head": at.head, "lag": at.lag_events, "state": at.state,
              "reason": at.reason}
@@ -108,6 +110,7 @@ def _follower(found: FollowerStatus) -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     rows: list[tuple[Any, ...]] = []
     reasons: dict[str, None] = {}  # each once, in order
+    notes: list[str] = []
     if relay := found["relay"]:
         rows.append(("relay", found["log"], relay["confirmed"], found["head"], relay["lag"], relay["state"]))
         if relay["reason"]:
@@ -116,6 +119,11 @@ def _show(found: dict[str, Any]) -> None:
         name, logs = follower["name"], follower["logs"]
         rows += [(name, at["log"], at["position"], at["head"], at["lag"], at["state"]) for at in logs]
         rows += [(name, f"{service}.?", None, None, None, "waiting") for service in follower["waiting_for"]]
+        if workers := follower["workers"]:
+            shares = ", ".join(f"{':'.join(w['owner'].split(':')[:2])} ({w['groups']})" for w in workers)
+            notes.append(f"{name}: {len(workers)} worker{'s' * (len(workers) > 1)} (with their groups): {shares}")
+        if follower["parked"]:
+            notes.append(f"{name}: {follower['parked']} events are parked; see `evsync parked list`")
         for reason in [follower["reason"], *(at["reason"] for at in logs)]:
             if reason:
                 reasons[f"{name}: {reason}"] = None
@@ -125,5 +133,6 @@ def _show(found: dict[str, Any]) -> None:
         plain(f"log {found['log']}, incarnation {found['incarnation']}, head {found['head']}"),
         f"NATS {found['nats'] or 'none: EVSYNC_NATS is not set'}",
         *([table(headings, cells, right=("position", "head", "lag"))] if rows else ()),
+        *map(plain, notes),
         *map(plain, reasons),
     )

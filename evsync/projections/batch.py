@@ -48,6 +48,12 @@ def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredE
             raise other_incarnation(log, after, known, event.incarnation)
 
 
+def half_of(events: Sequence[StoredEvent], after: int) -> Sequence[StoredEvent]:
+    """About the first half of what is behind position `after`, in whole commits; [] when that is one commit only."""
+    ends = [n for n, e in enumerate(events, 1) if e.position > after and e.remaining == 0]
+    return events[: ends[(len(ends) - 1) // 2]] if len(ends) > 1 else []
+
+
 def other_incarnation(log: str, position: int, known: str, found: str) -> OtherIncarnation:
     """What to say when a log has another history than the one that was applied."""
     return OtherIncarnation(
@@ -65,17 +71,19 @@ def apply_batch(
     groups: int,
     state: Any,
     settle: Settle | None = None,
+    end: StoredEvent | None = None,
 ) -> list[Checkpoint]:
     """Hand each event that is past its group's checkpoint to its handlers; the checkpoints at the batch's end.
 
     `checkpoints` are those of this log, by group, for the groups that are held; events of other groups are skipped.
-    With `settle`, what the handlers gathered is written after each event. Raises CannotApply with the culprit.
+    With `settle`, what the handlers gathered is written after each event. `end` is the last event of the batch where
+    some, perhaps it too, are not applied but parked. Raises CannotApply with the culprit.
     """
     positions = {g: c.position for g, c in checkpoints.items()}
     counts, digests = dict.fromkeys(positions, 0), dict.fromkeys(positions, 0)
     steps_of, make = handlers.steps, Event.of
-    stored = events[0]
-    beyond = events[-1].position + 1
+    stored = end = end or events[-1]
+    beyond = end.position + 1
     try:
         for stored in events:
             steps = steps_of(stored.type)
@@ -100,7 +108,6 @@ def apply_batch(
         raise CannotApply(stored, str(e)) from e
     except Exception as e:
         raise CannotApply(stored, f"{type(e).__name__}: {e}") from e
-    end = events[-1]
     return [
         replace(
             c,

@@ -3,6 +3,7 @@
     evsync_checkpoints   how far a projection has come, per log and group, with count and digest of what it applied
     evsync_leases        who works on a group, until when, under which token; what it said when it halted
     evsync_workers       who is there to work on a projection, until when, and what stands in its way
+    evsync_parked        events that were set aside, and the record of those that a person has skipped
     evsync_views         one row: the version of this layout
 
 Every function works inside the transaction of the connection that it is given.
@@ -11,6 +12,7 @@ Every function works inside the transaction of the connection that it is given.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,6 +57,33 @@ WORKERS = sa.Table(
     sa.Column("expires", sa.Double, nullable=False),  # as in evsync_leases
     sa.Column("reason", sa.Text),
 )
+PARKED = sa.Table(
+    "evsync_parked",
+    _schema,
+    # The order of parking, which is that of the stream: within a group one worker adds at a time.
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("projection", sa.String, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("log", sa.String, nullable=False),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("commit_end", sa.BigInteger, nullable=False),  # position of the last event of its commit
+    sa.Column("service", sa.String, nullable=False),
+    sa.Column("stream", sa.String, nullable=False),
+    sa.Column("stream_version", sa.BigInteger, nullable=False),
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("group", sa.Integer, nullable=False),
+    sa.Column("incarnation", sa.String, nullable=False),
+    sa.Column("type", sa.String, nullable=False),
+    sa.Column("time_us", sa.BigInteger, nullable=False),
+    sa.Column("id", sa.LargeBinary, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("meta", sa.Text),
+    sa.Column("reason", sa.Text),  # NULL: it only stands behind another one
+    sa.Column("parked", sa.Double, nullable=False),  # seconds since 1970 by the database's clock
+    sa.Column("skipped", sa.Double),  # as parked; NULL: it is still to be applied
+    sa.UniqueConstraint("projection", "version", "log", "position"),
+    sa.Index("evsync_parked_streams", "projection", "version", "service", "stream"),
+)
 NAMES = frozenset(_schema.tables)
 
 
@@ -74,6 +103,11 @@ def create(connection: sa.Connection) -> None:
             f"{SCHEMA_VERSION}: it was written by a newer evsync. Nothing was touched. Upgrade evsync here, or use "
             "another database."
         )
+
+
+def exists(connection: sa.Connection) -> bool:
+    """Whether there is any bookkeeping, of this layout. Where nothing has been made, there is nothing to be seen."""
+    return sa.inspect(connection).has_table(PARKED.name)
 
 
 def enroll(connection: sa.Connection, claim: Claim, tables: Iterable[str]) -> bool:
@@ -100,6 +134,9 @@ def enroll(connection: sa.Connection, claim: Claim, tables: Iterable[str]) -> bo
     if not groups:
         rows = [_lease(claim, group) for group in range(claim.groups)]
         connection.execute(sa.insert(LEASES), rows)
+        # Left by somebody who has deleted the other rows, to build the read model anew.
+        mine_too = (PARKED.c.projection == claim.projection, PARKED.c.version == claim.version)
+        connection.execute(sa.delete(PARKED).where(*mine_too))
     elif groups != claim.groups:
         raise ConfigurationError(
             f"the read model of projection {claim.projection!r} was made with groups={groups}, and this is "
@@ -124,6 +161,13 @@ def store(connection: sa.Connection, claim: Claim, checkpoints: Iterable[Checkpo
         for c in checkpoints
     ]
     plan.write(connection, tuple(_checkpoints.c.keys()), (), rows)
+
+
+def add(connection: sa.Connection, claim: Claim, applied: Checkpoint, plan: TablePlan) -> None:
+    """Count events that were applied behind a checkpoint's back: it keeps its position."""
+    [found] = [c for c in read_checkpoints(connection, claim) if (c.log, c.group) == (applied.log, applied.group)]
+    digest = (found.digest + applied.digest) % 2**64
+    store(connection, claim, [replace(found, count=found.count + applied.count, digest=digest)], plan)
 
 
 def plan_of_checkpoints(dialect: sa.Dialect) -> TablePlan:

@@ -59,7 +59,14 @@ class ViewsDatabase:
         def transaction() -> T:
             with self._write_engine.connect() as connection:
                 done = work(connection)
-                connection.commit()
+                try:
+                    connection.commit()
+                except sa.exc.DBAPIError:
+                    # A deferred constraint fails here, and leaves SQLite in the transaction that SQLAlchemy takes to be
+                    # over: the next one could not begin.
+                    if not connection.invalidated:
+                        connection.connection.rollback()
+                    raise
                 return done
 
         return await self._run(self._writer, self._write_engine, transaction)

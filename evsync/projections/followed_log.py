@@ -15,6 +15,7 @@ class FollowedLog:
 
     def __init__(self, reader: LogReader, batch: int) -> None:
         self.name = reader.log
+        self.service = reader.log.partition(".")[0]
         self.feed = Feed(reader, batch, self.report)
         self.checkpoints: dict[int, Checkpoint] = {}
         """By group, of the groups that are held."""
@@ -26,6 +27,9 @@ class FollowedLog:
         """How often an event was to blame since the log last went past `culprit`. Counted across rebuilds of a model in
         memory, which goes through everything before the culprit again."""
         self.culprit = 0
+        self.condemned: dict[int, str] = {}
+        """Positions of events that have failed for the last time and are to be parked, with the reason. Kept: a model
+        in memory that begins anew meets them again."""
         self.rewound = False
         """Whether reading has to go on at an earlier place since this was last set to False: a group was taken."""
         self._tokens: Mapping[int, int] = {}
@@ -71,6 +75,16 @@ class FollowedLog:
         if culprit:
             self.attempts += 1
             self.culprit = max(self.culprit, culprit)
+
+    @property
+    def due(self) -> dict[int, str]:
+        """Those of the condemned that are still ahead."""
+        return {p: reason for p, reason in self.condemned.items() if p > self.position} if self.condemned else {}
+
+    def condemn(self, position: int, reason: str) -> None:
+        """This event will not be tried again."""
+        self.condemned[position] = reason
+        self.failures = self.attempts = self.culprit = 0
 
     def report(self, reason: str | None) -> None:
         """What stands in the way of reading."""

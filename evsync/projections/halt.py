@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from evsync import errors
-from evsync.errors import EvsyncError, Halted
+from evsync.errors import EvsyncError, Halted, Parked
+from evsync.projections.parking import ParkedEvent
 from evsync.records import StoredEvent
 
 
@@ -23,6 +24,20 @@ def halted_at(event: StoredEvent, *, follower: str, log: str, reason: str, cause
     )
     halted.__cause__ = cause
     return halted
+
+
+def parked_at(parked: ParkedEvent, *, follower: str) -> Parked:
+    """What to tell whoever waits for an event that is parked."""
+    event = parked.event
+    return Parked(
+        follower=follower,
+        log=parked.log,
+        position=event.position,
+        event_type=event.type,
+        stream=event.stream,
+        version=event.version,
+        reason=parked.reason,
+    )
 
 
 def write_note(error: EvsyncError) -> str:

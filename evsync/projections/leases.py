@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 import sqlalchemy as sa
 
+from evsync.projections import parked_rows
 from evsync.projections.bookkeeping import LEASES, WORKERS, read_checkpoints
+from evsync.projections.parking import ParkedStream
 from evsync.projections.read_model import Claim, Fenced, Holding, Observation, Worker
 from evsync.projections.shares import Lease, decide
 from evsync.projections.table_plan import TablePlan
@@ -31,13 +33,13 @@ def balance(
     """
     held = dict(holding.tokens) if holding is not None else {}
     check(connection, claim, held)
-    now = _time(connection)
+    now = time(connection)
     worker = {"projection": claim.projection, "owner": claim.owner, "expires": now + claim.lease_s, "reason": reason}
     plan.write(connection, tuple(WORKERS.c.keys()), (), [worker])
     _let_run(connection, claim, held, now)
     leases = _read_leases(connection, claim, now)
     if len(leases) != claim.groups:  # somebody has deleted them: to be enrolled again
-        return Holding({}, ())
+        return Holding({}, (), ())
     change = decide(claim.owner, _present(connection, claim, now), leases, held)
     if change.give:
         connection.execute(_of(claim, change.give).where(LEASES.c.owner == claim.owner).values(expires=0))
@@ -45,11 +47,12 @@ def balance(
     tokens = {group: token for group, token in held.items() if group not in change.give} | taken
     if taken:
         _forget_the_dead(connection, claim, now)
-    known = holding.checkpoints if holding is not None else ()
-    checkpoints = [c for c in known if c.group in tokens]
+    checkpoints = [c for c in (holding.checkpoints if holding is not None else ()) if c.group in tokens]
+    parked: list[ParkedStream] = []
     if taken:
         checkpoints += [c for c in read_checkpoints(connection, claim) if c.group in taken]
-    return Holding(dict(sorted(tokens.items())), checkpoints)
+        parked = parked_rows.streams(connection, claim, taken)
+    return Holding(dict(sorted(tokens.items())), checkpoints, parked)
 
 
 def check(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int]) -> None:
@@ -63,7 +66,7 @@ def check(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int]) ->
 
 def renew(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int]) -> None:
     """Let the leases run for their full time again, after `check` in the same transaction."""
-    now = _time(connection)
+    now = time(connection)
     _let_run(connection, claim, tokens, now)
     mine = (WORKERS.c.projection == claim.projection, WORKERS.c.owner == claim.owner)
     connection.execute(sa.update(WORKERS).where(*mine).values(expires=now + claim.lease_s))
@@ -80,7 +83,7 @@ def leave(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int], ha
 
 def observe(connection: sa.Connection, claim: Claim) -> Observation:
     """The projection as anybody may see it."""
-    now = _time(connection)
+    now = time(connection)
     leases = connection.execute(sa.select(LEASES).where(LEASES.c.projection == claim.projection)).all()
     rows = connection.execute(
         sa.select(WORKERS).where(WORKERS.c.projection == claim.projection).order_by(WORKERS.c.owner)
@@ -88,6 +91,7 @@ def observe(connection: sa.Connection, claim: Claim) -> Observation:
     running = [lease for lease in leases if _runs(lease.expires, now)]
     return Observation(
         checkpoints=read_checkpoints(connection, claim),
+        parked=parked_rows.count(connection, claim),  # afterwards: none is missing that a checkpoint has passed
         held=bool(running),
         halted=next((lease.halted for lease in leases if lease.halted and lease not in running), None),
         workers=[
@@ -162,7 +166,7 @@ def _runs(expires: float, now: float) -> bool:
     return now < expires <= now + MAX_LEASE_S
 
 
-def _time(connection: sa.Connection) -> float:
+def time(connection: sa.Connection) -> float:
     """Seconds since 1970 by the database's own clock, at this moment rather than at the transaction's start."""
     now: sa.ColumnElement[float] = sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
     if connection.dialect.name == "postgresql":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from evsync.errors import ConfigurationError
-from evsync.projections.read_model import Claim, Holding, Observation, ReadModel, Settle
-from evsync.records import Checkpoint
+from evsync.projections.parking import ParkedEvent
+from evsync.projections.read_model import Applied, Claim, Holding, Observation, ReadModel, Settle
+from evsync.records import Checkpoint, Position
 
 if TYPE_CHECKING:
     from evsync.projections.database import ViewsDatabase
+    from evsync.projections.handlers import Handlers
+    from evsync.projections.parked_streams import ParkedStreams
 
 S = TypeVar("S")
 
@@ -44,6 +47,7 @@ class MemorySession(Generic[S]):
     def __init__(self, factory: Callable[[], S], groups: int) -> None:
         self._factory, self._groups = factory, groups
         self._token = 0
+        self._parked: list[ParkedEvent] = []
         self._checkpoints: dict[tuple[str, int], Checkpoint] = {}
         self._state = factory()
         self._held = False
@@ -62,20 +66,23 @@ class MemorySession(Generic[S]):
         if holding is None:
             self._held, self._halted = True, None
             self._token += 1
-            holding = Holding(dict.fromkeys(range(self._groups), self._token), list(self._checkpoints.values()))
+            parked = list({p.as_stream for p in self._parked})
+            holding = Holding(dict.fromkeys(range(self._groups), self._token), list(self._checkpoints.values()), parked)
         return holding
 
     async def apply(
-        self, holding: Holding, work: Callable[[S, Settle | None], Sequence[Checkpoint]], *, one_by_one: bool = False
+        self, holding: Holding, work: Callable[[S, Settle | None], Applied], *, one_by_one: bool = False
     ) -> None:
         """See ModelSession. Does not leave the event loop, so that no coroutine sees half a batch."""
         try:
-            moved = work(self._state, None)
+            applied = work(self._state, None)
         except BaseException:
             self._state = self._factory()
             self._checkpoints.clear()
+            self._parked.clear()  # they are parked again when the log has been read that far
             raise
-        self._checkpoints.update(((c.log, c.group), c) for c in moved)
+        self._checkpoints.update(((c.log, c.group), c) for c in applied.checkpoints)
+        self._parked += applied.parked
 
     async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
         """See ModelSession."""
@@ -83,4 +90,19 @@ class MemorySession(Generic[S]):
 
     async def observe(self) -> Observation:
         """See ModelSession."""
-        return Observation(list(self._checkpoints.values()), self._held, self._halted)
+        return Observation(list(self._checkpoints.values()), self._held, self._halted, len(self._parked))
+
+    async def parked_at(self, position: Position) -> ParkedEvent | None:
+        """See ModelSession."""
+        for parked in self._parked:
+            e = parked.event
+            known = (parked.log, e.incarnation) == (position.log, position.incarnation)
+            if known and e.position <= position.number <= e.position + e.remaining:
+                return parked
+        return None
+
+    def parked_streams(self, handlers: Handlers) -> ParkedStreams:
+        """There is nothing to be done from outside: raises ConfigurationError."""
+        raise ConfigurationError(
+            "a read model in memory forgets what is parked when its process ends: mend the handler and start it again"
+        )

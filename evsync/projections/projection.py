@@ -26,7 +26,8 @@ class Projection(Generic[M]):
     `version` counts the meanings of the read model: raise it when the handlers or tables change so that what is there
     would be wrong. `groups` is the number of parts that workers may share (1: the full order of each log is kept for
     all workers together); like the version, it is fixed while the read model exists. An event whose handler fails is
-    tried again `retries` times with growing pauses, then the projection halts, with nothing of the batch applied.
+    tried again `retries` times with growing pauses. Then the projection halts, with nothing of the batch applied; or,
+    with `then="park"`, the event is set aside with all later ones of its stream, and the other streams go on.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class Projection(Generic[M]):
         self.model: ReadModel[M] = model
         self.version = check_number(f"version of projection {name!r}", version, 1, 2**31 - 1)
         self.groups = check_number(f"groups of projection {name!r}", groups, 1, MAX_GROUPS)
-        self.retries = check_retries(f"projection {name!r}", retries, then)
+        self.retries = check_number(f"retries of projection {name!r}", retries, 0, 1_000_000)
+        if then not in ("halt", "park"):
+            raise ConfigurationError(f"projection {name!r}: then={then!r} is not known; use 'halt' or 'park'")
+        self.then: Literal["halt", "park"] = then
         self.handlers = Handlers(f"projection {name!r}", awaited=False)
 
     def __repr__(self) -> str:
@@ -71,15 +75,6 @@ class Projection(Generic[M]):
             return handler
 
         return register
-
-
-def check_retries(follower: str, retries: int, then: str) -> int:
-    """`retries`, if it is a count and `then` is what this version can do. Raises ConfigurationError."""
-    if then == "park":
-        raise ConfigurationError(f"{follower}: parking is not available in this version; use then='halt', the default")
-    if then != "halt":
-        raise ConfigurationError(f"{follower}: then={then!r} is not known; use 'halt'")
-    return check_number(f"retries of {follower}", retries, 0, 1_000_000)
 
 
 def check_number(what: str, value: int, least: int, most: int) -> int:

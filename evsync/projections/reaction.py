@@ -10,7 +10,7 @@ from evsync.errors import ConfigurationError
 from evsync.projections.contracts import Contract
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
-from evsync.projections.projection import check_retries
+from evsync.projections.projection import check_number
 from evsync.records import check_name
 
 if TYPE_CHECKING:  # a handler is handed the service that runs it, which is assembled from parts like this one
@@ -51,7 +51,10 @@ class Reaction:
         elif since not in ("beginning", "now"):
             raise ConfigurationError(f"reaction {name!r}: since= takes 'beginning', 'now' or a datetime, not {since!r}")
         self.since: Literal["beginning", "now"] | datetime = since
-        self.retries = check_retries(f"reaction {name!r}", retries, then)
+        self.retries = check_number(f"retries of reaction {name!r}", retries, 0, 1_000_000)
+        if then != "halt":
+            says = "parking is not available for reactions in this version" if then == "park" else "is not known"
+            raise ConfigurationError(f"reaction {name!r}: then={then!r}: {says}; use 'halt', the default")
         self.handlers = Handlers(f"reaction {name!r}", awaited=True)
 
     def __repr__(self) -> str:

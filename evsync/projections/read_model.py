@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from evsync.records import Checkpoint, StoredEvent
+from evsync.projections.parking import ParkedEvent, ParkedStream
+from evsync.records import Checkpoint, Position, StoredEvent
 
 if TYPE_CHECKING:
     from evsync.projections.database import ViewsDatabase
+    from evsync.projections.handlers import Handlers
+    from evsync.projections.parked_streams import ParkedStreams
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
 Settle = Callable[[], None]
 """Brings what was gathered so far to the database, so that an error shows at the event it comes from."""
-Work = Callable[[S, Settle | None], Sequence[Checkpoint]]
-"""Applies a batch to the model's state, calling what it is given (if anything) after each event; returns the
-checkpoints to store with the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,16 @@ class Holding:
     tokens: Mapping[int, int]
     """By group. A group that is taken again has another token."""
     checkpoints: Sequence[Checkpoint]
+    parked: Sequence[ParkedStream]
+    """The parked streams of those groups that were taken by the call that returned this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch leaves beside the model itself, to be stored with it."""
+
+    checkpoints: Sequence[Checkpoint]
+    parked: Sequence[ParkedEvent] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ class Observation:
     """Whether any worker's lease is running."""
     halted: str | None
     """What a worker said when it halted (see evsync.projections.halt), until another takes its groups over."""
+    parked: int = 0
+    """How many events are parked."""
     workers: Sequence[Worker] = ()
     """Those that have shown a sign of life lately, also such as hold no group."""
 
@@ -118,11 +130,13 @@ class ModelSession(Protocol[S_co]):
     async def apply(
         self,
         holding: Holding,
-        work: Callable[[S_co, Settle | None], Sequence[Checkpoint]],
+        work: Callable[[S_co, Settle | None], Applied],
         *,
         one_by_one: bool = False,
     ) -> None:
-        """Do the work and store the checkpoints it returns, all or nothing, if the tokens still hold.
+        """Do the work and store what it returns, all or nothing, if the tokens still hold.
+
+        The work applies a batch to the model's state, and calls what it is given (if anything) after each event.
 
         With `one_by_one`, nothing is gathered beyond an event. Raises Fenced, DatabaseAway, GatheredFailed, or the
         CannotApply of the work; nothing is applied then.
@@ -135,6 +149,14 @@ class ModelSession(Protocol[S_co]):
 
     async def observe(self) -> Observation:
         """The stored checkpoints and who holds them, without disturbing anybody. Raises DatabaseAway."""
+        ...
+
+    async def parked_at(self, position: Position) -> ParkedEvent | None:
+        """A parked event of the commit that this position belongs to, if there is one. Raises DatabaseAway."""
+        ...
+
+    def parked_streams(self, handlers: Handlers) -> ParkedStreams:
+        """What a person may do about parked streams. Raises ConfigurationError for a model that lives in memory."""
         ...
 
     @property

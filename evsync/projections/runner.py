@@ -6,21 +6,24 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
+from evsync.errors import ConfigurationError, EvsyncError, NotVisible, StoreUnavailable
 from evsync.ports import LogSource
-from evsync.projections.batch import apply_batch, check_batch
+from evsync.projections.batch import apply_batch, check_batch, half_of
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.feed import FATAL, connect
 from evsync.projections.followed_log import FollowedLog
-from evsync.projections.halt import halted_at, read_note, write_note
+from evsync.projections.halt import halted_at, parked_at, read_note, write_note
 from evsync.projections.heads import Heads
+from evsync.projections.parked_streams import ParkedStreams
+from evsync.projections.parking import set_aside
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
 from evsync.projections.read_model import (
+    Applied,
     CannotApply,
     Claim,
     DatabaseAway,
@@ -30,7 +33,7 @@ from evsync.projections.read_model import (
     Observation,
     Settle,
 )
-from evsync.projections.status import FollowerStatus, LogStatus, State, WorkerStatus
+from evsync.projections.status import FollowerStatus, State, status_of
 from evsync.projections.tenure import Tenure
 from evsync.projections.visibility import Visibility
 from evsync.records import Checkpoint, Position, StoredEvent
@@ -110,7 +113,8 @@ class ProjectionRunner:
     async def wait(self, position: Position, timeout_s: float) -> None:
         """Return the moment the read model shows everything up to `position`.
 
-        Raises NotVisible when the time has run out; at once what halted the projection; ConfigurationError for a log
+        Raises NotVisible when the time has run out; Parked when an event of that commit was set aside; at once what
+        halted the projection; ConfigurationError for a log
         that it does not follow, OtherIncarnation for a position of a log that has been restored since.
         """
         service = position.log.partition(".")[0]
@@ -121,6 +125,18 @@ class ProjectionRunner:
                 f"{', '.join(self._logs) or 'the logs of ' + ', '.join(self.projection.sources)}"
             )
         await self._visibility.wait(position, timeout_s)
+        if self._visibility.may_be_parked:
+            try:
+                parked = await self._session.parked_at(position)
+            except DatabaseAway as e:
+                raise NotVisible(f"whether {position} is parked cannot be told: {e}") from e
+            if parked is not None:
+                raise parked_at(parked, follower=self.projection.name)
+
+    @property
+    def parked_streams(self) -> ParkedStreams:
+        """What a person may do about parked streams. Raises ConfigurationError for a model that lives in memory."""
+        return self._session.parked_streams(self.projection.handlers)
 
     async def status(self) -> FollowerStatus:
         """How far every log has been applied, by whom, and what stands in the way if anything does."""
@@ -132,16 +148,8 @@ class ProjectionRunner:
         except DatabaseAway as e:
             away = str(e)
         state, reason = self._state(observed, away)
-        seen = _positions(observed.checkpoints, self.projection.groups)
-        heads = await self._heads.now()
-        logs = [
-            LogStatus(name, seen.get(name, 0), heads.get(name), state, log.reason if log else None)
-            for name in sorted({*seen, *heads, *self._logs})
-            for log in [self._logs.get(name)]
-        ]
-        waiting = [s for s in self.projection.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
-        workers = [WorkerStatus(w.owner, len(w.groups), w.reason) for w in observed.workers]
-        return FollowerStatus(self.projection.name, state, reason, logs, waiting, workers)
+        trouble = {name: log.reason for name, log in self._logs.items()}
+        return status_of(self.projection, state, reason, observed, await self._heads.now(), trouble)
 
     def _state(self, observed: Observation, away: str | None) -> tuple[State, str | None]:
         """Of the projection, and the reason if there is one: what this process knows, then what others have left."""
@@ -354,6 +362,10 @@ class ProjectionRunner:
             else:
                 return True
         if log.attempts > self.projection.retries:
+            if self.projection.then == "park":
+                logger.warning("projection %s: %s; parking its stream", self.projection.name, log.reason)
+                log.condemn(problem.event.position, problem.reason)
+                return True
             name, cause = self.projection.name, problem.__cause__
             error = halted_at(problem.event, follower=name, log=log.name, reason=problem.reason, cause=cause)
             await self._halt(log, error)
@@ -362,13 +374,16 @@ class ProjectionRunner:
 
     async def _apply(self, holding: Holding, log: FollowedLog, events: Sequence[StoredEvent]) -> None:
         check_batch(log.name, log.position, log.incarnation, events)
+        handlers, groups = self.projection.handlers, self.projection.groups
+        kept, parked = set_aside(
+            log.name, events, log.checkpoints, groups,
+            parked=self._tenure.parked(log.service), condemned=log.due, is_handled=handlers.steps,
+        )  # fmt: skip
         moved: list[Checkpoint] = []
 
-        def work(state: Any, settle: Settle | None) -> Sequence[Checkpoint]:
-            moved[:] = apply_batch(
-                self.projection.handlers, log.name, events, log.checkpoints, self.projection.groups, state, settle
-            )
-            return moved
+        def work(state: Any, settle: Settle | None) -> Applied:
+            moved[:] = apply_batch(handlers, log.name, kept, log.checkpoints, groups, state, settle, events[-1])
+            return Applied(moved, parked)
 
         try:
             await self._session.apply(holding, work)
@@ -376,10 +391,22 @@ class ProjectionRunner:
             # Written one by one, either the event that is to blame shows, or what only a whole batch trips over passes.
             try:
                 await self._session.apply(holding, work, one_by_one=True)
-            except GatheredFailed as e:
-                raise CannotApply(events[-1], str(e)) from e
+            except GatheredFailed as e:  # at the very end: only a smaller batch can tell which event is to blame
+                if half := half_of(events, log.position):
+                    await self._apply(holding, log, half)
+                    return
+                raise self._blame(log, kept, e) from e
+        self._tenure.park(p.as_stream for p in parked)
         log.moved(moved)
         self._visibility.moved(moved)
+
+    def _blame(self, log: FollowedLog, events: Sequence[StoredEvent], error: GatheredFailed) -> Exception:
+        """What to raise when a single commit is refused at its end, and none of its events was before."""
+        for event in reversed(events):
+            checkpoint = log.checkpoints.get(event.slot % self.projection.groups)
+            if checkpoint and event.position > checkpoint.position and self.projection.handlers.steps(event.type):
+                return CannotApply(event, str(error))
+        return DatabaseAway(str(error))  # no handler had a part in it
 
     async def _halt(self, log: FollowedLog | None, error: EvsyncError) -> None:
         self.halted = error
@@ -387,14 +414,6 @@ class ProjectionRunner:
             log.reason = str(error)
         await self._let_go()
         self._visibility.halted(error)
-
-
-def _positions(checkpoints: Iterable[Checkpoint], groups: int) -> dict[str, int]:
-    """How far each log has been applied: as far as its group that is furthest behind."""
-    by_log: dict[str, list[int]] = {}
-    for c in checkpoints:
-        by_log.setdefault(c.log, []).append(c.position)
-    return {log: min(found) if len(found) == groups else 0 for log, found in by_log.items()}
 
 
 class _Stop(Exception):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError
-from evsync.projections import bookkeeping, leases
+from evsync.projections import bookkeeping, leases, parked_rows
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.engines import away
+from evsync.projections.handlers import Handlers
+from evsync.projections.parked_streams import ParkedStreams, SqlParkedStreams
+from evsync.projections.parking import ParkedEvent
 from evsync.projections.read_model import (
+    Applied,
     CannotApply,
     Claim,
     DatabaseAway,
@@ -24,7 +28,7 @@ from evsync.projections.read_model import (
     Settle,
 )
 from evsync.projections.tables import Catalog, Tables
-from evsync.records import Checkpoint
+from evsync.records import Position
 
 T = TypeVar("T")
 
@@ -81,7 +85,7 @@ class SqlSession:
     async def apply(
         self,
         holding: Holding,
-        work: Callable[[Tables, Settle | None], Sequence[Checkpoint]],
+        work: Callable[[Tables, Settle | None], Applied],
         *,
         one_by_one: bool = False,
     ) -> None:
@@ -101,19 +105,29 @@ class SqlSession:
         try:
             return await self._database.read(lambda connection: leases.observe(connection, self._claim))
         except sa.exc.SQLAlchemyError as e:
+            if not await self._database.read(bookkeeping.exists):
+                return Observation(checkpoints=(), held=False, halted=None)
             raise DatabaseAway(f"the bookkeeping cannot be used: {e}") from e
+
+    async def parked_at(self, position: Position) -> ParkedEvent | None:
+        """See ModelSession."""
+        return await self._database.read(lambda connection: parked_rows.at(connection, self._claim, position))
+
+    def parked_streams(self, handlers: Handlers) -> ParkedStreams:
+        """See ModelSession."""
+        return SqlParkedStreams(self._claim, handlers, self._database, self._catalog)
 
     def _apply(
         self,
         connection: sa.Connection,
         holding: Holding,
-        work: Callable[[Tables, Settle | None], Sequence[Checkpoint]],
+        work: Callable[[Tables, Settle | None], Applied],
         one_by_one: bool,
     ) -> None:
         entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens)))
         tables = Tables(connection, self._catalog, entry.enter)
         try:
-            checkpoints = work(tables, tables.flush if one_by_one else None)
+            applied = work(tables, tables.flush if one_by_one else None)
             entry.enter()
             tables.flush()
         except Exception as e:
@@ -125,7 +139,10 @@ class SqlSession:
             raise GatheredFailed(e.reason if isinstance(e, CannotApply) else str(e)) from e
         finally:
             tables.end()
-        self._keep(lambda: bookkeeping.store(connection, self._claim, checkpoints, self._checkpoint_plan))
+        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints, self._checkpoint_plan))
+        if applied.parked:
+            now = self._keep(lambda: leases.time(connection))
+            self._keep(lambda: parked_rows.store(connection, self._claim, applied.parked, now))
         if time.monotonic() - self._renewed > self._claim.lease_s / 3:
             self._keep(lambda: leases.renew(connection, self._claim, holding.tokens))
             self._renewed = time.monotonic()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from evsync.projections.followed_log import FollowedLog
+from evsync.projections.parking import ParkedStream
 from evsync.projections.read_model import DatabaseAway, Fenced, Holding, ModelSession
 from evsync.projections.visibility import Visibility
 
@@ -26,6 +27,7 @@ class Tenure:
         self.logs: dict[str, FollowedLog] = {}
         self.unprepared = False
         """Whether the read model may have to be made again first: its database was away."""
+        self._parked: dict[str, dict[str, int]] = {}
         self.reason: str | None = None
         """Why the database could not be reached when it was last balanced, if it could not."""
         self._session, self._visibility, self._trouble = session, visibility, trouble
@@ -68,10 +70,21 @@ class Tenure:
         yield
         self._certain = True
 
+    def parked(self, service: str) -> Mapping[str, int]:
+        """The parked streams of a service, in the groups that are held: stream → group."""
+        return self._parked.get(service, {})
+
+    def park(self, streams: Iterable[ParkedStream]) -> None:
+        """These are parked from now on."""
+        for service, stream, group in streams:
+            self._parked.setdefault(service, {})[stream] = group
+            self._visibility.may_be_parked = True
+
     def drop(self) -> None:
         """Forget everything that is held."""
         if self.holding is not None:
             self.holding = None
+            self._parked.clear()
             self._visibility.lost()
 
     async def leave(self, note: str | None) -> None:
@@ -104,6 +117,11 @@ class Tenure:
         if not holding.tokens:
             self.drop()
             return
+        before = self.holding.tokens if self.holding is not None else {}
+        for service, streams in self._parked.items():
+            kept = {stream: g for stream, g in streams.items() if before.get(g) == holding.tokens.get(g)}
+            self._parked[service] = kept
+        self.park(holding.parked)
         self.holding = holding
         for log in self.logs.values():
             log.hold(holding)

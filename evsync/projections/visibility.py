@@ -47,6 +47,8 @@ class Visibility:
         self.heir = False
         """Whether this process's runner is about to take over as soon as nobody holds the groups: then an old note that
         somebody has halted is no reason to give up."""
+        self.may_be_parked = False
+        """Whether any event was ever seen to be parked: if not, none is behind the positions that are known."""
         self._looking: asyncio.Task[None] | None = None
 
     def shown(self, log: str) -> Position | None:
@@ -174,6 +176,7 @@ class Visibility:
                 if self._halted is not None:
                     self._fail(self._halted)
             else:
+                self.may_be_parked = self.may_be_parked or seen.parked > 0
                 # What the runner here has told of its own groups is newer than what was read in another thread.
                 self.moved(c for c in seen.checkpoints if c.group not in self._held)
                 if seen.halted is None and seen.held:

@@ -33,8 +33,8 @@ class Faulty(Ledger):
 
 
 async def applied(database: ViewsDatabase) -> int:
-    """The least of the stored checkpoints."""
-    least = sa.text("SELECT coalesce(min(position), 0) FROM evsync_checkpoints")
+    """The least of the checkpoints; a group that has none stored is at the beginning."""
+    least = sa.text("SELECT CASE WHEN count(*) = 4 THEN min(position) ELSE 0 END FROM evsync_checkpoints")
     return await database.read(lambda connection: connection.execute(least).scalar_one())
 
 
@@ -67,7 +67,7 @@ async def run_in_pieces(seed: int, size: int, fail_at: set[int]) -> None:
     handled = [e for e in events if ledger.projection.handlers.steps(e.type)]
     if size:
         assert {c["position"] for c in checkpoints} == {size}
-        assert [c["group"] for c in checkpoints] == [0, 1, 2, 3]
+        assert sorted(c["group"] for c in checkpoints) == [0, 1, 2, 3]
     for c in checkpoints:
         own = [e for e in handled if e.slot % 4 == c["group"]]
         assert c["count"] == len(own)
