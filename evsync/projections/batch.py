@@ -18,6 +18,7 @@ from evsync.projections.read_model import CannotApply, Settle
 from evsync.records import Checkpoint, StoredEvent
 
 _DIGEST = 1 << 64
+_EMPTY = blake2b(digest_size=8)
 
 
 def digest_of(event: StoredEvent) -> int:
@@ -26,8 +27,9 @@ def digest_of(event: StoredEvent) -> int:
     Shares are added modulo 2**64, so that a digest does not depend on the order of the events, nor on how they were
     divided among groups and workers. It finds omissions and mistakes; it is no proof against forgers.
     """
-    content = b"%b%b\0%b" % (event.id, event.type.encode(), event.data)
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
+    digest = _EMPTY.copy()
+    digest.update(b"%b%b\0%b" % (event.id, event.type.encode(), event.data))
+    return int.from_bytes(digest.digest(), "big")
 
 
 def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredEvent]) -> None:
@@ -81,7 +83,7 @@ def apply_batch(
     """
     positions = {g: c.position for g, c in checkpoints.items()}
     counts, digests = dict.fromkeys(positions, 0), dict.fromkeys(positions, 0)
-    steps_of, make = handlers.steps, Event.of
+    steps_of, make, passed = handlers.steps, Event.of, positions.get
     stored = end = end or events[-1]
     beyond = end.position + 1
     try:
@@ -90,7 +92,7 @@ def apply_batch(
             if not steps:
                 continue
             group = stored.slot % groups
-            if stored.position <= positions.get(group, beyond):
+            if stored.position <= passed(group, beyond):
                 continue
             for decode, handle in steps:
                 try:
