@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench asyncapi clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m examples.users_orders demo
@@ -20,6 +20,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks
+
+# Needs node and npm, and fetches the parser from npm's registry.
+asyncapi: $(STAMP)
+	@EVSYNC_TEST_NPM=1 $(BIN)/python -m pytest -rs tests/integration/test_asyncapi_parser.py
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

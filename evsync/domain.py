@@ -123,6 +123,8 @@ class EventType:
     """What the compiled fold calls with the fields: None where only the library's own path is right."""
     fields: dict[str, Any]
     """Field name → annotation (Any where there is none, or where it cannot be resolved)."""
+    defaults: dict[str, Any]
+    """Field name → what is filled in where an old event does not have it."""
     wants_id: bool
     """Whether `function` is an `__init__` with a parameter `id`."""
 
@@ -160,7 +162,7 @@ def _describe(aggregate: type[AnyAggregate], name: str, cls: type[Any]) -> Event
         plain = cls.mutate is CanMutateAggregate.mutate and applies == [DecoratedFuncCaller, CanMutateAggregate]
     else:
         kind, function, plain = "own", None, False
-    fields = _fields(cls, function)
+    fields, defaults = _fields(cls, function), _defaults(cls, function)
     parameters = set(inspect.signature(function).parameters) if function else set()
     plain = (
         plain
@@ -172,7 +174,7 @@ def _describe(aggregate: type[AnyAggregate], name: str, cls: type[Any]) -> Event
         and fields.keys() <= parameters
     )
     wants_id = kind == "created" and "id" in parameters
-    return EventType(aggregate, name, cls, kind, function if plain else None, fields, wants_id)
+    return EventType(aggregate, name, cls, kind, function if plain else None, fields, defaults, wants_id)
 
 
 def _post_init_is_the_librarys(cls: type[Any]) -> bool:
@@ -187,6 +189,24 @@ def _fields(cls: type[Any], function: Callable[..., Any] | None) -> dict[str, An
         names = list(getattr(cls, "model_fields", {}))
     hints = {**_hints(function), **_hints(cls)} if function else _hints(cls)
     return {name: hints.get(name, Any) for name in names if name not in ENVELOPE}
+
+
+def _defaults(cls: type[Any], function: Callable[..., Any] | None) -> dict[str, Any]:
+    if function is not None:
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    found: dict[str, Any] = {}
+    if dataclasses.is_dataclass(cls):
+        for field in dataclasses.fields(cls):
+            if field.default is not dataclasses.MISSING:
+                found[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                found[field.name] = field.default_factory()
+        return found
+    for name, model_field in getattr(cls, "model_fields", {}).items():
+        if not model_field.is_required():
+            found[name] = model_field.get_default(call_default_factory=True)
+    return found
 
 
 def _hints(of: Any) -> dict[str, Any]:

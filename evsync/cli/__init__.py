@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from evsync.cli import import_, nats, parked, replay, run, status, stream, tail
+from evsync.cli import contracts, import_, nats, parked, replay, run, status, stream, tail
 from evsync.cli.terminal import redacted
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (nats.nats, run.run, status.status, tail.tail, replay.replay):
 app.command("import")(import_.import_)
 app.add_typer(stream.app)
 app.add_typer(parked.app)
+app.add_typer(contracts.app)
 
 
 def main() -> None:

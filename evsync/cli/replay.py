@@ -13,7 +13,8 @@ from rich.table import Table
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
 from evsync.cli.tail import as_object, as_utc
-from evsync.cli.terminal import as_json, console, plain, print_json, print_lines, reporting, table
+from evsync.cli.terminal import console, plain, print_json, print_lines, reporting, table
+from evsync.codec.json_form import as_json, in_json
 from evsync.domain import AnyAggregate, NamedAggregate
 from evsync.errors import ConfigurationError
 from evsync.projections import Event
@@ -97,7 +98,7 @@ class _Bare(NamedAggregate):
 def _attributes(found: AnyAggregate) -> dict[str, Any]:
     """The attributes that the aggregate's own code has set. One that JSON cannot hold is text (see as_json)."""
     of_all = vars(_Bare(id="bare"))
-    return {name: json.loads(as_json(value)) for name, value in vars(found).items() if name not in of_all}
+    return {name: in_json(value) for name, value in vars(found).items() if name not in of_all}
 
 
 def _show(name: str, found: AnyAggregate, history: Sequence[Event[Any]], latest: int) -> None:

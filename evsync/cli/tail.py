@@ -15,7 +15,8 @@ from rich.text import Text
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import as_json, console, plain, print_json, reporting, say
+from evsync.cli.terminal import console, plain, print_json, reporting, say
+from evsync.codec.json_form import as_json
 from evsync.projections import Event
 from evsync.records import LogIdentity, Position
 from evsync.service import Service

@@ -5,7 +5,6 @@ A terminal gets colours, and lines that fit. A pipe gets neither: whole lines wi
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -16,12 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from evsync.codec.json_form import as_json
 from evsync.errors import ConfigurationError, EvsyncError
 from evsync.jetstream.verification import Progress as ProgressCallback
 
@@ -52,20 +51,6 @@ def plain(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text)
-
-
-def as_json(value: Any) -> str:
-    """A value as JSON on one line.
-
-    What JSON lacks becomes text: UUIDs and decimals as they are written, dates and times in ISO 8601, durations too
-    (PT1M30S), bytes in base64 (of URLs), NaN and the infinities by name, an object of an unknown class by its repr.
-    Sets and tuples become lists, keys text.
-    """
-    try:
-        written = to_json(value, bytes_mode="base64", timedelta_mode="iso8601", inf_nan_mode="strings", fallback=repr)
-        return written.decode()
-    except ValueError:  # it contains itself, or text that is not Unicode
-        return json.dumps(repr(value))
 
 
 def print_json(value: Any, *, flush: bool = False) -> None:

@@ -98,6 +98,11 @@ class EventCodec:
                 )
 
     @property
+    def renamed(self) -> Mapping[str, str]:
+        """Old names of event types, or of whole aggregates, to today's."""
+        return self._renamed
+
+    @property
     def types(self) -> tuple[str, ...]:
         """All event types of the service, sorted."""
         return tuple(sorted(self._of_type))

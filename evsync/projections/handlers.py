@@ -68,6 +68,11 @@ class Handlers:
             ) from e
 
     @property
+    def contracts(self) -> tuple[type[Contract], ...]:
+        """The contracts that are handled, in the order of registration."""
+        return tuple(self._of)
+
+    @property
     def services(self) -> tuple[str, ...]:
         """The services whose events are handled, in the order in which they were first named."""
         return tuple(dict.fromkeys(service_of(c.__event_type__) for c in self._of))

@@ -66,6 +66,18 @@ class TestContract:
         with pytest.raises(ValidationError):
             found.name = "Bob"  # type: ignore[misc]
 
+    def test_a_field_that_an_event_lacks_takes_the_contracts_default(self) -> None:
+        """Old events go on being read; what has no default and is not there is named."""
+
+        class Later(Contract, type="users.User.Registered"):
+            name: str
+            email: str | None = None
+
+        assert Later.model_validate({"name": "Ada"}) == Later(name="Ada", email=None)
+        with pytest.raises(ValidationError) as caught:
+            Later.model_validate({"email": "ada@example.org"})
+        assert explain(caught.value) == "name: Field required (got {'email': 'ada@example.org'})"
+
     def test_what_the_codec_writes_is_what_a_contract_reads(self) -> None:
         """Containers, enums and extension types survive the way from a producer's annotation to a consumer's."""
 
