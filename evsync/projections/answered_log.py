@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from evsync.errors import Conflict, OtherIncarnation
 from evsync.ports import LogReader
 from evsync.projections.batch import digest_of
 from evsync.projections.feed import Feed
@@ -37,6 +38,8 @@ class AnsweredLog:
         """In a row, of any kind: how long to pause."""
         self.attempts = 0
         """How often the event after `seen` was to blame."""
+        self._conflict: tuple[str, int] | None = None
+        """Stream and version of the last conflict since `seen`."""
 
     async def load(self, read: ReadCheckpoints) -> bool:
         """Compare with what is stored; if that is not where this process left it, go on from there.
@@ -71,6 +74,7 @@ class AnsweredLog:
         elif not control:
             self.unstored += 1
         self.failures = self.attempts = 0
+        self._conflict = None
         self.state, self.reason = "running", None
 
     def failed(self, reason: str) -> None:
@@ -78,6 +82,31 @@ class AnsweredLog:
         self.failures += 1
         self.state, self.reason = "retrying", reason
 
+    def is_contended(self, conflict: Conflict) -> bool:
+        """Whether others were merely faster, so that trying again will do: the stream has grown since the last one.
+
+        One over a stream that stands still, or that was to be new, is the handler's own fault and would come back.
+        """
+        before, self._conflict = self._conflict, (conflict.stream, conflict.actual)
+        return conflict.expected > 0 and self._conflict != before
+
     def report(self, reason: str | None) -> None:
         """What stands in the way of reading."""
         self.reason = reason
+
+    def other_history(self, follower: str) -> OtherIncarnation:
+        """What to say when the log does not continue what was answered. The checkpoint is in the reaction's own store,
+        among events that must stay, so that the mend is another name rather than a deletion."""
+        found = self.reader.incarnation
+        other = f"is incarnation {found}" if found not in (None, self.seen.incarnation) else "is another, or shorter"
+        return OtherIncarnation(
+            f"reaction {follower!r} has answered log {self.name!r} up to position {self.seen.position} of incarnation "
+            f"{self.seen.incarnation}, and the log that is there now {other}: it was put back to an older copy, "
+            "restored from a backup, or made anew. Nothing of it was answered, and what was saved in answer to the old "
+            "one stays. Put the old log back if there is one. Else give the reaction a new name, and the since= from "
+            'which on it is to answer the new history (since="now": nothing that is there already), and start again.',
+            log=self.name,
+            position=self.seen.position,
+            incarnation=self.seen.incarnation,
+            other_incarnation=found,
+        )

@@ -13,7 +13,15 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from evsync.codec.values import unpack
-from evsync.errors import Conflict, DecodingError, EvsyncError, OutcomeUnknown, StoreFull, StoreUnavailable
+from evsync.errors import (
+    Conflict,
+    DecodingError,
+    EvsyncError,
+    OtherIncarnation,
+    OutcomeUnknown,
+    StoreFull,
+    StoreUnavailable,
+)
 from evsync.ports import LogSource
 from evsync.projections.answered_log import AnsweredLog, ReadCheckpoints
 from evsync.projections.batch import check_batch
@@ -280,10 +288,12 @@ class ReactionRunner:
                 return False
             except Exception as e:
                 # A conflict may be over the checkpoint; else it is over an aggregate: load it again, decide again.
-                if not (isinstance(e, Conflict) and await self._is_overtaken(log)):
+                if not (isinstance(e, Conflict) and (await self._is_overtaken(log) or self._is_contended(log, e))):
                     await self._failed(log, event, e)
                 return False
-        return log.unstored < LAZY_EVENTS or await self._store(log)
+            if log.unstored >= LAZY_EVENTS and not await self._store(log):
+                return False
+        return True
 
     async def _answer(self, log: AnsweredLog, event: StoredEvent) -> None:
         steps = self.reaction.handlers.steps(event.type)
@@ -335,6 +345,14 @@ class ReactionRunner:
         log.state, log.reason = "standby", "another process answers this log"
         return True
 
+    def _is_contended(self, log: AnsweredLog, conflict: Conflict) -> bool:
+        """Whether others were merely faster: that is nobody's fault, however often it happens."""
+        if not log.is_contended(conflict):
+            return False
+        log.failures = 0  # soon: a longer pause would not make them slower
+        log.failed(str(conflict))
+        return True
+
     async def _failed(self, log: AnsweredLog, event: StoredEvent, error: Exception) -> None:
         known = isinstance(error, (CannotApply, DecodingError))
         reason = str(error) if known else f"{type(error).__name__}: {error}"
@@ -348,9 +366,11 @@ class ReactionRunner:
         raise _Stop from error
 
     def _halt(self, log: AnsweredLog | None, error: EvsyncError) -> None:
-        self.halted = error
         if log is not None:
+            if isinstance(error, OtherIncarnation):
+                error = log.other_history(self.reaction.name)
             log.reason = str(error)
+        self.halted = error
 
     def _report(self, reason: str | None) -> None:
         self._reason = reason

@@ -14,6 +14,7 @@ import pytest
 from evsync.errors import Conflict, EvsyncError, Halted, OtherIncarnation, OutcomeUnknown, StoreUnavailable
 from evsync.projections import Event, Reaction, ReactionRunner
 from evsync.projections.batch import digest_of
+from evsync.projections.reaction_runner import LAZY_EVENTS
 from evsync.records import Checkpoint, Position
 from evsync.tags import current_tags
 from tests.projection_logs import INCARNATION, ListSource, Opened, Paid
@@ -251,6 +252,21 @@ class TestFailures:
             await until(store.at(2))
         assert (seen, store.answers) == ([1, 1, 2], [1, 2])
 
+    async def test_conflicts_with_writers_who_are_faster_are_no_failures(self) -> None:
+        """However many: the stream has grown each time. One that stands still is the handler's own fault, and so is
+        one that was to be new."""
+        source, store, seen = bank(2), AnswerStore(), list[int]()
+        store.before = [Conflict("order-1", n, n + 1) for n in range(1, 9)]
+        async with running(runner_of(answering(seen, retries=0), store, source)):
+            await until(store.at(2))
+        assert (seen, store.answers) == ([1] * 9 + [2], [1, 2])
+        for conflicts in ([Conflict("order-1", 3, 4)] * 2, [Conflict("order-1", 0, 4)]):
+            source.add(PAID, "a", amount=1)
+            store.before = list(conflicts)
+            async with running(runner_of(answering(retries=0), store, source)) as task:
+                with pytest.raises(Halted, match="another writer was first"):
+                    await task
+
     async def test_an_unknown_outcome_is_looked_up_before_anything_is_done_again(self) -> None:
         """Stored: it is passed over. Not stored: it is answered again."""
         source, store, seen = bank(3), AnswerStore(), list[int]()
@@ -286,8 +302,12 @@ class TestFailures:
             await until(store.at(2))
         source.incarnation = "0000000000ff"
         async with running(runner_of(answering(), store, source)) as task:
-            with pytest.raises(OtherIncarnation):
+            with pytest.raises(OtherIncarnation, match="Else give the reaction a new name") as caught:
                 await task
+        assert str(caught.value).startswith(
+            f"reaction 'thanks' has answered log 'bank.main' up to position 2 of incarnation {INCARNATION}, and the "
+            "log that is there now is incarnation 0000000000ff: "
+        )
 
 
 class TestTwoProcesses:
@@ -307,6 +327,25 @@ class TestTwoProcesses:
 
             await until(divided)
         assert store.answers == list(range(1, 51))
+
+    async def test_calls_that_need_no_commit_are_doubled_until_a_checkpoint_tells_the_two_apart(self) -> None:
+        """After 256 events at the latest; without a lease, neither knows of the other before."""
+        source, store, calls = bank(1_000), AnswerStore(), list[int]()
+
+        def calling() -> Reaction:
+            reaction = Reaction("thanks", since="beginning")
+
+            @reaction.on(Paid)
+            async def call(e: Event[Paid], service: Any) -> None:
+                await asyncio.sleep(0)
+                calls.append(e.position.number)
+
+            return reaction
+
+        async with running(runner_of(calling(), store, source)), running(runner_of(calling(), store, source)):
+            await until(store.at(1_000))
+        assert set(calls) == set(range(1, 1_001))
+        assert len(calls) <= 1_000 + LAZY_EVENTS
 
     async def test_the_one_that_stood_by_goes_on_when_events_stay_unanswered(self) -> None:
         """Not before they have waited for a while, so that an idle log wakes nobody."""
