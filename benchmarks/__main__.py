@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import demo, latency, projection, relay, replay, saves
+from benchmarks import demo, latency, projection, relay, replay, routing, saves
 from benchmarks.report import Section, as_json, filesystem, machine, page, table
 
 MODULES = {
@@ -23,6 +23,7 @@ MODULES = {
     "relay": relay,
     "projection": projection,
     "latency": latency,
+    "routing": routing,
     "demo": demo,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"

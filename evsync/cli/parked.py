@@ -11,7 +11,8 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import as_json, plain, print_json, print_lines, reporting, say, table
+from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
+from evsync.codec.json_form import as_json
 from evsync.codec.values import unpack
 from evsync.errors import ConfigurationError, DecodingError, EvsyncError, Parked
 from evsync.projections import SqlModel
