@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import demo, latency, projection, relay, replay, routing, saves
+from benchmarks import demo, latency, projection, relay, replay, routing, saves, workers
 from benchmarks.report import Section, as_json, filesystem, machine, page, table
 
 MODULES = {
@@ -22,6 +22,7 @@ MODULES = {
     "replay": replay,
     "relay": relay,
     "projection": projection,
+    "workers": workers,
     "latency": latency,
     "routing": routing,
     "demo": demo,

@@ -126,7 +126,7 @@ def _postgres(url: sa.URL, schema: str | None, *, readers: int) -> sa.Engine:
             if quoted is not None:
                 cursor.execute("SELECT to_regnamespace(%s) IS NULL", (quoted,))
                 if cursor.fetchone()[0] and not readers:
-                    cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+                    _create_schema(connection, quoted)
                 cursor.execute(f"SET search_path = {quoted}")
             cursor.execute("SET synchronous_commit = off")
             if readers:
@@ -134,6 +134,17 @@ def _postgres(url: sa.URL, schema: str | None, *, readers: int) -> sa.Engine:
         connection.commit()
 
     return engine
+
+
+def _create_schema(connection: Any, quoted: str) -> None:
+    try:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+        connection.commit()
+    except Exception as e:
+        # "Unique violation": another process made it at the same moment, which IF NOT EXISTS does not cover.
+        if getattr(e, "sqlstate", None) != "23505":
+            raise
+        connection.rollback()
 
 
 def _sqlite(url: sa.URL, in_memory: bool, *, readers: int) -> sa.Engine:

@@ -179,14 +179,23 @@ def _types_of(key: tuple[Any, ...]) -> tuple[type, ...]:
 
 def _write(connection: sa.Connection, rows: _Rows) -> None:
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Values]] = {}
-    for set_to, add in rows.changed.values():
+    changed = rows.changed
+    if rows.plan.dialect.name == "postgresql":
+        # Workers that change the same rows lock them one after the other, and in this order: else two could wait for
+        # each other, until the database sends one of them back. (SQLite has one writer.)
+        changed = dict(sorted(changed.items(), key=_text_of_key))
+    for set_to, add in changed.values():
         shape = (tuple(set_to), tuple(add))
         found = alike.get(shape)
         if found is None:
             found = alike[shape] = []
         found.append({**set_to, **add} if add else set_to)
-    for (columns, added), values in alike.items():
+    for (columns, added), values in sorted(alike.items()) if len(alike) > 1 else alike.items():
         rows.plan.write(connection, columns, added, values)
+
+
+def _text_of_key(row: tuple[Any, object]) -> str:
+    return str(row[0])
 
 
 class Catalog:

@@ -12,7 +12,9 @@ import sqlalchemy as sa
 
 from evsync import Aggregate, Contract, Event, Halted, Projection, Service, SqlModel, Tables, event
 from evsync.errors import ConfigurationError
+from evsync.projections import ProjectionRunner, ViewsDatabase
 from evsync.projections.engines import Place
+from tests.projection_logs import ListSource
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +96,17 @@ async def test_store_and_read_model_in_one_database(urls: dict[str, Any]) -> Non
         last = max(positions, key=lambda p: p.number)
         await service.wait(last)
         assert await balances(service, accounts) == {f"p{n}": (10, 5) for n in range(20)}
+
+
+async def test_many_that_begin_at_once_make_schema_and_tables_once(urls: dict[str, Any]) -> None:
+    """Creating what is missing is safe beside others who do the same."""
+    databases = [ViewsDatabase(urls["views"]) for _ in range(12)]
+    _, _, view = bank()
+    runners = [ProjectionRunner(view, database, [ListSource("bank")]) for database in databases]
+    await asyncio.gather(*(runner.open() for runner in runners))
+    for runner, database in zip(runners, databases, strict=True):
+        await runner.close()
+        await database.close()
 
 
 async def test_the_read_model_goes_on_where_it_was(urls: dict[str, Any]) -> None:
