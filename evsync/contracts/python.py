@@ -7,6 +7,7 @@ old events lack gets its default (None where the document does not know it).
 
 from __future__ import annotations
 
+import ast
 import builtins
 import keyword
 import re
@@ -77,7 +78,8 @@ class _Module:
         return head + self._imports("\n".join(parts)) + "".join(f"{_before(part)}{part}" for part in parts)
 
     def _imports(self, body: str) -> str:
-        used = [name for name in _IMPORTS if re.search(rf"(?<![\w.\"']){name}(?!\w)", _without_texts(body))]
+        names = _names_in(ast.parse(body))
+        used = [name for name in _IMPORTS if name in names]
         blocks: list[list[str]] = [[], []]
         for name in used:
             line = _IMPORTS[name]
@@ -294,8 +296,19 @@ def _one_line(text: str) -> str:
     return " ".join(text.replace("\\", "/").replace('"', "'").split())
 
 
-def _without_texts(body: str) -> str:
-    return re.sub(r'"""[\s\S]*?"""|"(?:\\.|[^"\\\n])*"', '""', body)
+def _names_in(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+            and ast.unparse(node.annotation) == "TypeAlias"
+        ):
+            found |= _names_in(ast.parse(node.value.value))
+    return found
 
 
 def _merged(imports: list[str]) -> list[str]:

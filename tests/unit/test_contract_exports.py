@@ -115,6 +115,17 @@ def test_generated_defaults_are_the_producers() -> None:
         assert not hasattr(made.place, "loud")
 
 
+@pytest.mark.parametrize(
+    "text", ['a"b', "a'b", "\"'", '"""', "\\", "\n", "\u2028", "s\U0002bae5m", "UUID", 'x" UUID("']
+)
+def test_any_text_may_be_a_default_or_a_value(text: str) -> None:
+    """Quotes in it do not end it, and what looks like a name in it is imported by nobody."""
+    fields = {"json": str, "mode": Literal[text], "key": UUID}  # type: ignore[valid-type]
+    with contracts_from(document_with(fields, {"json": text, "mode": text})) as module:
+        made = module.PictureMade.model_validate({"key": UUID(int=1)})
+        assert (made.json_, made.mode, made.key) == (text, text, UUID(int=1))
+
+
 def test_the_same_contracts_are_the_same_text_in_every_process() -> None:
     """So that a repository shows nothing but changes."""
     code = (
