@@ -191,7 +191,7 @@ class _Statement:
             self._single = len(order) == 1
             processors = [table.c[c].type.dialect_impl(dialect).bind_processor(dialect) for c in order]
             self._processors = [(i, p) for i, p in enumerate(processors) if p is not None]
-            self._rows = min(_ROWS, _PARAMETERS // len(order))
+            self._rows = max(_PARAMETERS[dialect.name] // len(order), 1)
             # In PostgreSQL only where SQLAlchemy casts every value: the database finds one type for a column of several
             # rows, and would make floats of decimals that stand beside one.
             cast = [c for c in order if not isinstance(table.c[c].type, sa.Float)]
@@ -213,19 +213,19 @@ class _Statement:
                 for i, process in self._processors:
                     bound[i] = process(bound[i])
                 parameters[n] = tuple(bound)
-        done = 0
-        if self._many is not None:
-            for done in range(self._rows, len(parameters) + 1, self._rows):
-                together = parameters[done - self._rows : done]
-                connection.exec_driver_sql(self._many, tuple(chain.from_iterable(together)))
-        if done < len(parameters):
-            connection.exec_driver_sql(self._driver, parameters[done:])
+        whole = len(parameters) // self._rows * self._rows if self._many is not None else 0
+        if self._many is not None and whole:
+            starts = range(0, whole, self._rows)
+            together = [tuple(chain.from_iterable(parameters[start : start + self._rows])) for start in starts]
+            connection.exec_driver_sql(self._many, together)
+        if whole < len(parameters):
+            connection.exec_driver_sql(self._driver, parameters[whole:])
 
 
 _BY_PLACE: dict[str, Any] = {"sqlite": "qmark", "postgresql": "format"}
-_ROWS = 128
-_PARAMETERS = 900
-"""Of one statement: below the 999 that the oldest SQLite in use takes."""
+_PARAMETERS = {"sqlite": 640, "postgresql": 50}
+"""Of one statement: below the 999 that the oldest SQLite in use takes; and the most with which psycopg remembers how it
+has taken a statement apart, which takes longer than to send it."""
 
 
 def _for_many(statement: str, rows: int) -> str | None:
