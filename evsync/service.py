@@ -68,6 +68,10 @@ class Service:
 
     # ---- opening
 
+    def settings(self, **overrides: Unpack[Deployment]) -> Deployment:
+        """Where the service would be opened now. Raises ConfigurationError."""
+        return resolve(self.name, self._deployment, overrides)
+
     @asynccontextmanager
     async def open(self, **overrides: Unpack[Deployment]) -> AsyncIterator[Self]:
         """Open the service for the length of an `async with`: the store, the broker, and the parts that `run` names.
@@ -75,8 +79,7 @@ class Service:
         A broker that cannot be reached is no error: saves go on, and the relay catches up when it is there. Raises
         ConfigurationError, StoreError. A service is open once at a time.
         """
-        settings = resolve(self.name, self._deployment, overrides)
-        async with self._opened(Runtime.open(self, settings)) as runtime:
+        async with self._opened(Runtime.open(self, self.settings(**overrides))) as runtime:
             runtime.start()
             yield self
 
@@ -87,7 +90,7 @@ class Service:
         With `followers`, `status()` tells of projections and reactions too. Raises as `open`, StoreUnavailable where
         there is no store.
         """
-        settings = resolve(self.name, self._deployment, overrides)
+        settings = self.settings(**overrides)
         async with self._opened(Runtime.open(self, settings, followers=followers, look_only=True)):
             yield self
 

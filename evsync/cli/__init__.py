@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from evsync.cli import contracts, import_, nats, parked, replay, run, status, stream, tail
+from evsync.cli import contracts, import_, nats, parked, replay, run, status, store, stream, tail
 from evsync.cli.terminal import redacted
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("import")(import_.import_)
 app.add_typer(stream.app)
 app.add_typer(parked.app)
 app.add_typer(contracts.app)
+app.add_typer(store.app)
 
 
 def main() -> None:

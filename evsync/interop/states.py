@@ -34,6 +34,8 @@ from evsync.tags import current_tags
 TOPIC, CARRIED, TRANSCODED, TEXT_ID, SCHEMA = "es.topic", "es.carried", "es.transcoded", "es.text_id", "schema"
 """Tags. CARRIED: what of the state the record carries in a way of its own; TRANSCODED: see `_plain`; SCHEMA: its
 class_version, as for every evsync event."""
+_TOPIC_KEY = f'"{TOPIC}":'
+"""How JSON names the tag, and what no value of another tag can hold: there a quote has a backslash before it."""
 _UTC = timedelta(0)
 _Path = tuple[str | int, ...]
 _Names = dict[_Path, list[str]]
@@ -65,6 +67,11 @@ def decode(stored: StoredEvent) -> LibraryEvent:
     kept = _kept(stored.meta)
     originator_id = stored.stream if kept.text_id else UUID(stored.stream)
     return LibraryEvent(originator_id, stored.version, kept.topic, state_of(stored, kept))
+
+
+def is_of_library(stored: StoredEvent) -> bool:
+    """Whether an application of the library wrote it, which gives versions itself: they may have gaps."""
+    return stored.meta is not None and _TOPIC_KEY in stored.meta
 
 
 def is_whole(stored: StoredEvent) -> bool:

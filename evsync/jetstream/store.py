@@ -19,6 +19,7 @@ from evsync.errors import (
     StoreUnavailable,
 )
 from evsync.jetstream import store_checkpoints as checkpoints
+from evsync.jetstream import store_inspection as inspection
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.faults import passes
 from evsync.jetstream.messages import MessageFormat
@@ -29,7 +30,7 @@ from evsync.jetstream.store_sends import Sender
 from evsync.jetstream.store_snapshots import SnapshotStream
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, open_stream
 from evsync.jetstream.streams import StreamState
-from evsync.ports import Capabilities
+from evsync.ports import Capabilities, StoreFacts, Unreadable
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
 from evsync.sharding.slots import slot_of
 from evsync.stores.plan import key_of, plan
@@ -218,6 +219,20 @@ class JetStreamStore:
                 self._poller = asyncio.create_task(self._poll(), name=f"evsync poll of {self.identity.name}")
             await self._tail.beyond(after, timeout_s)
         return self._tail.head
+
+    # ---- Inspectable
+
+    async def facts(self) -> StoreFacts:
+        """How much it holds. A stream counts if it has a version 1, as all have but some of other libraries."""
+        return await self._ask(lambda: inspection.facts(self._conn, self.stream, self._snapshots.name, self))
+
+    async def scan(self, after: int, limit: int) -> Sequence[StoredEvent | Unreadable]:
+        """What is stored at up to `limit` positions after `after`, as the stream's leader knows it."""
+        return await self._ask(lambda: inspection.scan(self._conn, self.stream, self._form, after, limit))
+
+    async def self_check(self) -> Sequence[str]:
+        """What the server says is missing, or wrong with its files."""
+        return await self._ask(lambda: inspection.self_check(self._conn, self.stream))
 
     async def _poll(self) -> None:
         """Tell the tail what others append, while anybody waits for it."""

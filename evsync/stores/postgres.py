@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,13 @@ import psycopg
 from psycopg import AsyncConnection, sql
 
 from evsync.errors import Conflict, EncodingError, EvsyncError, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
-from evsync.ports import Capabilities
+from evsync.ports import Capabilities, StoreFacts, Unreadable
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
+from evsync.stores import postgres_inspection as inspection
 from evsync.stores import postgres_schema as tables
-from evsync.stores.plan import CheckpointKey, Place, Plan, key_of, plan, streams_of
+from evsync.stores.plan import CheckpointKey, key_of, plan
+from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
 from evsync.stores.postgres_connections import Connections, settings_of, words
 from evsync.stores.tail import Tail
 
@@ -108,7 +110,7 @@ class PostgresStore:
             sql.SQL(", ".join(Snapshot._fields)),
             sql.SQL(", ".join(f"{field} = excluded.{field}" for field in Snapshot._fields)),
         )
-        self._append = sql.SQL("SELECT * FROM {}.append_commits({})").format(name, sql.SQL(", ".join(_PARAMETERS)))
+        self._append = sql.SQL("SELECT * FROM {}.append_commits({})").format(name, sql.SQL(", ".join(PARAMETERS)))
         self._channel = f"evsync_{schema}"[:63]
         self._tail = Tail()
         self._watcher: asyncio.Task[None] | None = None
@@ -210,6 +212,21 @@ class PostgresStore:
             await self._tail.beyond(after, timeout_s)
         return self._tail.head if self._tail.head > after else await self.head()
 
+    # ---- Inspectable
+
+    async def facts(self) -> StoreFacts:
+        """How much it holds."""
+        self._check_open()
+        return await self._database.patiently(partial(inspection.facts, self._database.where, self.schema))
+
+    async def scan(self, after: int, limit: int) -> list[StoredEvent | Unreadable]:
+        """What is stored at up to `limit` positions after `after`, gaps and cut commits included."""
+        return [*await self._rows(self._read_log, (after, limit))]
+
+    async def self_check(self) -> Sequence[str]:
+        """Nothing: what PostgreSQL has for this (amcheck) is for its administrators."""
+        return ()
+
     async def _watch(self) -> None:
         """Tell the tail what others append, from the first call of `wait` until the store is closed.
 
@@ -256,7 +273,7 @@ class PostgresStore:
     # ---- writing
 
     async def _append_in_turn(self, commits: Sequence[Commit]) -> list[int | Conflict]:
-        parts = list(_parts(commits))
+        parts = list(parts_of(commits))
         async with self._appending:
             c = self._writer
             if c is None or c.closed:
@@ -282,7 +299,7 @@ class PostgresStore:
             key: commit.after for commit in commits if commit.after is not None and (key := key_of(commit)) is not None
         }
         planned = plan(self.identity, 0, expected, after, commits)
-        parameters, judged = _arguments(commits, planned)
+        parameters, judged = arguments_of(commits, planned)
         cursor = c.cursor(binary=True)
         await cursor.execute(self._append, (*parameters, self.identity.incarnation, self._channel), prepare=True)
         row = await cursor.fetchone()
@@ -326,92 +343,3 @@ class PostgresStore:
 
     def _closed_error(self) -> StoreUnavailable:
         return StoreUnavailable(f"the store in {self._database.where} is closed; nothing was stored")
-
-
-def _parts(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
-    """The commits in order, cut so that no stream and no checkpoint belongs to two commits of one part."""
-    part: list[Commit] = []
-    used: set[object] = set()
-    for commit in commits:
-        mine: set[object] = {*streams_of([commit])}
-        if (key := key_of(commit)) is not None:
-            mine.add(key)
-        if mine & used:
-            yield part
-            part, used = [], set()
-        part.append(commit)
-        used |= mine
-    yield part
-
-
-_PARAMETERS = (
-    "%s::int[]", "%s::text[]", "%s::bigint[]",
-    "%s::int[]", "%s::text[]", "%s::bigint[]",
-    "%s::int[]", "%s::text[]", "%s::text[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::bigint[]", "%s::bigint[]",
-    "%s::bigint[]",
-    "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%b::bytea[]", "%s::int[]",
-    "%b::bytea[]", "%s::text[]",
-    "%s", "%s",
-)  # fmt: skip
-
-
-def _arguments(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequence[Any]], dict[int, tuple[str, int]]]:
-    """The arrays that the function takes, and for each item it judges (see `items` there) its name and expectation."""
-    appends: list[tuple[int, str, int | None]] = []
-    places: list[tuple[int, str, int]] = []
-    checkpoints: list[tuple[Any, ...]] = []
-    sizes: list[int] = []
-    judged: dict[int, tuple[str, int]] = {}
-    for number, commit in enumerate(commits):
-        moved: dict[str, int] = {}
-        placed: set[Place] = set()
-        for a in commit.appends:
-            if a.versions is not None:
-                # Nothing is expected but that the places are free. One that the commit gives twice never is.
-                mine = {(a.stream, version) for version in a.versions}
-                sound = len(mine) == len(a.versions) and not mine & placed
-                placed |= mine
-                places += [(len(appends) + 1, a.stream, version) for version in a.versions]
-                appends.append((number, a.stream, None if sound else -1))
-                judged[len(appends)] = a.stream, a.expected_version
-            elif a.stream not in moved:
-                sound = True
-                appends.append((number, a.stream, a.expected_version))
-                judged[len(appends)] = a.stream, a.expected_version
-            elif not (sound := moved[a.stream] == a.expected_version):
-                appends.append((number, a.stream, -1))
-            if not sound:
-                # The commit contradicts itself and is to be refused, for this reason unless the tables give one that
-                # comes before it. No stream is at version -1.
-                break
-            moved[a.stream] = a.expected_version + len(a.events)
-        else:
-            sizes += [number] * commit.size
-        c = commit.checkpoint
-        if c is not None and commit.follower is not None:
-            digest = c.digest & _MASK
-            signed = digest - 2**64 if digest >= 2**63 else digest
-            row = (commit.follower, c.log, c.group, c.incarnation, c.position, c.count, signed, commit.after)
-            checkpoints.append((number, *row))
-            judged[-len(checkpoints)] = f"checkpoint of {commit.follower}", commit.after or 0
-    rows = planned.rows
-    columns: list[Sequence[Any]] = [
-        *_columns(appends, 3),
-        *_columns(places, 3),
-        *_columns(checkpoints, 9),
-        sizes,
-        [e.stream for e in rows],
-        [e.version for e in rows],
-        [e.slot for e in rows],
-        [e.type for e in rows],
-        [e.time_us for e in rows],
-        [e.id for e in rows],
-        [e.remaining for e in rows],
-        [e.data for e in rows],
-        [e.meta for e in rows],
-    ]
-    return columns, judged
-
-
-def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

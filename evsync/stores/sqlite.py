@@ -17,15 +17,16 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
-from evsync.ports import Capabilities
+from evsync.ports import Capabilities, StoreFacts, Unreadable
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
 from evsync.sharding.slots import SLOTS
+from evsync.stores import sqlite_inspection as inspection
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
@@ -33,6 +34,8 @@ from evsync.stores.sqlite_errors import BUSY, primary_code, translated
 from evsync.stores.sqlite_pace import Pace
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
+
+T = TypeVar("T")
 
 ROWS_PER_READ = 512
 """Rows that are read without a pause for the event loop: about a millisecond."""
@@ -267,6 +270,20 @@ class SqliteStore:
             await self._tail.beyond(after, timeout_s)
         return self._tail.head if self._tail.head > after else await self.head()
 
+    # ---- Inspectable
+
+    async def facts(self) -> StoreFacts:
+        """How much it holds."""
+        return await self._in_thread(partial(inspection.facts, self.path))
+
+    async def scan(self, after: int, limit: int) -> list[StoredEvent | Unreadable]:
+        """What is stored at up to `limit` positions after `after`, gaps and cut commits included."""
+        return list(map(_stored_event, await self._rows(statements.READ_LOG, 0, after, limit)))
+
+    async def self_check(self) -> Sequence[str]:
+        """What SQLite finds wrong with the file, indexes included. Reads all of it."""
+        return await self._in_thread(inspection.integrity)
+
     async def _poll(self) -> None:
         try:
             while True:
@@ -304,7 +321,14 @@ class SqliteStore:
         try:
             if self._read_on_loop_s > 0 and (rows := self._fetch_now(sql, parameters)) is not None:
                 return rows
-            return await self._readers.run(lambda c: c.execute(sql, parameters).fetchall())
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+            raise translated(e, self.path) from e
+        return await self._in_thread(lambda c: c.execute(sql, parameters).fetchall())
+
+    async def _in_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+        try:
+            return await self._readers.run(read)
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
 

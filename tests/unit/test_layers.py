@@ -14,7 +14,7 @@ LAYERS = [
     {"records", "ports", "domain", "tags"},
     {"codec", "replay", "sharding.slots", "snapshots", "stores.plan", "stores.tail"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
-    {"opening", "sources", "stream_locks", "repository", "config", "interop", "contracts"},
+    {"opening", "sources", "stream_locks", "repository", "config", "interop", "contracts", "store_check"},
     {"runtime", "service"},
     {"cli", "testing", "__init__"},
 ]
