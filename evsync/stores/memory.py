@@ -89,12 +89,14 @@ class MemoryStore:
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Keep it in place of an older one, or one of another shape."""
+        self._check_open()
         kept = self._snapshots.get(snapshot.stream)
         if kept is None or kept.shape != snapshot.shape or kept.version < snapshot.version:
             self._snapshots[snapshot.stream] = snapshot
 
     async def snapshot(self, stream: str) -> Snapshot | None:
         """The snapshot of a stream, if one is kept."""
+        self._check_open()
         return self._snapshots.get(stream)
 
     async def close(self) -> None:

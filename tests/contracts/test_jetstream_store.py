@@ -9,10 +9,10 @@ import pytest
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store import JetStreamStore
 from evsync.ports import Store
-from evsync.testing.contracts import EventLogContract, EventStoreContract
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
 
 
-class TestJetStreamStore(EventStoreContract, EventLogContract):
+class TestJetStreamStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
     opener = "evsync.opening:open_store"
     numbers = itertools.count()
 

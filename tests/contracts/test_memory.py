@@ -5,9 +5,9 @@ from __future__ import annotations
 from evsync.ports import Store
 from evsync.records import LogIdentity, new_incarnation
 from evsync.stores.memory import MemoryStore
-from evsync.testing.contracts import EventLogContract, EventStoreContract
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
 
 
-class TestMemoryStore(EventStoreContract, EventLogContract):
+class TestMemoryStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
     async def new_store(self) -> Store:
         return MemoryStore(LogIdentity("users", "main", new_incarnation()))

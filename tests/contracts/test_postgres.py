@@ -8,10 +8,10 @@ import pytest
 
 from evsync.ports import Store
 from evsync.stores.postgres import PostgresStore
-from evsync.testing.contracts import EventLogContract, EventStoreContract
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
 
 
-class TestPostgresStore(EventStoreContract, EventLogContract):
+class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
     numbers = itertools.count()
 
     @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from evsync.records import Commit
 from evsync.stores import sqlite_pace as pace
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.sqlite import SqliteStore
-from evsync.testing.contracts import EventLogContract, EventStoreContract
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import one, rows_of
 
@@ -34,7 +34,7 @@ class OnTheLoop(SqliteStore):
         return now if now is not None else await super().append(commits)
 
 
-class TestSqliteStore(EventStoreContract, EventLogContract):
+class TestSqliteStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
     read_on_loop_s = 1.0
 
     @pytest.fixture(autouse=True)

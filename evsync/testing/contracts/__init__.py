@@ -1,6 +1,6 @@
 """The suites that every adapter of a port passes, as classes to inherit. Needs pytest, anyio and hypothesis.
 
-    class TestMyStore(EventStoreContract, EventLogContract):
+    class TestMyStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
         async def new_store(self) -> Store: ...
         async def reopen(self, store: Store) -> Store: ...   # if it declares durable
         def url_of(self, store: Store) -> str: ...           # if it declares several_processes
@@ -13,5 +13,6 @@ from evsync.testing.contracts.case import StoreCase
 from evsync.testing.contracts.event_log import EventLogContract
 from evsync.testing.contracts.event_store import EventStoreContract
 from evsync.testing.contracts.lost_reply import LostReply
+from evsync.testing.contracts.snapshot_store import SnapshotStoreContract
 
-__all__ = ["EventLogContract", "EventStoreContract", "LostReply", "StoreCase"]
+__all__ = ["EventLogContract", "EventStoreContract", "LostReply", "SnapshotStoreContract", "StoreCase"]
