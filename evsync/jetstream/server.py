@@ -147,7 +147,7 @@ class EmbeddedServer:
                     stderr=stderr,
                     start_new_session=True,
                     pass_fds=(self._lock.fileno(),) if self._lock else (),
-                    preexec_fn=_end_with_parent(),  # noqa: PLW1509  (it only makes system calls, see there)
+                    preexec_fn=end_with_parent(signal.SIGTERM),  # noqa: PLW1509  (it only makes system calls, see there)
                 )
             self.url = self._wait_until_ready(self._process, ports_dir, log_start)
             self._port = int(self.url.rpartition(":")[2])
@@ -209,8 +209,8 @@ def find_binary() -> Path:
     )
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes nats-server: ask the kernel for SIGTERM when its parent dies.
+def end_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """What a child does before it becomes a server: ask the kernel for a signal when its parent dies.
 
     Only on Linux, and only from the main thread: the kernel sends the signal when the *thread* that forked ends.
     The function must not take a lock (another thread might hold it at the fork), so everything is looked up before.
@@ -221,7 +221,7 @@ def _end_with_parent() -> Callable[[], None] | None:
     parent, getppid, exit_now = os.getpid(), os.getppid, os._exit
 
     def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        prctl(_PR_SET_PDEATHSIG, int(number))
         if getppid() != parent:  # it died between the fork and the line above
             exit_now(1)
 

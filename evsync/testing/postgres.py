@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from evsync.errors import ConfigurationError
+from evsync.jetstream.server import end_with_parent
 
 START_S = 30.0
 _NOBODY = 65_534
@@ -21,7 +22,10 @@ _NOBODY = 65_534
 
 
 class PostgresServer:
-    """One server in one directory: made, started, killed and started again. fsync is on, as in production."""
+    """One server in one directory: made, started, killed and started again. fsync is on, as in production.
+
+    Ends with this process, also if that is killed (on Linux, and if it was started in the main thread).
+    """
 
     def __init__(self, directory: Path) -> None:
         """Make a database cluster in an empty directory, and start its server."""
@@ -61,6 +65,8 @@ class PostgresServer:
                     "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", "-c", "shared_buffers=64MB",
                 ],
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.directory, **self._as,
+                # On SIGINT it does not wait for its clients. Asked for behind the change of user, which would undo it.
+                preexec_fn=end_with_parent(signal.SIGINT),  # noqa: PLW1509  (it only makes system calls, see there)
             )  # fmt: skip
         deadline = time.monotonic() + START_S
         ready = [str(self._binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
