@@ -23,11 +23,11 @@ from typing_extensions import TypeVarTuple
 
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
-from evsync.errors import ConfigurationError, EventTooLarge
+from evsync.errors import ConfigurationError
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.relay import Relay, RelayStatus
 from evsync.jetstream.settings import NatsSettings
+from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import is_on_nats, open_store
 from evsync.ports import LogSource, Store
@@ -41,7 +41,7 @@ from evsync.projections import (
     ViewsDatabase,
 )
 from evsync.projections.status import FollowerStatus
-from evsync.records import Append, Checkpoint, Position, StoredEvent
+from evsync.records import Checkpoint, Position
 from evsync.repository import Repository
 from evsync.snapshots import Snapshots
 from evsync.sources import ServiceSource, StoreSource
@@ -54,9 +54,6 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
 logger = logging.getLogger("evsync")
-
-DEFAULT_MAX_PAYLOAD = 1 << 20
-"""What a nats-server takes unless it is told otherwise; assumed until one has been met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +76,10 @@ class Runtime:
     def __init__(self, service: Service, settings: Deployment, store: Store) -> None:
         self.service, self.settings, self.store = service, settings, store
         self.commits = GroupCommit(store)
-        self._sizes = MessageFormat(store.identity.name)
         policy = service.snapshots
         self.snapshots = Snapshots(policy, service.codec, store, store) if policy is not None else None
-        self.repository = Repository(service.codec, store, self.commits, self._check_size, self.snapshots)
+        sizes = SizeLimit(store.identity, lambda: self.connection.max_payload if self.connection is not None else None)
+        self.repository = Repository(service.codec, store, self.commits, sizes, self.snapshots)
         self.connection: Connection | None = None
         self.views: ViewsDatabase | None = None
         self.relay: Relay | None = None
@@ -249,25 +246,6 @@ class Runtime:
         if self.relay is not None and self.relay.halted is not None:
             halted.append(self.relay.halted)
         return halted[0] if halted else self._crashed
-
-    # ---- saving
-
-    def _check_size(self, append: Append) -> None:
-        limit = DEFAULT_MAX_PAYLOAD
-        if self.connection is not None and self.connection.max_payload is not None:
-            limit = self.connection.max_payload
-        identity = self.store.identity
-        for e in append.events:
-            # Subject and headers of an ordinary event are far below this: nothing to measure. Some tags are written a
-            # second time, as CloudEvents attributes, where a character may take three.
-            if len(e.data) + 4 * len(e.meta or "") + 8_192 < limit and len(append.stream) <= 128:
-                continue
-            stored = StoredEvent(
-                position=0, stream=append.stream, version=0, slot=append.slot, type=e.type, time_us=e.time_us,
-                id=bytes(16), remaining=0, incarnation=identity.incarnation, data=e.data, meta=e.meta,
-            )  # fmt: skip
-            if (size := self._sizes.size_of(stored)) > limit:
-                raise EventTooLarge(e.type, append.stream, size, limit)
 
     # ---- read models
 

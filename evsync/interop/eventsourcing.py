@@ -3,6 +3,7 @@
     PERSISTENCE_MODULE=evsync.interop.eventsourcing
     EVSYNC_STORE=sqlite:///{service}.db                  as evsync.opening.open_store takes it
     EVSYNC_SERVICE=shop                                  by default the application's name: BankAccounts → bank_accounts
+    EVSYNC_MAX_PAYLOAD=8388608                           max_payload of the NATS server, by default 1 MB
 
 Each may be given for one application alone, as the library has it: BANKACCOUNTS_EVSYNC_STORE. CREATE_TABLE=no opens an
 existing store only. Snapshots are kept in a store of their own beside it (`shop_snapshots.db`, schema
@@ -28,6 +29,7 @@ from evsync.interop.recorders import (
     EvsyncTrackingRecorder,
 )
 from evsync.interop.threads import LoopThread, SharedStore
+from evsync.jetstream.sizes import SizeLimit
 from evsync.opening import open_store
 from evsync.ports import Store
 
@@ -51,6 +53,7 @@ class Factory(InfrastructureFactory[EvsyncTrackingRecorder]):
 
     EVSYNC_STORE = "EVSYNC_STORE"
     EVSYNC_SERVICE = "EVSYNC_SERVICE"
+    EVSYNC_MAX_PAYLOAD = "EVSYNC_MAX_PAYLOAD"
     CREATE_TABLE = "CREATE_TABLE"
 
     def __init__(self, env: Environment | EnvType | None) -> None:
@@ -63,6 +66,7 @@ class Factory(InfrastructureFactory[EvsyncTrackingRecorder]):
                 f"application {self.env.name!r} has no event store: set {names}, such as sqlite:///{self.service}.db"
             )
         self.url = url.replace("{service}", self.service)
+        self.max_payload = _bytes(self.EVSYNC_MAX_PAYLOAD, self.env.get(self.EVSYNC_MAX_PAYLOAD))
         self._thread: LoopThread | None = None
         self._stores: dict[str, SharedStore] = {}
 
@@ -101,7 +105,10 @@ class Factory(InfrastructureFactory[EvsyncTrackingRecorder]):
             if self._thread is None:
                 self._thread = LoopThread(f"evsync-{self.service}")
             future = self._thread.submit(self._opened(shard))
-            self._stores[shard] = SharedStore(self._thread, future.result())
+            store = future.result()
+            # What is not in the main log is relayed by nobody.
+            sizes = SizeLimit(store.identity, lambda: self.max_payload) if shard == "main" else None
+            self._stores[shard] = SharedStore(self._thread, store, sizes)
         return self._stores[shard]
 
     async def _opened(self, shard: str) -> Store:
@@ -120,6 +127,14 @@ class Factory(InfrastructureFactory[EvsyncTrackingRecorder]):
 async def _close_all(stores: list[SharedStore]) -> None:
     for store in stores:
         await store.close()
+
+
+def _bytes(setting: str, text: str | None) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigurationError(f"{setting}={text!r}: a number of bytes is needed, the max_payload of the NATS server")
+    return int(text)
 
 
 def _service_name(application: str) -> str:

@@ -11,15 +11,15 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from eventsourcing.persistence import DataError, IntegrityError, OperationalError, PersistenceError
 
-from evsync.errors import CodecError, Conflict, EvsyncError
+from evsync.errors import CodecError, Conflict, EventTooLarge, EvsyncError
 from evsync.ports import Store
-from evsync.records import Checkpoint, Commit, StoredEvent
+from evsync.records import Append, Checkpoint, Commit, StoredEvent
 from evsync.stores.group_commit import GroupCommit
 
 T = TypeVar("T")
@@ -96,12 +96,18 @@ async def _end(last: Coroutine[Any, Any, None]) -> None:
 class SharedStore:
     """A store and its group commit, for any thread. Raises the library's errors: see `translated`."""
 
-    def __init__(self, thread: LoopThread, store: Store) -> None:
-        self.thread, self.store = thread, store
+    def __init__(self, thread: LoopThread, store: Store, check_size: Callable[[Append], None] | None = None) -> None:
+        self.thread, self.store, self._check_size = thread, store, check_size
         self.commits = GroupCommit(store)
 
     def commit(self, commit: Commit) -> int:
-        """See GroupCommit.commit."""
+        """See GroupCommit.commit. An event that no broker's message could carry is refused before."""
+        try:
+            if self._check_size is not None:
+                for append in commit.appends:
+                    self._check_size(append)
+        except EvsyncError as e:
+            raise translated(e) from e
         return self.thread.run(self.commits.commit(commit))
 
     def read_stream(self, stream: str, after_version: int, to_version: int | None) -> list[StoredEvent]:
@@ -130,11 +136,11 @@ class SharedStore:
 def translated(error: EvsyncError) -> PersistenceError:
     """The error as the library's users expect it; the text, and the cause, are evsync's.
 
-    Conflict is an IntegrityError, a value that cannot be kept or read a DataError, all else (OutcomeUnknown too: saving
-    again is then safe, for a version can be taken once only) an OperationalError.
+    Conflict is an IntegrityError; what is too large, or cannot be kept or read, a DataError; all else an
+    OperationalError (OutcomeUnknown too: saving again is then safe, for a version can be taken once only).
     """
     if isinstance(error, Conflict):
         return IntegrityError(str(error))
-    if isinstance(error, CodecError):
+    if isinstance(error, (CodecError, EventTooLarge)):
         return DataError(str(error))
     return OperationalError(str(error))

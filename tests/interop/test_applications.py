@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from eventsourcing.persistence import DataError, IntegrityError, OperationalError, StoredEvent, Tracking
 
 from evsync import Contract, Event, MemoryModel, Projection, Service
-from evsync.errors import ConfigurationError, WrongStore
+from evsync.errors import ConfigurationError, EventTooLarge, WrongStore
 from evsync.interop.eventsourcing import EvsyncApplicationRecorder, Factory
 from evsync.jetstream.server import EmbeddedServer
 from evsync.records import NewEvent
@@ -254,3 +255,22 @@ def test_errors_are_the_librarys(url: str) -> None:
         with pytest.raises(DataError) as caught:
             store.commit(one("ada", 0, [NewEvent("a.B.C", 0, b"", None)] * 65_537))
         assert type(caught.value.__cause__).__name__ == "EncodingError"
+
+
+@pytest.mark.parametrize("limit", [None, 100_000])
+def test_an_event_that_no_message_could_hold_is_refused_at_save(tmp_path: Path, limit: int | None) -> None:
+    """As for a native service: by the broker's usual limit, or the one that was set; snapshots go by no such limit."""
+    settings = {"EVSYNC_MAX_PAYLOAD": str(limit)} if limit else {}
+    with baskets(f"sqlite:///{tmp_path}/baskets.db", **settings) as app:
+        recorder, most = app.factory.application_recorder(), limit or 1 << 20
+        fits = StoredEvent(uuid4(), 1, "shop:Basket.Filled", json.dumps({"text": "x" * (most - 9_000)}).encode())
+        recorder.insert_events([fits])
+        small = StoredEvent(uuid4(), 1, "shop:Basket.Filled", b"{}")
+        large = StoredEvent(uuid4(), 1, "shop:Basket.Filled", json.dumps({"text": "x" * most}).encode())
+        with pytest.raises(DataError, match=f"the broker takes {most:,}") as caught:
+            recorder.insert_events([small, large])
+        assert isinstance(caught.value.__cause__, EventTooLarge)
+        assert recorder.max_notification_id() == 1
+        app.factory.aggregate_recorder("snapshots").insert_events([large])
+    with pytest.raises(ConfigurationError, match="EVSYNC_MAX_PAYLOAD='1MB'"):
+        baskets("memory://", EVSYNC_MAX_PAYLOAD="1MB")
