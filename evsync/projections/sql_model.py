@@ -60,6 +60,8 @@ class SqlSession:
         self._checkpoint_plan = bookkeeping.plan_of_checkpoints(database.dialect)
         self._worker_plan = leases.plan_of_workers(database.dialect)
         self._renewed = 0.0
+        self._slow = False
+        """Whether the handlers of the last batch took so long that the lease may run out meanwhile."""
         if taken := sorted(bookkeeping.NAMES & metadata.tables.keys()):
             raise ConfigurationError(f"table {taken[0]!r} is evsync's own: name the read model's tables otherwise")
 
@@ -126,8 +128,12 @@ class SqlSession:
     ) -> None:
         entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens)))
         tables = Tables(connection, self._catalog, entry.enter)
+        began = time.monotonic()
         try:
+            if self._slow:  # lock first: else another worker takes over in the middle, then this one from it, for ever
+                entry.enter()
             applied = work(tables, tables.flush if one_by_one else None)
+            self._slow = time.monotonic() - began > self._claim.lease_s / 4
             entry.enter()
             tables.flush()
         except Exception as e:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -550,6 +551,69 @@ class TestWorkers:
             assert len(heir.groups) == 16
         assert await views.read(ledger.rows) == fold_bank(source.events)
         await gone.close()
+
+    async def test_handlers_that_take_longer_than_a_lease_get_on_all_the_same(self, tmp_path: Path) -> None:
+        """While they gather, nothing is locked, and the lease may run out: then the next attempt locks first."""
+        databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(2)]
+        source, ledger = ListSource("bank", bank_events(60, 1)), Ledger()
+
+        def slow(e: Event[Paid], db: Tables) -> None:
+            time.sleep(0.01)
+            ledger.paid(e, db)
+
+        ledger.projection.handlers._of[Paid] = slow
+        first, second = (ProjectionRunner(ledger.projection, d, [source], lease_s=0.1) for d in databases)
+        async with running(first), running(second):
+            await asyncio.gather(first.wait(at(60), 20), second.wait(at(60), 20))
+        assert await databases[0].read(ledger.rows) == fold_bank(source.events)
+        await asyncio.gather(*(d.close() for d in databases))
+
+    async def test_what_is_in_the_way_of_a_worker_shows_in_other_processes(self, tmp_path: Path) -> None:
+        """It is written with the sign of life."""
+        databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(2)]
+        source, ledger = ListSource("bank"), Ledger()
+        worker = ProjectionRunner(ledger.projection, databases[0], [source], lease_s=0.4)
+        onlooker = ProjectionRunner(Ledger().projection, databases[1], [ListSource("bank")])
+        await onlooker.open()
+        async with running(worker):
+            source.failure = OSError("no route to host")
+            source.add(PAID, "a", amount=1)
+
+            async def told() -> bool:
+                status = await onlooker.status()
+                return status.state == "retrying" and "no route to host" in str(status.reason)
+
+            await until(told)
+            source.failure = None
+
+            async def mended() -> bool:
+                status = await onlooker.status()
+                return status.state == "running" and status.reason is None
+
+            await until(mended)
+        await onlooker.close()
+        await asyncio.gather(*(d.close() for d in databases))
+
+    async def test_a_projection_that_halts_halts_all_of_its_workers(self, tmp_path: Path) -> None:
+        """Whoever takes the group over meets the same event; in the end nobody holds it, and everybody is told why."""
+        databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(2)]
+        source, ledger = ListSource("bank", bank_events(50, 1)), Ledger(bad={60}, retries=1)
+        first, second = (ProjectionRunner(ledger.projection, d, [source], lease_s=0.4) for d in databases)
+        async with running(first) as one, running(second) as two:
+
+            async def divided() -> bool:
+                return len(first.groups) == len(second.groups) == 8
+
+            await until(divided)
+            for n in range(51, 70):
+                source.add(PAID, f"account-{n}", amount=1)
+            await asyncio.wait([one, two])
+            for runner in (first, second):
+                assert isinstance(runner.halted, Halted)
+                assert runner.halted.position == 60
+                with pytest.raises(Halted):
+                    await runner.wait(at(69), 10)
+        await asyncio.gather(*(d.close() for d in databases))
 
     async def test_a_worker_that_was_taken_over_from_applies_nothing_more(self, views: ViewsDatabase) -> None:
         """Its token is not the stored one, so its transaction is rolled back; it comes back where the other is."""
