@@ -135,8 +135,7 @@ def enroll(connection: sa.Connection, claim: Claim, tables: Iterable[str]) -> bo
         rows = [_lease(claim, group) for group in range(claim.groups)]
         connection.execute(sa.insert(LEASES), rows)
         # Left by somebody who has deleted the other rows, to build the read model anew.
-        mine_too = (PARKED.c.projection == claim.projection, PARKED.c.version == claim.version)
-        connection.execute(sa.delete(PARKED).where(*mine_too))
+        connection.execute(sa.delete(PARKED).where(PARKED.c.projection == claim.projection))
     elif groups != claim.groups:
         raise ConfigurationError(
             f"the read model of projection {claim.projection!r} was made with groups={groups}, and this is "

@@ -142,3 +142,23 @@ async def test_what_was_parked_by_a_worker_that_died_is_known_to_its_heir(views:
         assert await views.read(ledger.rows) == fold_bank([])
         with pytest.raises(Parked):
             await heir.wait(Position("bank.main", at(1).incarnation, 1), 10)
+
+
+async def test_a_read_model_that_is_built_anew_begins_with_nothing_parked(views: ViewsDatabase) -> None:
+    """What was parked for the old one must not keep its streams out of the new one."""
+    source, ledger = payments(("a", 1), ("a", 2)), Ledger(bad={1}, retries=0, then="park")
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+        with pytest.raises(Parked):
+            await runner.wait(at(2), 10)
+    for statement in (
+        "DROP TABLE accounts",
+        "DROP TABLE daily",
+        "DELETE FROM evsync_checkpoints WHERE projection = 'ledger'",
+        "DELETE FROM evsync_leases WHERE projection = 'ledger'",
+    ):
+        await views.write(lambda connection, s=statement: connection.execute(sa.text(s)))  # type: ignore[misc]
+    ledger = Ledger(version=2)
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
+        await runner.wait(at(2), 10)
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+        assert (await runner.status()).parked == 0
