@@ -120,8 +120,8 @@ def _show(found: dict[str, Any]) -> None:
         rows += [(name, at["log"], at["position"], at["head"], at["lag"], at["state"]) for at in logs]
         rows += [(name, f"{service}.?", None, None, None, "waiting") for service in follower["waiting_for"]]
         if workers := follower["workers"]:
-            shares = ", ".join(f"{':'.join(w['owner'].split(':')[:2])} ({w['groups']})" for w in workers)
-            notes.append(f"{name}: {len(workers)} worker{'s' * (len(workers) > 1)} (with their groups): {shares}")
+            shares = ", ".join(f"{':'.join(w['owner'].split(':')[:2])} ({w['groups']} groups)" for w in workers)
+            notes.append(f"{name}: {len(workers)} worker{'s' * (len(workers) > 1)}: {shares}")
         if follower["parked"]:
             notes.append(f"{name}: {follower['parked']} events are parked; see `evsync parked list`")
         for reason in [follower["reason"], *(at["reason"] for at in logs)]:
