@@ -33,8 +33,8 @@ class StoreReader:
             if head < after:
                 raise OtherIncarnation(
                     f"log {self.log!r} ends at position {head}, and {after} was consumed: its store was put back to an "
-                    "older copy. Put the newer one back if there is one; else make the read models anew: delete their "
-                    "tables, with the rows in evsync_checkpoints and evsync_leases."
+                    "older copy. Put the newer one back if there is one; else make the read models anew, with "
+                    "`evsync rebuild`."
                 )
             if head > after:
                 events = await log.read(after, limit)

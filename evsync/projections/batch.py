@@ -61,7 +61,7 @@ def other_incarnation(log: str, position: int, known: str, found: str) -> OtherI
     return OtherIncarnation(
         f"log {log!r} is now incarnation {found}, and what was applied up to position {position} came from incarnation "
         f"{known}: it was restored from a backup, or is another log. Nothing was applied since. Make the read model "
-        "anew: delete its tables, and its rows in evsync_checkpoints and evsync_leases, and start again."
+        "anew: `evsync rebuild` does it while the old one is in use."
     )
 
 

@@ -110,24 +110,29 @@ def exists(connection: sa.Connection) -> bool:
     return sa.inspect(connection).has_table(PARKED.name)
 
 
-def enroll(connection: sa.Connection, claim: Claim, tables: Iterable[str]) -> bool:
+def version_of(connection: sa.Connection, projection: str) -> int | None:
+    """The version of the projection that has made the read model; None if nothing was applied yet."""
+    if not sa.inspect(connection).has_table(_checkpoints.name):
+        return None
+    mine = _checkpoints.c.projection == projection
+    found: int | None = connection.scalar(sa.select(sa.func.max(_checkpoints.c.version)).where(mine))
+    return found
+
+
+def made_by(connection: sa.Connection, projection: str) -> Claim | None:
+    """Version and number of groups of the projection that has made a read model; None if nothing was applied yet."""
+    if (version := version_of(connection, projection)) is None:
+        return None
+    groups = sa.select(sa.func.count()).select_from(LEASES).where(LEASES.c.projection == projection)
+    return Claim(projection, version, connection.execute(groups).scalar_one(), "", 0.0)
+
+
+def enroll(connection: sa.Connection, claim: Claim) -> bool:
     """Make the projection known; whether anything was applied for it already.
 
-    Raises ConfigurationError for a read model made by another version, or with another number of groups. `tables` are
-    named in what to do then.
+    Raises ConfigurationError for a read model made by another version, or with another number of groups.
     """
-    mend = (
-        f"To build the read model anew, stop its workers, drop its tables ({', '.join(tables)}), and delete the rows "
-        f"of projection {claim.projection!r} from evsync_checkpoints and evsync_leases."
-    )
-    mine = _checkpoints.c.projection == claim.projection
-    versions = connection.scalars(sa.select(_checkpoints.c.version).where(mine).distinct()).all()
-    for version in versions:
-        if version != claim.version:
-            raise ConfigurationError(
-                f"the read model of projection {claim.projection!r} was made by its version {version}, and this is "
-                f"version {claim.version}. Nothing was touched. {mend}"
-            )
+    begun = check_version(connection, claim)
     groups = connection.scalar(
         sa.select(sa.func.count()).select_from(LEASES).where(LEASES.c.projection == claim.projection)
     )
@@ -139,9 +144,33 @@ def enroll(connection: sa.Connection, claim: Claim, tables: Iterable[str]) -> bo
     elif groups != claim.groups:
         raise ConfigurationError(
             f"the read model of projection {claim.projection!r} was made with groups={groups}, and this is "
-            f"groups={claim.groups}. Nothing was touched. {mend}"
+            f"groups={claim.groups}. Nothing was touched. {mend(claim.projection)}"
         )
+    return begun
+
+
+def check_version(connection: sa.Connection, claim: Claim) -> bool:
+    """Whether anything was applied by this version of the projection.
+
+    Raises ConfigurationError if it was another: that is so too for a worker that was at work when the model was
+    rebuilt.
+    """
+    mine = _checkpoints.c.projection == claim.projection
+    versions = connection.scalars(sa.select(_checkpoints.c.version).where(mine).distinct()).all()
+    for version in versions:
+        if version != claim.version:
+            newer = "Start this process again with the code of that version."
+            raise ConfigurationError(
+                f"the read model of projection {claim.projection!r} was made by its version {version}, and this is "
+                f"version {claim.version}. Nothing was touched. "
+                f"{newer if version > claim.version else mend(claim.projection)}"
+            )
     return bool(versions)
+
+
+def mend(projection: str) -> str:
+    """What to do about a read model that this code cannot go on with."""
+    return f"`evsync rebuild module:service {projection}` makes the read model anew, while the old one is in use."
 
 
 def store(connection: sa.Connection, claim: Claim, checkpoints: Iterable[Checkpoint], plan: TablePlan) -> None:
@@ -189,3 +218,8 @@ def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint
 
 def _lease(claim: Claim, group: int) -> dict[str, Any]:
     return {"projection": claim.projection, "group": group, "token": 0, "owner": "", "expires": 0.0}
+
+
+def tables_of_models() -> list[sa.Table]:
+    """The tables whose rows belong each to a projection's model, not to its workers: a rebuild makes such rows anew."""
+    return [t for t in _schema.sorted_tables if "projection" in t.c and t not in (LEASES, WORKERS)]

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from typing_extensions import TypeVarTuple
@@ -28,9 +29,9 @@ class ViewsDatabase:
     one connection, so there queries wait for their turn between two batches.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Place) -> None:
         """Raises ConfigurationError for a URL that cannot be one of a supported database. Nothing is opened yet."""
-        place = Place.of(url)
+        self.place = place = url if isinstance(url, Place) else Place.of(url)
         self.url, self._in_memory = place.url, place.in_memory
         self._write_engine = place.engine(readers=0)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="evsync-views")
@@ -68,6 +69,21 @@ class ViewsDatabase:
                         connection.connection.rollback()
                     raise
                 return done
+
+        return await self._run(self._writer, self._write_engine, transaction)
+
+    async def write_beside(self, file: Path, name: str, work: Callable[[sa.Connection], T]) -> T:
+        """As `write`, with another file of SQLite attached under a name, which `work` can read too."""
+
+        def transaction() -> T:
+            with self._write_engine.connect() as connection:
+                driver: Any = connection.connection.dbapi_connection
+                driver.execute(f"ATTACH DATABASE ? AS {name}", (str(file),))
+                try:
+                    with connection.begin():
+                        return work(connection)
+                finally:
+                    driver.execute(f"DETACH DATABASE {name}")
 
         return await self._run(self._writer, self._write_engine, transaction)
 

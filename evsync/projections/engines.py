@@ -45,6 +45,8 @@ class Place:
     url: sa.URL
     schema: str | None = None
     """In PostgreSQL: where the tables are, made if it is not there. None: the role's own search path."""
+    shadow: str | None = None
+    """In PostgreSQL: a schema that hides that one, where tables of the same names are made and found."""
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -66,15 +68,20 @@ class Place:
         raise ConfigurationError(f"{url!r}: read models are kept in SQLite or PostgreSQL; {_FORMS}")
 
     @property
+    def is_sqlite(self) -> bool:
+        """Whether it is SQLite; else it is PostgreSQL."""
+        return self.url.drivername.startswith("sqlite")
+
+    @property
     def in_memory(self) -> bool:
         """Whether it lives in this process only."""
-        return self.url.drivername.startswith("sqlite") and self.url.database in (None, "", ":memory:")
+        return self.is_sqlite and self.url.database in (None, "", ":memory:")
 
     def engine(self, *, readers: int) -> sa.Engine:
         """For so many connections that can only read; 0: for one that writes."""
-        if self.url.drivername.startswith("sqlite"):
+        if self.is_sqlite:
             return _sqlite(self.url, self.in_memory, readers=readers)
-        return _postgres(self.url, self.schema, readers=readers)
+        return _postgres(self.url, self.schema, self.shadow, readers=readers)
 
 
 def away(error: BaseException) -> str | None:
@@ -109,7 +116,7 @@ def _check_file(url: sa.URL) -> None:
         raise ConfigurationError(f"{url!r}: the directory {directory} does not exist; make it first")
 
 
-def _postgres(url: sa.URL, schema: str | None, *, readers: int) -> sa.Engine:
+def _postgres(url: sa.URL, schema: str | None, shadow: str | None, *, readers: int) -> sa.Engine:
     """Read models in PostgreSQL wait for no disk either, for the same reason as in SQLite: see `_write_ahead`."""
     options: dict[str, Any] = {"connect_timeout": int(BUSY_S), "application_name": "evsync views"}
     try:
@@ -118,16 +125,23 @@ def _postgres(url: sa.URL, schema: str | None, *, readers: int) -> sa.Engine:
         )
     except ModuleNotFoundError as e:
         raise ConfigurationError(f"PostgreSQL needs its driver: pip install 'evsync[postgres]' ({e})") from e
-    quoted = engine.dialect.identifier_preparer.quote_identifier(schema) if schema is not None else None
+    path = [engine.dialect.identifier_preparer.quote_identifier(s) for s in (schema, shadow) if s is not None]
+    if shadow is not None:
+        # Statements that SQLAlchemy writes name the shadow, so that what it hides is not taken for what is in it.
+        engine = engine.execution_options(schema_translate_map={None: shadow})
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
-            if quoted is not None:
-                cursor.execute("SELECT to_regnamespace(%s) IS NULL", (quoted,))
+            if schema is not None and shadow is None:  # a shadow is made by whoever fills it, in one step with its mark
+                cursor.execute("SELECT to_regnamespace(%s) IS NULL", (path[0],))
                 if cursor.fetchone()[0] and not readers:
-                    _create_schema(connection, quoted)
-                cursor.execute(f"SET search_path = {quoted}")
+                    _create_schema(connection, path[0])
+            if schema is not None:
+                cursor.execute(f"SET search_path = {path[0]}")
+            if shadow is not None:
+                cursor.execute("SHOW search_path")
+                cursor.execute(f"SET search_path = {path[-1]}, {cursor.fetchone()[0]}")
             cursor.execute("SET synchronous_commit = off")
             if readers:
                 cursor.execute("SET default_transaction_read_only = on")

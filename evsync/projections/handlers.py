@@ -73,6 +73,11 @@ class Handlers:
         return tuple(self._of)
 
     @property
+    def registered(self) -> tuple[tuple[type[Contract], Handler], ...]:
+        """All of them, each with its contract, in the order of registration."""
+        return tuple(self._of.items())
+
+    @property
     def services(self) -> tuple[str, ...]:
         """The services whose events are handled, in the order in which they were first named."""
         return tuple(dict.fromkeys(service_of(c.__event_type__) for c in self._of))

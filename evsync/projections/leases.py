@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 import sqlalchemy as sa
 
 from evsync.projections import parked_rows
-from evsync.projections.bookkeeping import LEASES, WORKERS, read_checkpoints
+from evsync.projections.bookkeeping import LEASES, WORKERS, check_version, read_checkpoints
 from evsync.projections.parking import ParkedStream
 from evsync.projections.read_model import Claim, Fenced, Holding, Observation, Worker
 from evsync.projections.shares import Lease, decide
@@ -29,7 +29,7 @@ def balance(
 
     Tokens of groups that are taken are raised first and their checkpoints read afterwards, in this one transaction.
     Without a holding nothing is taken to be held: groups that still stand under the claim's name are taken anew.
-    `plan` is `plan_of_workers`. Raises Fenced.
+    `plan` is `plan_of_workers`. Raises Fenced, and ConfigurationError where another version has made the model since.
     """
     held = dict(holding.tokens) if holding is not None else {}
     check(connection, claim, held)
@@ -46,6 +46,7 @@ def balance(
     taken = _take(connection, claim, change.take, now) if change.take else {}
     tokens = {group: token for group, token in held.items() if group not in change.give} | taken
     if taken:
+        check_version(connection, claim)
         _forget_the_dead(connection, claim, now)
     checkpoints = [c for c in (holding.checkpoints if holding is not None else ()) if c.group in tokens]
     parked: list[ParkedStream] = []

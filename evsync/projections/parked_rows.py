@@ -106,6 +106,12 @@ def summaries(connection: sa.Connection, claim: Claim) -> list[ParkedSummary]:
     return [ParkedSummary(r.service, r.stream, r.group, r.events, _event(r), r.parked) for r in rows]
 
 
+def left_out(connection: sa.Connection, claim: Claim) -> list[tuple[ParkedEvent, bool]]:
+    """All events up to the checkpoints that were not applied, and whether a person has skipped each."""
+    rows = connection.execute(sa.select(PARKED).where(*_mine(claim)).order_by(PARKED.c.number))
+    return [(_event(row), row.skipped is not None) for row in rows]
+
+
 def raise_token(connection: sa.Connection, claim: Claim, group: int) -> None:
     """Fence the worker of a group off, without taking the group from it: its next batch is rolled back."""
     mine = (LEASES.c.projection == claim.projection, LEASES.c.group == group)

@@ -163,31 +163,25 @@ class SqlSession:
 
     def _prepare(self, connection: sa.Connection) -> None:
         bookkeeping.create(connection)
-        names = list(self._metadata.tables)
-        begun = bookkeeping.enroll(connection, self._claim, names)
-        inspector = sa.inspect(connection)
+        begun = bookkeeping.enroll(connection, self._claim)
+        inspector, shadow = sa.inspect(connection), self._database.place.shadow
+        mend = bookkeeping.mend(self._claim.projection)
         for table in self._metadata.tables.values():
-            if inspector.has_table(table.name, schema=table.schema):
-                found = {c["name"] for c in inspector.get_columns(table.name, schema=table.schema)}
+            if inspector.has_table(table.name, schema=table.schema or shadow):
+                found = {c["name"] for c in inspector.get_columns(table.name, schema=table.schema or shadow)}
                 if missing := [c.name for c in table.columns if c.name not in found]:
                     raise ConfigurationError(
                         f"table {table.name!r} in {self._database.url!r} has no column {', '.join(missing)}, which the "
                         f"model of projection {self._claim.projection!r} has: it was made by an earlier definition. "
-                        f"{self._mend()}"
+                        f"{mend}"
                     )
             elif begun:
                 raise ConfigurationError(
                     f"table {table.name!r} is not in {self._database.url!r}, and the checkpoints of projection "
-                    f"{self._claim.projection!r} say that it has been filled. {self._mend()} If it is a new table of "
+                    f"{self._claim.projection!r} say that it has been filled. {mend} If it is a new table of "
                     "another projection, give that projection a MetaData of its own."
                 )
         self._metadata.create_all(connection)
-
-    def _mend(self) -> str:
-        return (
-            f"To build the read model anew, stop its workers, drop its tables ({', '.join(self._metadata.tables)}), "
-            f"and delete the rows of projection {self._claim.projection!r} from evsync_checkpoints and evsync_leases."
-        )
 
 
 class _Entry:

@@ -14,6 +14,21 @@ State = Literal["running", "standby", "halted", "retrying"]
 
 
 @dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One group of a projection in one log."""
+
+    group: int
+    position: int
+    """Everything of the group up to here has been applied."""
+    lag_events: int | None
+    """How many events of the log, of all groups, lie behind that; None if it cannot be told now."""
+    lag_s: float | None
+    """How long ago the first of them happened: 0 if there is none, None if it was not asked or cannot be told."""
+    count: int
+    """How many events have been applied."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogStatus:
     """One log of a follower."""
 
@@ -25,11 +40,17 @@ class LogStatus:
     state: State
     reason: str | None
     """What stands in the way, if anything does."""
+    lag_s: float | None = None
+    """How long ago the first event happened that has not been applied: 0 if there is none, None if it cannot be told.
+
+    Now is by the clock here, then by the clock of the process that decided."""
+    groups: Sequence[GroupStatus] = ()
+    """Of a projection, once something was applied."""
 
     @property
     def lag_events(self) -> int | None:
         """How many events have not been applied yet."""
-        return None if self.head is None else max(0, self.head - self.position)
+        return lag_events(self.head, self.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,11 @@ class FollowerStatus:
     """How many events are set aside."""
 
 
+def lag_events(head: int | None, position: int) -> int | None:
+    """How many events of a log lie behind a position, if that can be told."""
+    return None if head is None else max(0, head - position)
+
+
 def status_of(
     projection: Projection[Any],
     state: State,
@@ -70,13 +96,18 @@ def status_of(
     trouble: Mapping[str, str | None],
 ) -> FollowerStatus:
     """Of a projection: from what can be seen in its read model, the heads of its logs, and the trouble with each."""
-    positions: dict[str, list[int]] = {}
-    for c in observed.checkpoints:
-        positions.setdefault(c.log, []).append(c.position)
+    groups: dict[str, list[GroupStatus]] = {}
+    for c in sorted(observed.checkpoints, key=lambda c: c.group):
+        lag = lag_events(heads.get(c.log), c.position)
+        groups.setdefault(c.log, []).append(GroupStatus(c.group, c.position, lag, None, c.count))
     # As far as the group that is furthest behind; one that has no checkpoint yet is at the beginning.
-    seen = {log: min(found) if len(found) == projection.groups else 0 for log, found in positions.items()}
+    seen = {
+        log: min(g.position for g in found) if len(found) == projection.groups else 0 for log, found in groups.items()
+    }
     logs = [
-        LogStatus(name, seen.get(name, 0), heads.get(name), state, trouble.get(name))
+        LogStatus(
+            name, seen.get(name, 0), heads.get(name), state, trouble.get(name), groups=tuple(groups.get(name, ()))
+        )
         for name in sorted({*seen, *heads, *trouble})
     ]
     waiting = [s for s in projection.sources if not any(log.log.startswith(f"{s}.") for log in logs)]

@@ -132,7 +132,7 @@ def test_a_stored_digest_comes_back_whole(digests: list[int]) -> None:
 
         def there_and_back(connection: sa.Connection) -> list[Checkpoint]:
             bookkeeping.create(connection)
-            bookkeeping.enroll(connection, claim, ())
+            bookkeeping.enroll(connection, claim)
             bookkeeping.store(connection, claim, given, bookkeeping.plan_of_checkpoints(database.dialect))
             holding = leases.balance(connection, claim, None, None, leases.plan_of_workers(database.dialect))
             return list(holding.checkpoints)
