@@ -1,8 +1,11 @@
-"""Event stores by URL, those on NATS included."""
+"""Event stores by URL, those on NATS included, and where read models are that nobody gave a place."""
 
 from __future__ import annotations
 
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
 from evsync.config import broker_files
+from evsync.errors import ConfigurationError
 from evsync.jetstream.store import JetStreamStore
 from evsync.ports import Store
 from evsync.stores import open_store as open_database
@@ -21,3 +24,18 @@ async def open_store(url: str, *, service: str, shard: str = "main", create: boo
     if is_on_nats(url):
         return await JetStreamStore.open(url, service=service, shard=shard, create=create, files=broker_files())
     return await open_database(url, service=service, shard=shard, create=create)
+
+
+def views_beside(store: str, service: str) -> str:
+    """The read models' database where none is given: in memory, in a file or in a schema beside the store."""
+    scheme = store.partition(":")[0]
+    if scheme == "memory":
+        return "sqlite://"
+    if scheme == "sqlite":
+        return f"{store.removesuffix('.db')}_views.db"
+    if scheme in ("postgresql", "postgres"):
+        parts = urlsplit(store)
+        options = dict(parse_qsl(parts.query))
+        options["schema"] = f"{options.get('schema', service)}_views"
+        return urlunsplit(parts._replace(query=urlencode(options)))
+    raise ConfigurationError(f"a service that stores in {scheme} needs views=, the URL of its read models")

@@ -12,10 +12,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
@@ -29,7 +28,7 @@ from evsync.jetstream.relay import Relay, RelayStatus
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import is_on_nats, open_store
+from evsync.opening import is_on_nats, open_store, views_beside
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -40,8 +39,12 @@ from evsync.projections import (
     SqlModel,
     ViewsDatabase,
 )
+from evsync.projections.bookkeeping import version_of
+from evsync.projections.lag import Lags
+from evsync.projections.read_model import DatabaseAway
 from evsync.projections.status import FollowerStatus
 from evsync.records import Checkpoint, Position
+from evsync.renewal import Renewal, sweep_for_ever
 from evsync.repository import Repository
 from evsync.snapshots import Snapshots
 from evsync.sources import ServiceSource, StoreSource
@@ -83,7 +86,11 @@ class Runtime:
         self.connection: Connection | None = None
         self.views: ViewsDatabase | None = None
         self.relay: Relay | None = None
+        self.sources: Mapping[str, LogSource] = {}
+        """Where the logs of the services that followers read are, by service."""
+        self.lags = Lags(self.sources)
         self.projections: dict[str, ProjectionRunner] = {}
+        self.renewals: dict[str, Renewal] = {}
         self.reactions: dict[str, ReactionRunner] = {}
         self.running: frozenset[str] = frozenset()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,6 +130,9 @@ class Runtime:
                     runtime.relay = Relay(store, runtime.connection)
             if followers:
                 sources = {name: await runtime._source(name, stack) for name in _services_read_by(service)}
+                runtime.sources = sources
+                runtime.lags = Lags(sources)
+                stack.push_async_callback(runtime.lags.close)
                 await runtime._open_projections(stack, sources, prepare=not look_only)
                 await runtime._open_reactions(stack, sources)
             stack.push_async_callback(runtime._stop)
@@ -157,15 +167,29 @@ class Runtime:
     ) -> None:
         if any(isinstance(p.model, SqlModel) for p in self.service.projections):
             self.views = ViewsDatabase(
-                self.settings.get("views") or _views_beside(self.settings["store"], self.service.name)
+                self.settings.get("views") or views_beside(self.settings["store"], self.service.name)
             )
             stack.push_async_callback(self.views.close)
         for projection in self.service.projections:
             runner = ProjectionRunner(projection, self.views, [sources[s] for s in projection.sources])
             stack.push_async_callback(runner.close)
-            if prepare:
-                await runner.open()
             self.projections[projection.name] = runner
+            if not prepare:
+                continue
+            if (older := await self._older(projection)) is not None:
+                self.renewals[projection.name] = Renewal(self, projection, runner, older)
+            else:
+                await runner.open()
+
+    async def _older(self, projection: Projection[Any]) -> int | None:
+        """The version of the read model, if it is an older one that is to be rebuilt by itself."""
+        if projection.rebuild != "auto" or self.views is None or not isinstance(projection.model, SqlModel):
+            return None
+        try:
+            found = await self.views.write(lambda connection: version_of(connection, projection.name))
+        except DatabaseAway:
+            return None  # opening the runner says so
+        return found if found is not None and found < projection.version else None
 
     async def _open_reactions(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:
         for reaction in self.service.reactions:
@@ -191,11 +215,20 @@ class Runtime:
         if self.relay is not None:
             self._spawn("relay", self.relay.run())
         for name, projection in self.projections.items():
-            if name in self.running:
+            if name in self.renewals:
+                self._spawn(name, self._renew(name, projection))
+            elif name in self.running:
                 self._spawn(name, projection.run())
+        if self.views is not None and self.running & self.projections.keys():
+            self._spawn("sweep", sweep_for_ever(self.views))
         for name, reaction in self.reactions.items():
             if name in self.running:
                 self._spawn(name, reaction.run())
+
+    async def _renew(self, name: str, projection: ProjectionRunner) -> None:
+        await self.renewals[name].run(rebuilds=name in self.running)
+        if name in self.running:
+            await projection.run()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=f"evsync {self.service.name} {name}")
@@ -264,7 +297,14 @@ class Runtime:
         chosen = projections or [p for p in self.service.projections if service in p.sources]
         if not chosen:
             raise ConfigurationError(f"no projection of service {self.service.name!r} reads the log of {after}")
-        await asyncio.gather(*(self._runner(p).wait(after, timeout_s) for p in chosen))
+        await asyncio.gather(*(self._wait(p, after, timeout_s) for p in chosen))
+
+    async def _wait(self, projection: Projection[Any], after: Position, timeout_s: float) -> None:
+        runner = self._runner(projection)
+        end = asyncio.get_running_loop().time() + timeout_s
+        if (renewal := self.renewals.get(projection.name)) is not None:
+            await renewal.wait(timeout_s)
+        await runner.wait(after, max(0.0, end - asyncio.get_running_loop().time()))
 
     def _runner(self, projection: Projection[Any]) -> ProjectionRunner:
         runner = self.projections.get(projection.name)
@@ -279,8 +319,11 @@ class Runtime:
         """See Service.query."""
         if self.views is None:
             raise ConfigurationError(f"service {self.service.name!r} has no projection with tables to query")
+        owners = self._owners(select) if after is not None or self.renewals else []
+        for owner in owners:
+            if (renewal := self.renewals.get(owner.name)) is not None:
+                await renewal.wait(timeout_s)
         if after is not None:
-            owners = self._owners(select)
             if reading := [p for p in owners if after.log.split(".")[0] in p.sources]:
                 await self.wait(after, reading, timeout_s)
             else:
@@ -319,8 +362,13 @@ class Runtime:
             head=await self.store.head(),
             nats=_shown(connection) if connection is not None else None,
             relay=self.relay.status() if self.relay is not None else None,
-            followers=[await follower.status() for follower in self.followers()],
+            followers=[await self._follower(follower) for follower in self.followers()],
         )
+
+    async def _follower(self, follower: ProjectionRunner | ReactionRunner) -> FollowerStatus:
+        status = await self.lags.of(await follower.status())
+        renewal = self.renewals.get(status.name)
+        return status if renewal is None or renewal.state is None else replace(status, reason=renewal.state)
 
 
 def _parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
@@ -347,18 +395,3 @@ def _services_read_by(service: Service) -> tuple[str, ...]:
 def _shown(connection: Connection) -> str:
     problem = f" (not connected: {connection.problem})" if connection.problem else ""
     return connection.settings.shown + problem
-
-
-def _views_beside(store: str, service: str) -> str:
-    """The read models' database where none is given: in memory, in a file or in a schema beside the store."""
-    scheme = store.partition(":")[0]
-    if scheme == "memory":
-        return "sqlite://"
-    if scheme == "sqlite":
-        return f"{store.removesuffix('.db')}_views.db"
-    if scheme in ("postgresql", "postgres"):
-        parts = urlsplit(store)
-        options = dict(parse_qsl(parts.query))
-        options["schema"] = f"{options.get('schema', service)}_views"
-        return urlunsplit(parts._replace(query=urlencode(options)))
-    raise ConfigurationError(f"a service that stores in {scheme} needs views=, the URL of its read models")

@@ -22,6 +22,7 @@ from evsync.records import Position, StoredEvent, check_name
 from evsync.runtime import Runtime, Status
 from evsync.snapshots import SnapshotPolicy
 from evsync.tags import current_tags
+from evsync.trust import rebuild, stored_projections
 
 A = TypeVar("A", bound=BaseAggregate[Any])
 S = TypeVar("S")
@@ -251,6 +252,18 @@ class Service:
     def state(self, model: MemoryModel[S], /) -> S:
         """The state of an in-memory read model. Raises Halted when its projection has stopped."""
         return self._open.state(model)
+
+    async def rebuild(self, *projections: Projection[Any]) -> None:
+        """Make the read models of these projections (none given: of all) anew from history, while they are in use.
+
+        Returns once the new ones are in place; workers, here and elsewhere, go on with them. Raises ConfigurationError
+        for a model in memory, and what stops the handlers; the read model is then as it was.
+        """
+        runtime = self._open
+        for projection in projections or stored_projections(runtime):
+            if projection not in self.projections:
+                raise ConfigurationError(f"{projection!r} is not a projection of service {self.name!r}")
+            await rebuild(runtime, projection)
 
     async def status(self) -> Status:
         """How far the relay, the projections and the reactions are, and what is wrong with them if anything is."""

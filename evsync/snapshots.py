@@ -175,17 +175,18 @@ def _functions(cls: type[Any]) -> Iterator[Any]:
         candidates = [value, *(getattr(value, inner, None) for inner in ("fget", "fset", "__func__"))]
         for found in [getattr(c, "decorated_func", c) for c in candidates]:
             if isinstance(found, FunctionType):
-                yield name, _code(found.__code__), _constants(found.__defaults__ or ())
+                yield name, compiled_form(found.__code__), _constants(found.__defaults__ or ())
 
 
-def _code(code: CodeType) -> tuple[Any, ...]:
+def compiled_form(code: CodeType) -> tuple[Any, ...]:
+    """What a function does, whatever file and line it stands in. Its repr is the same in every process."""
     return code.co_code, code.co_names, code.co_varnames, _constants(code.co_consts)
 
 
 def _constants(values: Iterable[Any]) -> list[Any]:
     """Written the same in every process: the order of a set is not, nor is the address of an object."""
     return [
-        _code(v) if isinstance(v, CodeType)
+        compiled_form(v) if isinstance(v, CodeType)
         else sorted(map(repr, v)) if isinstance(v, frozenset)
         else repr(v) if isinstance(v, _NAMED_ALIKE)
         else type(v).__qualname__

@@ -24,10 +24,13 @@ class Projection(Generic[M]):
     Its sources follow from its contracts. Events of one aggregate come in order; between two sources there is no order.
 
     `version` counts the meanings of the read model: raise it when the handlers or tables change so that what is there
-    would be wrong. `groups` is the number of parts that workers may share (1: the full order of each log is kept for
-    all workers together); like the version, it is fixed while the read model exists. An event whose handler fails is
-    tried again `retries` times with growing pauses. Then the projection halts, with nothing of the batch applied; or,
-    with `then="park"`, the event is set aside with all later ones of its stream, and the other streams go on.
+    would be wrong. A read model of an older version is then refused, until `evsync rebuild` has made it anew; with
+    `rebuild="auto"`, who runs the projection does that when the service is opened, while the old one is in use.
+
+    `groups` is the number of parts that workers may share (1: the full order of each log is kept for all workers
+    together); like the version, it is fixed while the read model exists. An event whose handler fails is tried again
+    `retries` times with growing pauses. Then the projection halts, with nothing of the batch applied; or, with
+    `then="park"`, the event is set aside with all later ones of its stream, and the other streams go on.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Projection(Generic[M]):
         groups: int = 16,
         retries: int = 5,
         then: Literal["halt", "park"] = "halt",
+        rebuild: Literal["manual", "auto"] = "manual",
     ) -> None:
         self.name = check_name("projection", name)
         if not isinstance(model, ReadModel):
@@ -52,6 +56,9 @@ class Projection(Generic[M]):
         if then not in ("halt", "park"):
             raise ConfigurationError(f"projection {name!r}: then={then!r} is not known; use 'halt' or 'park'")
         self.then: Literal["halt", "park"] = then
+        if rebuild not in ("manual", "auto"):
+            raise ConfigurationError(f"projection {name!r}: rebuild={rebuild!r} is not known; use 'manual' or 'auto'")
+        self.rebuild = rebuild
         self.handlers = Handlers(f"projection {name!r}", awaited=False)
 
     def __repr__(self) -> str:

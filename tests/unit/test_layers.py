@@ -15,7 +15,7 @@ LAYERS = [
     {"codec", "replay", "sharding.slots", "snapshots", "stores.plan", "stores.tail"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "stream_locks", "repository", "config", "interop", "contracts", "store_check"},
-    {"runtime", "service"},
+    {"runtime", "service", "trust", "renewal"},
     {"cli", "testing", "__init__"},
 ]
 """From the bottom up: a part may import what is below it, and its own part."""
