@@ -8,7 +8,22 @@ from io import TextIOWrapper
 
 import typer
 
-from evsync.cli import contracts, import_, nats, parked, replay, run, status, store, stream, tail
+from evsync.cli import (
+    contracts,
+    diff,
+    explain,
+    import_,
+    nats,
+    parked,
+    rebuild,
+    replay,
+    run,
+    status,
+    store,
+    stream,
+    tail,
+    verify,
+)
 from evsync.cli.terminal import redacted
 
 app = typer.Typer(
@@ -20,7 +35,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text: its frames would break grep
     pretty_exceptions_enable=False,
 )
-for command in (nats.nats, run.run, status.status, tail.tail, replay.replay):
+for command in (
+    nats.nats,
+    run.run,
+    status.status,
+    tail.tail,
+    replay.replay,
+    verify.verify,
+    explain.explain,
+    rebuild.rebuild,
+    diff.diff,
+):
     app.command()(command)
 app.command("import")(import_.import_)
 app.add_typer(stream.app)

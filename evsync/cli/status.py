@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import sys
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import plain, print_json, print_lines, reporting, table
+from evsync.cli.tail import as_utc
+from evsync.cli.terminal import console, plain, print_json, print_lines, reporting, table
 from evsync.errors import BrokerError, RelayError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
@@ -19,41 +28,80 @@ from evsync.service import Service
 CONNECT_S = 2.0
 
 
-def status(target: Target, json: Json = False, debug: Debug = False) -> None:
+def status(
+    target: Target,
+    groups: Annotated[bool, typer.Option("--groups", help="A line for each group of a projection.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
+    every_s: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="How often --watch looks.")
+    ] = 1.0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show how far the parts of a service are, and what stands in their way.
 
     It only looks: nothing is run or made, and processes that run the service are not disturbed. Of the relay it sees
-    what has arrived in the stream.
+    what has arrived in the stream. Lag is told in events, and as the time since the first of them happened. With
+    --watch it goes on; with --json too, that is an object on a line each time.
 
     \b
         evsync status shop.orders:orders
+        evsync status shop.orders:orders --watch --groups
         evsync status shop.orders:orders --json
     """
+    show = print_json if json else partial(_print, groups=groups)
     with reporting(debug):
-        found = asyncio.run(_status(load(target)))
-        if json:
-            print_json(found)
+        service = load(target)
+        if watch:
+            asyncio.run(_watch(service, every_s, json=json, groups=groups))
         else:
-            _show(found)
+            show(asyncio.run(_status(service)))
 
 
 async def _status(service: Service) -> dict[str, Any]:
     async with service.inspect(followers=True):
-        runtime = service.runtime
-        identity, head = runtime.store.identity, await runtime.store.head()
-        reactions = {r.name for r in service.reactions}
-        return {
-            "service": service.name,
-            "log": identity.name,
-            "incarnation": identity.incarnation,
-            "head": head,
-            "nats": runtime.connection.settings.shown if runtime.connection is not None else None,
-            "relay": await _relay(runtime.connection, identity, head) if runtime.connection is not None else None,
-            "followers": [
-                {"kind": "reaction" if f.name in reactions else "projection", **_follower(f)}
-                for f in (await service.status()).followers
-            ],
-        }
+        return await _look(service)
+
+
+async def _watch(service: Service, every_s: float, *, json: bool, groups: bool) -> None:
+    to = console()
+    async with service.inspect(followers=True):
+        with (
+            Live(console=to, auto_refresh=False, transient=False)
+            if to.is_terminal and not json
+            else nullcontext() as live
+        ):
+            while True:
+                found = await _look(service)
+                if live is not None:
+                    live.update(
+                        Group(*_rendered(found, groups=groups), plain(f"{as_utc(datetime.now(UTC))}")), refresh=True
+                    )
+                elif json:
+                    print_json(found, flush=True)
+                else:
+                    _print(found, groups=groups)
+                    sys.stdout.write("\n")
+                    sys.stdout.flush()
+                await asyncio.sleep(every_s)
+
+
+async def _look(service: Service) -> dict[str, Any]:
+    runtime = service.runtime
+    identity, head = runtime.store.identity, await runtime.store.head()
+    reactions = {r.name for r in service.reactions}
+    return {
+        "service": service.name,
+        "log": identity.name,
+        "incarnation": identity.incarnation,
+        "head": head,
+        "nats": runtime.connection.settings.shown if runtime.connection is not None else None,
+        "relay": await _relay(runtime.connection, identity, head) if runtime.connection is not None else None,
+        "followers": [
+            {"kind": "reaction" if f.name in reactions else "projection", **_follower(f)}
+            for f in (await service.status()).followers
+        ],
+    }
 
 
 async def _relay(connection: Connection, identity: LogIdentity, head: int) -> dict[str, Any]:
@@ -100,25 +148,58 @@ def _follower(found: FollowerStatus) -> dict[str, Any]:
         "workers": [{"owner": w.owner, "groups": w.groups, "reason": w.reason} for w in found.workers],
         "parked": found.parked,
         "logs": [
-            {"log": at.log, "position": at.position, "head": at.head, "lag": at.lag_events, "state": at.state,
-             "reason": at.reason}
+            {
+                "log": at.log, "position": at.position, "head": at.head, "lag": at.lag_events,
+                "lag_s": _rounded(at.lag_s), "state": at.state, "reason": at.reason,
+                "groups": [
+                    {"group": g.group, "position": g.position, "lag": g.lag_events, "lag_s": _rounded(g.lag_s),
+                     "count": g.count}
+                    for g in at.groups
+                ],
+            }
             for at in found.logs
         ],
     }  # fmt: skip
 
 
-def _show(found: dict[str, Any]) -> None:
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _duration(seconds: float | None) -> str:
+    """As short as a person wants it: 0, 3.2 s, 4 min, 5 h, 12 d."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds else "0"
+    for unit, size in (("min", 60), ("h", 3_600)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def _print(found: dict[str, Any], *, groups: bool) -> None:
+    print_lines(*_rendered(found, groups=groups))
+
+
+def _rendered(found: dict[str, Any], *, groups: bool) -> list[Any]:
     rows: list[tuple[Any, ...]] = []
     reasons: dict[str, None] = {}  # each once, in order
     notes: list[str] = []
     if relay := found["relay"]:
-        rows.append(("relay", found["log"], relay["confirmed"], found["head"], relay["lag"], relay["state"]))
+        rows.append(("relay", found["log"], relay["confirmed"], found["head"], relay["lag"], "", relay["state"]))
         if relay["reason"]:
             reasons[f"relay: {relay['reason']}"] = None
     for follower in found["followers"]:
         name, logs = follower["name"], follower["logs"]
-        rows += [(name, at["log"], at["position"], at["head"], at["lag"], at["state"]) for at in logs]
-        rows += [(name, f"{service}.?", None, None, None, "waiting") for service in follower["waiting_for"]]
+        for at in logs:
+            rows.append((name, at["log"], at["position"], at["head"], at["lag"], _duration(at["lag_s"]), at["state"]))
+            if groups:
+                rows += [
+                    (f"  group {g['group']}", "", g["position"], "", g["lag"], _duration(g["lag_s"]), "")
+                    for g in at["groups"]
+                ]
+        rows += [(name, f"{service}.?", None, None, None, "-", "waiting") for service in follower["waiting_for"]]
         if workers := follower["workers"]:
             shares = ", ".join(f"{':'.join(w['owner'].split(':')[:2])} ({w['groups']} groups)" for w in workers)
             notes.append(f"{name}: {len(workers)} worker{'s' * (len(workers) > 1)}: {shares}")
@@ -127,12 +208,12 @@ def _show(found: dict[str, Any]) -> None:
         for reason in [follower["reason"], *(at["reason"] for at in logs)]:
             if reason:
                 reasons[f"{name}: {reason}"] = None
-    headings = ("part", "log", "position", "head", "lag", "state")
+    headings = ("part", "log", "position", "head", "lag", "behind", "state")
     cells = [["-" if cell is None else cell for cell in row] for row in rows]
-    print_lines(
+    return [
         plain(f"log {found['log']}, incarnation {found['incarnation']}, head {found['head']}"),
         f"NATS {found['nats'] or 'none: EVSYNC_NATS is not set'}",
-        *([table(headings, cells, right=("position", "head", "lag"))] if rows else ()),
+        *([table(headings, cells, right=("position", "head", "lag", "behind"))] if rows else ()),
         *map(plain, notes),
         *map(plain, reasons),
-    )
+    ]

@@ -1,0 +1,69 @@
+"""`evsync rebuild`: a read model made anew, while the old one is in use."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from evsync.cli.loading import load
+from evsync.cli.options import Debug, Json, Target
+from evsync.cli.terminal import estimate, plain, print_json, print_lines, reporting, say
+from evsync.projections.rebuild import GRACE_S, RebuildReport, drop_old_copies
+from evsync.service import Service
+from evsync.trust import projection_of
+from evsync.trust import rebuild as rebuild_model
+
+
+def rebuild(
+    target: Target,
+    projection: Annotated[str, typer.Argument(metavar="PROJECTION", help="Its name.", show_default=False)],
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How long the old copy is kept afterwards.")
+    ] = GRACE_S,
+    anew: Annotated[bool, typer.Option("--anew", help="Do not go on with what an earlier attempt has filled.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a projection's read model anew from history, while the old one is in use.
+
+    A second copy of its tables is filled by the code as it is now, and takes the place of the old one in a single
+    transaction when it shows as much; workers go on with it. Whoever reads meets the one or the other, whole. If it is
+    broken off, give the same command again: it goes on where it was, as long as the code is the same. The old copy is
+    dropped when its grace is over, by this command, or by whoever runs the service if this has ended.
+
+    \b
+        evsync rebuild shop.orders:orders customers
+        evsync rebuild shop.orders:orders customers --grace 0
+    """
+    with reporting(debug):
+        asyncio.run(_rebuild(load(target), projection, grace, anew, json))
+
+
+async def _rebuild(service: Service, name: str, grace_s: float, anew: bool, json: bool) -> None:
+    async with service.inspect(followers=True):
+        runtime = service.runtime
+        projection = projection_of(runtime, name)
+        with estimate(f"Filling {name}") as advance:
+            report = await rebuild_model(runtime, projection, anew=anew, grace_s=grace_s, advance=advance)
+        if json:
+            print_json(asdict(report), flush=True)
+        else:
+            print_lines(plain(_told(report)))
+            sys.stdout.flush()
+        if grace_s:
+            say(f"The old copy is dropped in {grace_s:g} s; Ctrl-C leaves that to whoever runs the service")
+            await asyncio.sleep(grace_s + 0.01)
+        if runtime.views is not None:
+            await drop_old_copies(runtime.views)
+
+
+def _told(report: RebuildReport) -> str:
+    gone_on = ", going on with an earlier attempt" if report.resumed else ""
+    return (
+        f"{report.projection} version {report.version}: {report.events:,} events applied in {report.seconds:.1f} s"
+        f"{gone_on}; the new model is in place. Workers stood still for {report.frozen_s * 1_000:.0f} ms"
+    )
