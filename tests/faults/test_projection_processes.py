@@ -59,9 +59,9 @@ def test_a_projection_started_twice_is_applied_once_and_survives_the_one_that_is
 
 def test_a_process_that_was_paused_and_taken_over_from_applies_nothing_when_it_wakes(workers: Workers) -> None:
     """It still believes that it holds the groups, and has a batch in its hands; its token says otherwise."""
-    sleeper = workers.start(pace_ms=1)
+    sleeper = workers.start(pace_ms=8)
     until(lambda: workers.position() > EVENTS // 20)
-    heir = workers.start(pace_ms=1)
+    heir = workers.start(pace_ms=8)
     until(lambda: len(workers.shares()) == 2)
     while len(workers.shares()) == 2:
         # Paused in the middle of a transaction it would hold SQLite's lock, and nobody could take over: once more then.
@@ -74,7 +74,7 @@ def test_a_process_that_was_paused_and_taken_over_from_applies_nothing_when_it_w
         assert workers.position() < EVENTS, "the log was too short to pause it in time"
     assert workers.shares() == {str(heir.pid): 16}
     os.kill(sleeper.pid, signal.SIGCONT)
-    until(lambda: "another worker has taken over" in workers.said(sleeper))
+    until(lambda: "standing by" in workers.said(sleeper))
     until(lambda: workers.position() == EVENTS)
     assert workers.assert_is_a_fold_over_the_log() == EVENTS
     assert sleeper.poll() is heir.poll() is None

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -24,14 +26,16 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Not below pytest's own, which the server's user cannot enter where this is root."""
+    with tempfile.TemporaryDirectory(prefix="evsync-postgres-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_postgres_ends_with_the_process_that_started_it(
-    tmp_path_factory: pytest.TempPathFactory, number: int
-) -> None:
+def test_a_postgres_ends_with_the_process_that_started_it(number: int, directory: Path) -> None:
     """Also while a client of another process is connected."""
-    directory = tmp_path_factory.mktemp("server")
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)  # the server runs as another user where this is root
     process = subprocess.Popen(
         [sys.executable, "-c", START, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
