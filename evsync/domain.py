@@ -32,7 +32,7 @@ from eventsourcing.domain import (
 from eventsourcing.utils import get_topic
 
 from evsync.errors import ConfigurationError
-from evsync.records import MAX_STREAM_ID_BYTES, to_datetime
+from evsync.records import MAX_STREAM_ID_BYTES, OWN_STREAMS, to_datetime
 
 __all__ = ["Aggregate", "AnyAggregate", "BaseAggregate", "EventType", "NamedAggregate", "event", "event_types"]
 
@@ -228,6 +228,10 @@ def stream_of(id: UUID | str) -> str:
         size = len(text.encode())
     except UnicodeEncodeError as e:
         raise ConfigurationError(f"{text!r} cannot be an aggregate's id: it is not valid Unicode text ({e})") from e
+    if text.startswith(OWN_STREAMS):
+        raise ConfigurationError(
+            f"{text!r} cannot be an aggregate's id: those that begin with {OWN_STREAMS!r} are evsync's"
+        )
     if "\0" in text:
         raise ConfigurationError(f"an aggregate's id holds no NUL character, which PostgreSQL cannot keep: {text!r}")
     if not 0 < size <= MAX_STREAM_ID_BYTES:

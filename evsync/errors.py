@@ -20,6 +20,10 @@
     │   ├── BrokerUnavailable (TimeoutError)  not connected, or no answer in time: what was asked may or may not be done
     │   ├── BrokerRefused           the broker answered that it will not: its code and its words
     │   └── ServerFailed            the embedded nats-server did not start
+    ├── ArchiveError
+    │   ├── ArchiveDamaged          a segment that is not what was written, is missing, or in another's place
+    │   ├── ArchiveIncomplete       the archive does not hold, or not in enough copies, what is asked for
+    │   └── TargetUnavailable       a place for backups does not answer, or did not keep what was written
     └── RelayError                  a JetStream stream that does not, or cannot, mirror its log
         ├── StreamMisconfigured, StreamHole, StreamDiverged, StreamAhead, StreamInconsistent
         ├── StreamUnreadable, StreamFull, StreamGone, LawBroken
@@ -32,6 +36,11 @@ not only text. What a driver raised is kept as `__cause__`.
 from __future__ import annotations
 
 from typing import Any
+
+BEGIN_ANEW = (
+    "Have what followed it begin anew: `evsync reset module:service NAME`, with the name of the projection or reaction."
+)
+"""What mends a follower that is ahead of a restored log."""
 
 
 class EvsyncError(Exception):
@@ -200,6 +209,29 @@ class BrokerRefused(BrokerError):
 
 class ServerFailed(BrokerError):
     """The embedded nats-server did not start. The error holds the end of its log."""
+
+
+class ArchiveError(EvsyncError):
+    """A backup that could not be made, or not be read. The log itself is not affected."""
+
+
+class ArchiveDamaged(ArchiveError):
+    """A segment is not what was written, is missing, or stands in another's place. `name` is where it is kept."""
+
+    def __init__(self, target: str, name: str, what: str) -> None:
+        self.target, self.name, self.what = target, name, what
+        super().__init__(f"{name} in {target}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArchiveDamaged, (self.target, self.name, self.what)
+
+
+class ArchiveIncomplete(ArchiveError):
+    """The archive does not hold what is asked for, or not in enough copies."""
+
+
+class TargetUnavailable(ArchiveError):
+    """A place for backups does not answer, refuses, or did not keep what was written to it."""
 
 
 class RelayError(EvsyncError):

@@ -7,8 +7,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from evsync.config import broker_files
 from evsync.errors import ConfigurationError
 from evsync.jetstream.store import JetStreamStore
-from evsync.ports import Store
+from evsync.jetstream.store_restore import JetStreamRestore
+from evsync.ports import Store, StoreRestore
 from evsync.stores import open_store as open_database
+from evsync.stores import restore_store as restore_database
 
 _ON_NATS = ("nats", "tls")
 
@@ -39,3 +41,13 @@ def views_beside(store: str, service: str) -> str:
         options["schema"] = f"{options.get('schema', service)}_views"
         return urlunsplit(parts._replace(query=urlencode(options)))
     raise ConfigurationError(f"a service that stores in {scheme} needs views=, the URL of its read models")
+
+
+async def restore_store(url: str, *, service: str, shard: str = "main", slots: int) -> StoreRestore:
+    """A new store at a URL, to be filled from a backup: of any kind that can be opened, but memory.
+
+    Raises ConfigurationError where there is a store already; StoreUnavailable.
+    """
+    if is_on_nats(url):
+        return await JetStreamRestore.begin(url, service=service, shard=shard, slots=slots, files=broker_files())
+    return await restore_database(url, service=service, shard=shard, slots=slots)

@@ -15,12 +15,12 @@ Laws of a store
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from evsync.errors import Conflict
-from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
+from evsync.records import Ancestor, Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,16 @@ class LogReader(Protocol):
     """
 
     log: str
-    incarnation: str | None
+
+    @property
+    def incarnation(self) -> str | None:
+        """Of the log as it is now."""
+        ...
+
+    @property
+    def ancestry(self) -> Sequence[Ancestor]:
+        """Earlier incarnations of the log: see LogIdentity."""
+        ...
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
         """The events at positions after + 1, after + 2, …, without a gap, whole commits only, about `limit` of them.
@@ -209,4 +218,65 @@ class LogSource(Protocol):
 
     async def readers(self) -> Sequence[LogReader]:
         """One new reader per log (shard) of the service; waits until a log is known. The caller closes them."""
+        ...
+
+
+class BackupTarget(Protocol):
+    """A place that keeps archived segments: files by name, each written whole or not at all.
+
+    A name is a path of plain parts with '/' between them. All methods raise TargetUnavailable, naming the place, where
+    it does not answer or refuses.
+    """
+
+    url: str
+    """For people: without a secret."""
+
+    async def put(self, name: str, content: bytes, *, replace: bool = False) -> bool:
+        """Keep the content under a name. False, with nothing changed, if there is something else and not `replace`.
+
+        When it returns True, the content was read back and is the same; it survives what the place survives. Whoever
+        reads meanwhile, and whoever is killed, sees all of it or nothing: with `replace` the old or the new content.
+        Raises TargetUnavailable, having taken the content away again, where what is read back is not what was written.
+        """
+        ...
+
+    async def get(self, name: str, *, most: int | None = None) -> bytes | None:
+        """The content under a name, with `most` its first bytes; None if there is none."""
+        ...
+
+    async def list(self, prefix: str) -> Sequence[str]:
+        """The names that begin with a prefix, which is empty or ends with '/', sorted."""
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Take away what is kept under a name. If there is nothing, that is fine."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class StoreRestore(Protocol):
+    """A store that is being filled from a backup. Nobody can open it before it is complete.
+
+    Begun by `evsync.opening.restore_store`, which clears away what another restore has left unfinished.
+    """
+
+    async def load(self, events: Sequence[StoredEvent]) -> None:
+        """Store events as they are, ids, times and incarnations included, behind those that were loaded before.
+
+        Their positions go on without a gap from 1. Raises StoreError, EncodingError, EventTooLarge.
+        """
+        ...
+
+    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+        """Store the checkpoints by follower, and make of it a store that can be opened: in one step.
+
+        `identity` is that of the restored log. A store where checkpoints are events gets them as its last ones.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release everything. What is not complete is taken away, as far as that can be done now."""
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from os import urandom
 from typing import NamedTuple
@@ -172,6 +172,13 @@ class Snapshot(NamedTuple):
     """The aggregate's attributes (see evsync.codec.state)."""
 
 
+class Ancestor(NamedTuple):
+    """An earlier incarnation of a restored log, and the last position that the log has of it."""
+
+    incarnation: str
+    last: int
+
+
 @dataclass(frozen=True, slots=True)
 class LogIdentity:
     """Which log this is. The name is `service.shard`; the incarnation changes when a log is restored from a backup."""
@@ -180,6 +187,8 @@ class LogIdentity:
     shard: str
     incarnation: str
     slots: int = 256
+    ancestry: tuple[Ancestor, ...] = ()
+    """Where it was restored from, oldest first. Empty for a log that never was."""
 
     @property
     def name(self) -> str:
@@ -187,7 +196,23 @@ class LogIdentity:
 
     def at(self, number: int) -> Position:
         """The position `number` of this log."""
-        return Position(self.name, self.incarnation, number)
+        return Position(self.name, self.incarnation_at(number), number)
+
+    def incarnation_at(self, number: int) -> str:
+        """The incarnation that the event at a position was appended in."""
+        return incarnation_at(self.incarnation, self.ancestry, number)
+
+    def restored(self, at: int, incarnation: str) -> LogIdentity:
+        """The log that is made when this one is restored to a position."""
+        ancestry = [*self.ancestry, Ancestor(self.incarnation, at)]
+        return replace(
+            self, incarnation=incarnation, ancestry=tuple(Ancestor(a, min(last, at)) for a, last in ancestry)
+        )
+
+
+def incarnation_at(incarnation: str, ancestry: Sequence[Ancestor], number: int) -> str:
+    """The incarnation that the event at a position of a log with this ancestry was appended in."""
+    return next((a.incarnation for a in ancestry if number <= a.last), incarnation)
 
 
 def new_command() -> bytes:
@@ -246,6 +271,33 @@ def decode_meta(meta: str | None) -> dict[str, str]:
 
 CHECKPOINTS_EVENT = "evsync.CheckpointsStored"
 """What follows the service in the type of the event by which a store that has nothing but events keeps checkpoints."""
+RESTORED_EVENT = "evsync.LogRestored"
+"""What follows the service in the type of the event with which a restored log goes on."""
+OWN_STREAMS = "evsync/"
+"""What the ids of evsync's own streams begin with; no aggregate has such an id."""
+RESTORES_STREAM = "evsync/restores"
+"""The stream of a log's RESTORED_EVENTs."""
+
+REACTION_TAG = "reaction"
+"""The tag of a reaction's events that says which reaction it was, and its checkpoint (see `reaction_tag`)."""
+
+
+def reaction_tag(follower: str, checkpoint: Checkpoint) -> str:
+    """A reaction's checkpoint as a tag of the events that are stored in one commit with it.
+
+    So a log alone tells how far its reactions had come at any position, and a restore brings that back.
+    """
+    c = checkpoint
+    return f"{follower} {c.log} {c.incarnation} {c.position} {c.count} {c.digest:x}"
+
+
+def checkpoint_of(tag: str) -> tuple[str, Checkpoint]:
+    """The follower and the checkpoint in a `reaction_tag`. Raises DecodingError."""
+    try:
+        follower, log, incarnation, position, count, digest = tag.split(" ")
+        return follower, Checkpoint(log, 0, incarnation, int(position), int(count), int(digest, 16))
+    except ValueError as e:
+        raise DecodingError(f"{tag[:200]!r} is not the tag of a reaction's event") from e
 
 
 def is_control(type: str) -> bool:

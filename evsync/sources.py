@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
-from evsync.errors import OtherIncarnation, StoreUnavailable
+from evsync.errors import BEGIN_ANEW, OtherIncarnation, StoreUnavailable
 from evsync.opening import open_store
 from evsync.ports import EventLog, LogReader, Store
-from evsync.records import StoredEvent
+from evsync.records import Ancestor, StoredEvent
 
 _LOOK_S = 0.01
 
@@ -20,21 +20,34 @@ class StoreReader:
     def __init__(self, log: EventLog, log_now: Callable[[], EventLog | None]) -> None:
         self._log_now = log_now
         self.log = log.identity.name
-        self.incarnation: str | None = log.identity.incarnation
+        self._identity = log.identity
+
+    @property
+    def incarnation(self) -> str | None:
+        """Of the log that was open last: a service may be opened again on a restored store."""
+        return self._identity.incarnation
+
+    @property
+    def ancestry(self) -> Sequence[Ancestor]:
+        """See LogIdentity."""
+        return self._identity.ancestry
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
         """See LogReader: the store's order is the log's. Raises OtherIncarnation for a log that has become shorter."""
         if (log := self._log_now()) is None:
             await asyncio.sleep(min(timeout_s, _LOOK_S))
             return []
+        self._identity = log.identity
         events = await log.read(after, limit)
         if not events and timeout_s > 0:
             head = await log.wait(after, timeout_s)
             if head < after:
                 raise OtherIncarnation(
                     f"log {self.log!r} ends at position {head}, and {after} was consumed: its store was put back to an "
-                    "older copy. Put the newer one back if there is one; else make the read models anew, with "
-                    "`evsync rebuild`."
+                    f"older copy. Put the newer one back if there is one. {BEGIN_ANEW}",
+                    log=self.log,
+                    position=after,
+                    head=head,
                 )
             if head > after:
                 events = await log.read(after, limit)

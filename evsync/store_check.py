@@ -175,8 +175,8 @@ class LogCheck:
         if e.slot != (slot := slot_of(e.stream, self._identity.slots)):
             text = f"stream {e.stream!r} belongs to slot {slot} of {self._identity.slots}, and the event says {e.slot}"
             yield Problem(e.position, "slots", text, RESTORE)
-        if e.incarnation != self._identity.incarnation:
-            text = f"the event is of incarnation {e.incarnation!r}, and the log of {self._identity.incarnation!r}"
+        if e.incarnation != (right := self._identity.incarnation_at(e.position)):  # a restored log has earlier ones too
+            text = f"the event is of incarnation {e.incarnation!r}, and the log of {right!r} there"
             yield Problem(e.position, "incarnation", text, f"It comes from another log. {RESTORE}")
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from evsync.codec.values import pack, unpack
 from evsync.ports import LogReader
 from evsync.projections import Contract, Event, Projection, SqlModel, Tables
-from evsync.records import StoredEvent, event_id
+from evsync.records import Ancestor, StoredEvent, event_id
 from evsync.sharding.slots import slot_of
 
 INCARNATION = "3f9a2b1c7d5e"
@@ -95,6 +95,7 @@ class ListSource:
         self.grew = asyncio.Event()
         self.failure: Exception | None = None
         self.incarnation: str | None = None
+        self.ancestry: Sequence[Ancestor] = ()
 
     def append(self, *events: StoredEvent) -> None:
         """Let the log grow."""
@@ -121,6 +122,7 @@ class ListReader:
         self._source = source
         self.log = f"{source.service}.main"
         self.incarnation = source.incarnation
+        self.ancestry = source.ancestry
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
         source = self._source

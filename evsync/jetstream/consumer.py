@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evsync.errors import (
+    BEGIN_ANEW,
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
@@ -32,7 +34,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.pulls import PullConsumer, PullPolicy, size_of
-from evsync.records import LogIdentity, StoredEvent
+from evsync.records import Ancestor, LogIdentity, StoredEvent, incarnation_at
 
 log = logging.getLogger("evsync.jetstream")
 
@@ -62,10 +64,18 @@ class JetStreamReader:
     """
 
     def __init__(
-        self, conn: Connection, stream_name: str, log: str, incarnation: str, policy: ReaderPolicy | None = None
+        self,
+        conn: Connection,
+        stream_name: str,
+        log: str,
+        incarnation: str,
+        policy: ReaderPolicy | None = None,
+        *,
+        ancestry: Sequence[Ancestor] = (),
     ) -> None:
         self.log = log
         self.incarnation: str | None = incarnation
+        self.ancestry: Sequence[Ancestor] = ancestry
         self.waiting_for = ""
         self._conn, self._stream, self._policy = conn, stream_name, policy or ReaderPolicy()
         self._form = MessageFormat(log)
@@ -177,7 +187,10 @@ class JetStreamReader:
         self._sequence, self._delivery, self._pending = consumer.first - 1, 0, 0
 
     async def _reason(self, error: BrokerError) -> str:
-        """Why there is no consumer. Raises OtherIncarnation if another stream took the place of this one."""
+        """Why there is no consumer. Raises OtherIncarnation if another stream took the place of this one.
+
+        Unless that is of the same log, restored to where this reader has come, or farther: then it is read from now on.
+        """
         if not isinstance(error, BrokerRefused) or error.err_code != streams.STREAM_NOT_FOUND:
             return str(error)
         service, _, shard = self.log.partition(".")
@@ -188,7 +201,17 @@ class JetStreamReader:
         identity = other.identity if other is not None else None
         if other is None or identity is None or identity.name != self.log or identity.incarnation == self.incarnation:
             return f"stream {self._stream} does not exist: the relay of {self.log} makes it when it runs"
-        raise _other_incarnation(self.log, self.incarnation, self._next - 1, identity.incarnation, other.last)
+        after = self._after  # what was read beyond, and not given to anybody, is read again
+        if after and identity.incarnation_at(after) != self._incarnation_at(after):
+            last = next((a.last for a in identity.ancestry if a.incarnation == self.incarnation), None)
+            raise _other_incarnation(self.log, self.incarnation, after, identity.incarnation, last)
+        log.info("log %s was restored: reading stream %s instead of %s", self.log, other.name, self._stream)
+        self._begin(after)
+        self._stream, self.incarnation, self.ancestry = other.name, identity.incarnation, identity.ancestry
+        return f"stream {self._stream} takes the place of the one that was read"
+
+    def _incarnation_at(self, position: int) -> str:
+        return incarnation_at(self.incarnation or "", self.ancestry, position)
 
     def _wait_because(self, reason: str) -> None:
         if reason and reason != self.waiting_for:
@@ -222,8 +245,8 @@ class JetStreamReader:
                 what = f"it is an event of position {event.position} (id {event.id.hex()}, {event.type})"
                 self._failure = _foreign(self._stream, sequence, what)
                 break
-            if event.incarnation != incarnation:
-                self._failure = _other_incarnation(self.log, incarnation, sequence - 1, event.incarnation, sequence)
+            if event.incarnation != incarnation and event.incarnation != self._incarnation_at(sequence):
+                self._failure = _other_incarnation(self.log, incarnation, sequence - 1, event.incarnation, None)
                 break
             self._next = sequence + 1
             events.append(event)
@@ -362,15 +385,20 @@ def _unreadable(stream: str, due: int, end: int) -> StreamUnreadable:
     )
 
 
-def _other_incarnation(log: str, own: str | None, consumed: int, other: str, last: int) -> OtherIncarnation:
+def _other_incarnation(log: str, own: str | None, consumed: int, other: str, last: int | None) -> OtherIncarnation:
+    """`last` is up to where the two have the same events, if the one is known to be a restore of the other."""
+    what = (
+        "the log was replaced by another, or put back to an older copy"
+        if last is None
+        else f"the log was restored from a backup, up to position {last}"
+    )
     return OtherIncarnation(
-        f"log {log} is now of incarnation {other} (position {last}), and this reader follows incarnation {own}, up to "
-        f"position {consumed} so far: the log was replaced, or restored from a backup, and may tell another history. "
-        "Rebuild what was made of the old one from the beginning (if nothing was, start again), or put the old log "
-        "back.",
+        f"log {log} is now of incarnation {other}, and this reader follows incarnation {own}, up to position "
+        f"{consumed} so far: {what}. {BEGIN_ANEW} Or put the old log back.",
         log=log,
         incarnation=own,
         position=consumed,
         other_incarnation=other,
         other_position=last,
+        restored=last is not None,
     )

@@ -57,7 +57,9 @@ class JetStreamSource:
     def _reader(self, state: streams.StreamState) -> JetStreamReader:
         identity = state.identity
         assert identity is not None  # `find` gives no others
-        return JetStreamReader(self._conn, state.name, identity.name, identity.incarnation, self._policy)
+        return JetStreamReader(
+            self._conn, state.name, identity.name, identity.incarnation, self._policy, ancestry=identity.ancestry
+        )
 
     def _wait_because(self, reason: str) -> None:
         if reason and reason != self.waiting_for:

@@ -8,17 +8,27 @@ go on from the same checkpoint one conflicts, the latest is found like the end o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import time_ns
 from typing import Any
 
 from evsync.codec.values import pack, unpack
 from evsync.errors import DecodingError
-from evsync.records import CHECKPOINTS_EVENT, Append, Checkpoint, Commit, NewEvent, StoredEvent
+from evsync.records import (
+    CHECKPOINTS_EVENT,
+    OWN_STREAMS,
+    Append,
+    Checkpoint,
+    Commit,
+    LogIdentity,
+    NewEvent,
+    StoredEvent,
+    event_id,
+)
 from evsync.sharding.slots import slot_of
 
-PREFIX = "evsync/checkpoints/"
-"""What the ids of their streams begin with; no aggregate of a JetStream store may have such an id."""
+PREFIX = f"{OWN_STREAMS}checkpoints/"
+"""What the ids of their streams begin with."""
 
 Checkpoints = Mapping[tuple[str, int], Checkpoint]
 """All checkpoints of one follower, by log and group."""
@@ -42,6 +52,26 @@ def with_checkpoint(commit: Commit, stored: Checkpoints, version: int, service: 
     data = pack({"checkpoints": [_fields(each) for each in ({**stored, (c.log, c.group): c}).values()]})
     event = NewEvent(f"{service}.{CHECKPOINTS_EVENT}", time_ns() // 1000, data, None)
     return commit._replace(appends=(*commit.appends, Append(stream, slot_of(stream, slots), version, [event])))
+
+
+def event_of(
+    follower: str, kept: Iterable[Checkpoint], identity: LogIdentity, position: int, version: int, command: bytes
+) -> StoredEvent:
+    """The event that holds all checkpoints of a follower, as a commit of its own."""
+    stream = stream_of(follower)
+    return StoredEvent(
+        position=position,
+        stream=stream,
+        version=version,
+        slot=slot_of(stream, identity.slots),
+        type=f"{identity.service}.{CHECKPOINTS_EVENT}",
+        time_us=time_ns() // 1000,
+        id=event_id(command, 0),
+        remaining=0,
+        incarnation=identity.incarnation,
+        data=pack({"checkpoints": [_fields(c) for c in kept]}),
+        meta=None,
+    )
 
 
 def read(event: StoredEvent) -> Checkpoints:

@@ -218,7 +218,7 @@ class StreamReads:
             event = self._form.decode(subject, headers, body, sequence)
         except DecodingError as e:
             raise self._foreign(sequence, str(e)) from e
-        if event.position != sequence or event.incarnation != self._identity.incarnation:
+        if event.position != sequence or event.incarnation != self._identity.incarnation_at(sequence):
             raise self._foreign(sequence, f"it is of incarnation {event.incarnation}, position {event.position}")
         return event
 

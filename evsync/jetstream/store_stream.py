@@ -85,12 +85,7 @@ def default_name(service: str, shard: str) -> str:
 
 def store_config(name: str, identity: LogIdentity, replicas: int) -> dict[str, Any]:
     """The settings a store's stream is created with."""
-    metadata = {
-        streams.LOG_KEY: identity.name,
-        streams.INCARNATION_KEY: identity.incarnation,
-        streams.SLOTS_KEY: str(identity.slots),
-        streams.STORE_KEY: FORMAT,
-    }
+    metadata = {**streams.metadata_of(identity), streams.STORE_KEY: FORMAT}
     return {
         "name": name,
         "subjects": [streams.subjects(identity)],
@@ -142,6 +137,11 @@ def _check(state: StreamState, service: str, shard: str) -> None:
     identity, metadata = state.identity, state.config.get("metadata") or {}
     if identity is None or not state.is_store:
         raise WrongStore(f"stream {state.name} is not an event store of evsync. Nothing was touched.")
+    if state.is_restoring:
+        raise WrongStore(
+            f"stream {state.name} is being filled from a backup, or that was broken off: it is no event store yet. "
+            "Nothing was touched. Let `evsync restore` come to its end, or begin it again."
+        )
     if metadata[streams.STORE_KEY] != FORMAT:
         raise WrongStore(
             f"stream {state.name} is an event store of format {metadata[streams.STORE_KEY]}, made by a newer evsync; "

@@ -14,9 +14,13 @@ from typing import Any
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, OtherIncarnation, StreamMisconfigured
 from evsync.jetstream.connection import Connection
-from evsync.records import LogIdentity
+from evsync.records import Ancestor, LogIdentity
 
 LOG_KEY, INCARNATION_KEY, SLOTS_KEY = "evsync.log", "evsync.incarnation", "evsync.slots"
+ANCESTRY_KEY = "evsync.ancestry"
+"""Earlier incarnations of a restored log, oldest first, and the last position of each: `3f9a2b1c7d5e:42 …`."""
+RESTORING_KEY = "evsync.restoring"
+"""In the metadata of a stream that is to become a store, and is still being filled from a backup."""
 STORE_KEY = "evsync.store"
 """In the metadata of a stream that is not a mirror of the log but the log itself (see evsync.jetstream.store)."""
 
@@ -98,7 +102,13 @@ class StreamState:
         slots = str(metadata.get(SLOTS_KEY, ""))
         if not service or not shard or not slots.isdigit():
             return None
-        return LogIdentity(service, shard, str(metadata.get(INCARNATION_KEY, "")), int(slots))
+        incarnation, ancestry = str(metadata.get(INCARNATION_KEY, "")), str(metadata.get(ANCESTRY_KEY, ""))
+        return LogIdentity(service, shard, incarnation, int(slots), tuple(map(_ancestor, ancestry.split())))
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether the stream is to become a store, and is not one yet."""
+        return RESTORING_KEY in (self.config.get("metadata") or {})
 
     @property
     def is_store(self) -> bool:
@@ -131,7 +141,7 @@ def stream_config(identity: LogIdentity, *, replicas: int = 1) -> dict[str, Any]
         "name": stream_name(identity),
         "subjects": [subjects(identity)],
         "num_replicas": replicas,
-        "metadata": _metadata(identity),
+        "metadata": metadata_of(identity),
         "description": f"events of {identity.name}; published by evsync's relay alone",
         **_REQUIRED,
     }
@@ -165,7 +175,7 @@ def check_config(config: Mapping[str, Any], identity: LogIdentity) -> None:
     if config.get("persist_mode") not in {None, "", "default"}:
         raise refuse("persist_mode", config.get("persist_mode"), "default")
     metadata = config.get("metadata") or {}
-    for key, value in _metadata(identity).items():
+    for key, value in metadata_of(identity).items():
         if metadata.get(key) != value:
             raise refuse(f"metadata {key}", metadata.get(key), value)
 
@@ -240,7 +250,7 @@ async def find(conn: Connection, service: str) -> list[StreamState]:
         listed = page.get("streams") or []
         for state in map(StreamState.of, listed):
             identity = state.identity
-            if identity is None or identity.service != service:
+            if identity is None or identity.service != service or state.is_restoring:
                 continue
             if state.is_store or state.name == stream_name(identity):
                 found.append(state)
@@ -271,11 +281,17 @@ async def _occupied(conn: Connection, identity: LogIdentity) -> OtherIncarnation
         return BrokerUnavailable(f"the subjects {subjects(identity)} were taken a moment ago, and now they are free")
     check_owner(state, identity)
     incarnation = state.identity.incarnation if state.identity is not None else ""
+    common = next((a.last for a in identity.ancestry if a.incarnation == incarnation), None)
+    mend = (
+        "If another service runs under this name, give one of them another name. If this store replaces the one that "
+        "filled the stream, have it made anew: `evsync stream rebuild`"
+        if common is None
+        else f"It was restored from that one, up to position {common}. To keep what the stream holds beyond, restore "
+        "once more with `evsync restore --from-stream`; to give it up: `evsync stream rebuild --allow-loss`"
+    )
     return OtherIncarnation(
         f"the subjects {subjects(identity)} belong to stream {state.name}, of incarnation {incarnation} of log "
-        f"{identity.name} (last position {state.last}); this store holds incarnation {identity.incarnation}. If "
-        "another service runs under this name, give one of them another name. If this store replaces the one that "
-        "filled the stream, have it made anew: `evsync stream rebuild`",
+        f"{identity.name} (last position {state.last}); this store holds incarnation {identity.incarnation}. {mend}",
         stream=state.name,
         incarnation=incarnation,
         wanted=identity.incarnation,
@@ -283,5 +299,14 @@ async def _occupied(conn: Connection, identity: LogIdentity) -> OtherIncarnation
     )
 
 
-def _metadata(identity: LogIdentity) -> dict[str, str]:
-    return {LOG_KEY: identity.name, INCARNATION_KEY: identity.incarnation, SLOTS_KEY: str(identity.slots)}
+def metadata_of(identity: LogIdentity) -> dict[str, str]:
+    """What a log's stream says in its metadata of the log."""
+    found = {LOG_KEY: identity.name, INCARNATION_KEY: identity.incarnation, SLOTS_KEY: str(identity.slots)}
+    if identity.ancestry:
+        found[ANCESTRY_KEY] = " ".join(f"{a.incarnation}:{a.last}" for a in identity.ancestry)
+    return found
+
+
+def _ancestor(text: str) -> Ancestor:
+    incarnation, _, last = text.rpartition(":")
+    return Ancestor(incarnation, int(last) if last.isdigit() else 0)

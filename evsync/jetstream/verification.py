@@ -285,8 +285,8 @@ def _difference(
     if event is None and found.position == position:
         return StreamAhead(
             f"stream {name} holds position {position} and the store does not: the store was put back to an earlier "
-            "state. Put back the store that has it; `evsync stream rebuild --allow-loss` would give up what only the "
-            "stream holds",
+            "state. Put back the store that has it, or make one of the archive and the stream: `evsync restore "
+            "--from-stream`. `evsync stream rebuild --allow-loss` would give up what only the stream holds",
             stream=name,
             position=position,
         )

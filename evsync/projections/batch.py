@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from evsync.codec.values import unpack
-from evsync.errors import DecodingError, OtherIncarnation, StreamHole
+from evsync.errors import BEGIN_ANEW, DecodingError, OtherIncarnation, StreamHole
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
 from evsync.projections.read_model import CannotApply, Settle
-from evsync.records import Checkpoint, StoredEvent
+from evsync.records import RESTORED_EVENT, Ancestor, Checkpoint, StoredEvent
+from evsync.restores import Restored
 
 _DIGEST = 1 << 64
 _EMPTY = blake2b(digest_size=8)
@@ -35,7 +36,8 @@ def digest_of(event: StoredEvent) -> int:
 def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredEvent]) -> None:
     """Raise unless a batch continues a log behind position `after`: without a gap, and in the same history.
 
-    It may begin earlier: what is known already is skipped. Raises StreamHole, OtherIncarnation.
+    It may begin earlier: what is known already is skipped. It may pass a restore of the log, if that was to a position
+    that was not passed yet: then the next event says so (see evsync.restores). Raises StreamHole, OtherIncarnation.
     """
     first, last = events[0].position, events[-1].position
     if first > after + 1 or last - first != len(events) - 1:
@@ -46,7 +48,10 @@ def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredE
         )
     known = incarnation or events[0].incarnation
     for event in events:
-        if event.incarnation != known:
+        if event.incarnation != known and event.position > after:
+            if event.type.endswith(RESTORED_EVENT) and Restored.of(event).follows(known):
+                known = event.incarnation
+                continue
             raise other_incarnation(log, after, known, event.incarnation)
 
 
@@ -56,12 +61,31 @@ def half_of(events: Sequence[StoredEvent], after: int) -> Sequence[StoredEvent]:
     return events[: ends[(len(ends) - 1) // 2]] if len(ends) > 1 else []
 
 
-def other_incarnation(log: str, position: int, known: str, found: str) -> OtherIncarnation:
-    """What to say when a log has another history than the one that was applied."""
+def restored_before(log: str, position: int, known: str, found: str, ancestry: Sequence[Ancestor]) -> OtherIncarnation:
+    """What to say of a log that is now `found`, and is not, or not that far, what was applied up to a position."""
+    last = next((a.last for a in ancestry if a.incarnation == known), None)
+    return other_incarnation(log, position, known, found, last)
+
+
+def other_incarnation(log: str, position: int, known: str, found: str, last: int | None = None) -> OtherIncarnation:
+    """What to say when a log has another history than the one that was applied.
+
+    `last` is up to where the two have the same events, if the one is known to be a restore of the other.
+    """
+    what = (
+        "it is another log, or was put back to an older copy"
+        if last is None
+        else f"it was restored from a backup, up to position {last}"
+    )
     return OtherIncarnation(
         f"log {log!r} is now incarnation {found}, and what was applied up to position {position} came from incarnation "
-        f"{known}: it was restored from a backup, or is another log. Nothing was applied since. Make the read model "
-        "anew: `evsync rebuild` does it while the old one is in use."
+        f"{known}: {what}. Nothing was applied since. {BEGIN_ANEW}",
+        log=log,
+        position=position,
+        incarnation=known,
+        other_incarnation=found,
+        other_position=last,
+        restored=last is not None,
     )
 
 
@@ -113,7 +137,7 @@ def apply_batch(
     return [
         replace(
             c,
-            incarnation=end.incarnation,
+            incarnation=end.incarnation if c.position < end.position else c.incarnation,
             position=max(c.position, end.position),
             count=c.count + counts[g],
             digest=(c.digest + digests[g]) % _DIGEST,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
 from evsync.ports import LogReader, LogSource
-from evsync.projections.batch import other_incarnation
+from evsync.projections.batch import restored_before
 from evsync.projections.pause import pause_s
-from evsync.records import StoredEvent
+from evsync.records import StoredEvent, incarnation_at
 
 FATAL = (RelayError, WrongStore, ConfigurationError, CodecError)
 """What only a person can mend. Everything else that a source raises is taken to pass, and is asked for again."""
@@ -81,9 +81,14 @@ class Feed:
         return await self._reader.read(after, self._limit, timeout_s)
 
     def _check(self, after: int, incarnation: str) -> None:
-        found = self._reader.incarnation
+        """Raise unless what was applied is part of the log as it is now: of its incarnation, or of an ancestor's part
+        that it has kept. The batch itself would not tell where the log has grown beyond that position again."""
+        reader = self._reader
+        found = reader.incarnation
         if incarnation and found is not None and found != incarnation:
-            raise other_incarnation(self._reader.log, after, incarnation, found)
+            if incarnation_at(found, reader.ancestry, after) == incarnation:
+                return
+            raise restored_before(reader.log, after, incarnation, found, reader.ancestry)
 
 
 async def connect(source: LogSource, report: Report) -> Sequence[LogReader]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from evsync.ports import LogReader
+from evsync.projections.batch import check_batch, restored_before
 from evsync.projections.feed import Feed
 from evsync.projections.read_model import Holding
-from evsync.records import Checkpoint
+from evsync.records import Checkpoint, StoredEvent, incarnation_at
 
 
 class FollowedLog:
     """What a runner knows of one of its logs while it holds groups of the projection."""
 
     def __init__(self, reader: LogReader, batch: int) -> None:
-        self.name = reader.log
+        self.name, self._reader = reader.log, reader
         self.service = reader.log.partition(".")[0]
         self.feed = Feed(reader, batch, self.report)
         self.checkpoints: dict[int, Checkpoint] = {}
@@ -41,8 +42,25 @@ class FollowedLog:
 
     @property
     def incarnation(self) -> str:
-        """Of what was applied; "" before anything was."""
-        return next((c.incarnation for c in self.checkpoints.values() if c.incarnation), "")
+        """Of what was applied up to `position`; "" before anything was."""
+        least = min(self.checkpoints.values(), key=lambda c: c.position, default=None)
+        return least.incarnation if least is not None else ""
+
+    def incarnation_of(self, number: int) -> str | None:
+        """That a position of the log as it is now has, or will have; None where that is not known."""
+        now = self._reader.incarnation
+        return None if now is None else incarnation_at(now, self._reader.ancestry, number)
+
+    def check(self, events: Sequence[StoredEvent]) -> None:
+        """Raise unless a batch goes on where the groups are: see `check_batch`, for the one that is furthest behind.
+
+        OtherIncarnation too for one that is farther than the log was restored to, though others are not.
+        """
+        check_batch(self.name, self.position, self.incarnation, events)
+        for c in self.checkpoints.values():
+            if c.incarnation and self.incarnation_of(c.position) not in (None, c.incarnation):
+                reader = self._reader
+                raise restored_before(self.name, c.position, c.incarnation, reader.incarnation or "", reader.ancestry)
 
     def hold(self, holding: Holding) -> None:
         """From now on these groups are held.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from evsync.errors import ConfigurationError
 from evsync.projections.contracts import Contract, check_contract, matches, service_of
+from evsync.records import is_control
 
 Handler = Callable[[Any, Any], Any]
 
@@ -83,13 +84,16 @@ class Handlers:
         return tuple(dict.fromkeys(service_of(c.__event_type__) for c in self._of))
 
     def steps(self, event_type: str) -> tuple[Step, ...]:
-        """What happens to an event of this type, in the order of registration; () if nothing does."""
+        """What happens to an event of this type, in the order of registration; () if nothing does.
+
+        Nothing happens to evsync's own events, which `service.*` would catch too.
+        """
         found = self._steps.get(event_type)
         if found is None:
             found = self._steps[event_type] = tuple(
                 Step(contract.__pydantic_validator__.validate_python, handler)
                 for contract, handler in self._of.items()
-                if matches(contract.__event_type__, event_type)
+                if matches(contract.__event_type__, event_type) and not is_control(event_type)
             )
         return found
 

@@ -41,6 +41,7 @@ from evsync.records import (
     command_of,
     decode_meta,
     event_uuid,
+    incarnation_at,
     is_control,
     to_time_us,
 )
@@ -206,8 +207,9 @@ class ReactionRunner:
                 if await log.load(self._checkpoints) or self.reaction.since != "now":
                     self._reason = None
                     return
-                if (head := await log.reader.head()) is not None and log.reader.incarnation is not None:
-                    start = Checkpoint(log.name, 0, log.reader.incarnation, head)
+                reader = log.reader
+                if (head := await reader.head()) is not None and reader.incarnation is not None:
+                    start = Checkpoint(log.name, 0, incarnation_at(reader.incarnation, reader.ancestry, head), head)
                     await self._commit((), self.reaction.name, start, 0)
                     continue  # with what is stored, whoever stored it
                 self._reason = f"waiting to know where log {log.name!r} ends, to begin there"
@@ -367,7 +369,7 @@ class ReactionRunner:
 
     def _halt(self, log: AnsweredLog | None, error: EvsyncError) -> None:
         if log is not None:
-            if isinstance(error, OtherIncarnation):
+            if isinstance(error, OtherIncarnation) and not error.values.get("restored"):
                 error = log.other_history(self.reaction.name)
             log.reason = str(error)
         self.halted = error

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from evsync.errors import ConfigurationError, EvsyncError, NotVisible, StoreUnavailable
 from evsync.ports import LogSource
-from evsync.projections.batch import apply_batch, check_batch, half_of
+from evsync.projections.batch import apply_batch, half_of
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.feed import FATAL, connect
 from evsync.projections.followed_log import FollowedLog
@@ -373,7 +373,7 @@ class ProjectionRunner:
         return False
 
     async def _apply(self, holding: Holding, log: FollowedLog, events: Sequence[StoredEvent]) -> None:
-        check_batch(log.name, log.position, log.incarnation, events)
+        log.check(events)
         handlers, groups = self.projection.handlers, self.projection.groups
         kept, parked = set_aside(
             log.name, events, log.checkpoints, groups,

@@ -31,8 +31,12 @@ class Tenure:
         self.reason: str | None = None
         """Why the database could not be reached when it was last balanced, if it could not."""
         self._session, self._visibility, self._trouble = session, visibility, trouble
+        visibility.incarnation_of = self._incarnation_of
         self._certain = True
         self._present = False
+
+    def _incarnation_of(self, log: str, number: int) -> str | None:
+        return self.logs[log].incarnation_of(number) if log in self.logs else ""
 
     def add(self, log: FollowedLog) -> None:
         """A log has been found."""

@@ -36,6 +36,8 @@ class Visibility:
         trouble: Callable[[], str | None],
     ) -> None:
         """`observe` looks into the read model; `trouble` says what is in the way of the runner here, if anything."""
+        self.incarnation_of: Callable[[str, int], str | None] = lambda _log, _number: None
+        """That a position of a log has, or will have; None if its reader does not know, "" while there is no reader."""
         self._projection, self._groups, self._observe, self._trouble = projection, groups, observe, trouble
         self._known: dict[str, dict[int, Checkpoint]] = defaultdict(dict)
         """By log and group."""
@@ -134,9 +136,14 @@ class Visibility:
         shown = self._shown.get(waiter.position.log)
         if shown is None:
             return False
-        if shown.incarnation != waiter.position.incarnation:
-            waiter.done.set_exception(self._other_incarnation(waiter.position, shown))
-        elif shown.number >= waiter.position.number:
+        position = waiter.position
+        right = self.incarnation_of(position.log, position.number)
+        if right == "" and shown.number < position.number:
+            return False  # the log may have been restored, and go on to there
+        right = right or shown.incarnation
+        if right != position.incarnation:
+            waiter.done.set_exception(self._other_incarnation(position, shown))
+        elif shown.number >= position.number:
             waiter.done.set_result(None)
         return waiter.done.done()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from evsync.errors import ConfigurationError
-from evsync.ports import Store
+from evsync.ports import Store, StoreRestore
 from evsync.records import LogIdentity, check_name, new_incarnation
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite_restore import SqliteRestore
 
 URL_FORMS = """
     sqlite:///events.db            a file, relative to the working directory
@@ -35,23 +36,57 @@ async def open_store(url: str, *, service: str, shard: str = "main", create: boo
         check_name("service", service)
         check_name("shard", shard)
         return MemoryStore(LogIdentity(service, shard, new_incarnation()))
-    if scheme == "sqlite" and rest[:1] == "/" and len(rest) > 1 and not rest.endswith("/"):
-        path = rest[1:]
-        if path == ":memory:":
-            raise ConfigurationError("sqlite:///:memory: is not a store that lasts: use memory:// instead")
-        if "?" in path or "#" in path:
-            raise ConfigurationError(f"{url!r}: the URL of an SQLite store takes no options ('?' and '#')")
+    if (path := _sqlite_path(url)) is not None:
         return await SqliteStore.open(path, service=service, shard=shard, create=create)
     if scheme in ("postgresql", "postgres") and rest:
         try:
             from evsync.stores.postgres import PostgresStore  # noqa: PLC0415  (its driver is an extra)
         except ImportError as e:
-            raise ConfigurationError(
-                f"a PostgreSQL store needs its driver: pip install 'evsync[postgres]' ({e})"
-            ) from e
+            raise _no_driver(e) from e
         return await PostgresStore.open(url, service=service, shard=shard, create=create)
     if scheme == "nats":
         # The adapters do not know one another.
         raise ConfigurationError(f"a store on NATS is opened by evsync.opening.open_store, not here.{URL_FORMS}")
-    shown = url if "@" not in url else f"{scheme}://…"  # what stands before an @ may be a password
-    raise ConfigurationError(f"{shown!r} is not the URL of an event store. Use one of:{URL_FORMS}")
+    raise _unknown(url)
+
+
+async def restore_store(url: str, *, service: str, shard: str = "main", slots: int) -> StoreRestore:
+    """A new store in a database at a URL, to be filled from a backup.
+
+    Raises ConfigurationError where there is a store already, or for a URL of another kind; StoreUnavailable.
+    """
+    scheme, _, rest = url.partition("://")
+    if (path := _sqlite_path(url)) is not None:
+        return await SqliteRestore.begin(path, service=service, shard=shard, slots=slots)
+    if scheme in ("postgresql", "postgres") and rest:
+        try:
+            from evsync.stores.postgres_restore import PostgresRestore  # noqa: PLC0415  (its driver is an extra)
+        except ImportError as e:
+            raise _no_driver(e) from e
+        return await PostgresRestore.begin(url, service=service, shard=shard, slots=slots)
+    if scheme == "memory":
+        raise ConfigurationError("a restore into memory:// would be gone with this process: give a store that lasts")
+    raise _unknown(url)
+
+
+def _sqlite_path(url: str) -> str | None:
+    """The path in the URL of an SQLite store; None for another URL. Raises ConfigurationError."""
+    scheme, _, rest = url.partition("://")
+    if scheme != "sqlite" or rest[:1] != "/" or len(rest) == 1 or rest.endswith("/"):
+        return None
+    path = rest[1:]
+    if path == ":memory:":
+        raise ConfigurationError("sqlite:///:memory: is not a store that lasts: use memory:// instead")
+    if "?" in path or "#" in path:
+        raise ConfigurationError(f"{url!r}: the URL of an SQLite store takes no options ('?' and '#')")
+    return path
+
+
+def _no_driver(e: ImportError) -> ConfigurationError:
+    return ConfigurationError(f"a PostgreSQL store needs its driver: pip install 'evsync[postgres]' ({e})")
+
+
+def _unknown(url: str) -> ConfigurationError:
+    # What stands before an @ may be a password.
+    shown = url if "@" not in url else f"{url.partition('://')[0]}://…"
+    return ConfigurationError(f"{shown!r} is not the URL of an event store. Use one of:{URL_FORMS}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from operator import attrgetter
 
 from evsync.errors import Conflict, StoreUnavailable
 from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of
-from evsync.stores.plan import CheckpointKey, doubtful, keys_of, plan, streams_of
+from evsync.stores.plan import CheckpointKey, check_follows, doubtful, keys_of, plan, streams_of
 from evsync.stores.tail import Tail
 
 _version = attrgetter("version")
@@ -104,6 +104,13 @@ class MemoryStore:
         self._closed = True
         self._tail.failed(self._closed_error())
 
+    def _fill(self, events: Sequence[StoredEvent], checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+        self._log = list(events)
+        for event in events:
+            insort(self._streams.setdefault(event.stream, []), event, key=_version)
+        self._checkpoints = {(name, c.log, c.group): c for name, kept in checkpoints.items() for c in kept}
+        self._tail.moved(len(events))
+
     def _holds(self, stream: str, version: int) -> bool:
         events = self._streams.get(stream, [])
         place = bisect_right(events, version, key=_version)
@@ -115,3 +122,27 @@ class MemoryStore:
 
     def _closed_error(self) -> StoreUnavailable:
         return StoreUnavailable(f"the memory store of {self.identity.name!r} is closed; nothing was stored")
+
+
+class MemoryRestore:
+    """Fills a MemoryStore from a backup. Implements StoreRestore."""
+
+    def __init__(self) -> None:
+        self.store: MemoryStore | None = None
+        """The store, once it is complete."""
+        self._events: list[StoredEvent] = []
+
+    async def load(self, events: Sequence[StoredEvent]) -> None:
+        """Store events behind those that were loaded before."""
+        check_follows(len(self._events), events)
+        self._events += events
+
+    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+        """Make the store."""
+        store = MemoryStore(identity)
+        store._fill(self._events, checkpoints)
+        self.store, self._events = store, []
+
+    async def close(self) -> None:
+        """Forget what is not complete."""
+        self._events = []

@@ -182,3 +182,13 @@ def key_of(commit: Commit) -> CheckpointKey | None:
             "`follower` and `checkpoint` belong together, and `after` to both of them"
         )
     return None
+
+
+def check_follows(head: int, events: Sequence[StoredEvent]) -> None:
+    """Raise ConfigurationError unless events that are stored as they are go on where the log ends."""
+    for due, event in enumerate(events, head + 1):
+        if event.position != due:
+            raise ConfigurationError(
+                f"position {due} was to be restored next, and an event of position {event.position} was given; nothing "
+                "of this was stored"
+            )

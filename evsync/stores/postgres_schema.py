@@ -13,7 +13,8 @@ from typing import Any
 from psycopg import AsyncConnection, sql
 
 from evsync.errors import StoreUnavailable, WrongStore
-from evsync.records import LogIdentity, StoredEvent, new_incarnation
+from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
+from evsync.restores import with_ancestry
 
 SCHEMA = 1
 """Counts changes of the tables and the function. A greater number in the database was written by a newer evsync."""
@@ -21,7 +22,7 @@ SCHEMA = 1
 COLUMNS = ", ".join(StoredEvent._fields)
 """In the order of the fields, so that a row is a StoredEvent as it is."""
 
-_MAKING = 0x6576_7379_6E63
+MAKING = 0x6576_7379_6E63
 """Advisory lock ('evsync') under which stores are made, so that processes that start at once wait for one another."""
 
 _TABLES = """
@@ -77,7 +78,7 @@ CREATE TABLE {schema}.snapshots (
 # holder committed. Plans are kept for the life of a connection, also those made while the tables were empty; without
 # sequential scans these are the right ones too.
 _APPEND = """
-CREATE FUNCTION {schema}.append_commits(
+CREATE OR REPLACE FUNCTION {schema}.append_commits(
     a_commit int[], a_stream text[], a_expected bigint[],
     g_item int[], g_stream text[], g_version bigint[],
     k_commit int[], k_follower text[], k_log text[], k_group int[], k_incarnation text[], k_position bigint[],
@@ -160,28 +161,47 @@ async def prepare(
     """
     name = sql.Identifier(schema)
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
-        if await _missing(connection, "to_regclass", f"{name.as_string()}.log"):
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING,))
+        if await missing(connection, "to_regclass", f"{name.as_string()}.log"):
             if not create:
                 raise StoreUnavailable(
                     f"there is no store in schema {schema!r} (yet): its service makes it when it is opened first"
                 )
-            if await _missing(connection, "to_regnamespace", name.as_string()):
+            if await missing(connection, "to_regnamespace", name.as_string()):
                 await connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-            for statement in (_TABLES, _APPEND):
-                await connection.execute(sql.SQL(statement).format(schema=name))
-            await connection.execute(
-                sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0)").format(name),
-                (SCHEMA, service, shard, new_incarnation(), slots),
-            )
+            await make_tables(connection, schema, LogIdentity(service, shard, new_incarnation(), slots))
         found = await connection.execute(
             sql.SQL("SELECT schema, service, shard, incarnation, slots FROM {}.log").format(name)
         )
         row = await found.fetchone()
-    return _identity(schema, row, service, shard)
+        restores = await connection.execute(
+            sql.SQL("SELECT {} FROM {}.events WHERE stream = %s ORDER BY version DESC LIMIT 1").format(
+                sql.SQL(COLUMNS), name
+            ),
+            (RESTORES_STREAM,),
+        )
+        latest = [StoredEvent(*found) for found in await restores.fetchall()]
+    return with_ancestry(_identity(schema, row, service, shard), latest)
 
 
-async def _missing(connection: AsyncConnection[Any], lookup: str, name: str) -> bool:
+async def make_tables(connection: AsyncConnection[Any], schema: str, identity: LogIdentity) -> None:
+    """Make the tables and the function of an empty log."""
+    name = sql.Identifier(schema)
+    await connection.execute(sql.SQL(_TABLES).format(schema=name))
+    await define(connection, schema)
+    await connection.execute(
+        sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0)").format(name),
+        (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots),
+    )
+
+
+async def define(connection: AsyncConnection[Any], schema: str) -> None:
+    """Make the function that appends. It names its schema, so it must be made again for tables that are renamed."""
+    await connection.execute(sql.SQL(_APPEND).format(schema=sql.Identifier(schema)))
+
+
+async def missing(connection: AsyncConnection[Any], lookup: str, name: str) -> bool:
+    """Whether there is no such table (`to_regclass`) or schema (`to_regnamespace`); the name is quoted."""
     found = await (await connection.execute(f"SELECT {lookup}(%s) IS NULL", (name,))).fetchone()
     return bool(found and found[0])
 

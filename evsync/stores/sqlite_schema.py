@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
-from evsync.records import LogIdentity, StoredEvent, new_incarnation
+from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
+from evsync.restores import with_ancestry
 from evsync.stores.sqlite_errors import is_busy
 
 T = TypeVar("T")
@@ -157,7 +158,7 @@ def prepare(
             _use_write_ahead_log(connection, path)
             connection.execute("BEGIN IMMEDIATE")
             if not _is_store(connection, path):  # otherwise another process was first
-                _create(connection, LogIdentity(service, shard, new_incarnation(), slots))
+                make_tables(connection, LogIdentity(service, shard, new_incarnation(), slots))
             connection.execute("COMMIT")
         identity = _identity(connection, path, service, shard)
         _use_write_ahead_log(connection, path)
@@ -216,7 +217,8 @@ def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-def _create(connection: sqlite3.Connection, identity: LogIdentity) -> None:
+def make_tables(connection: sqlite3.Connection, identity: LogIdentity) -> None:
+    """Make the tables of an empty log."""
     for table in TABLES:
         connection.execute(table)
     connection.execute(
@@ -243,4 +245,7 @@ def _identity(connection: sqlite3.Connection, path: Path, service: str, shard: s
             f"{path} is the store of service {identity.service!r}, shard {identity.shard!r}, and was opened for "
             f"service {service!r}, shard {shard!r}; nothing was touched. Give each service and shard a file of its own."
         )
-    return identity
+    restores = connection.execute(
+        f"SELECT {COLUMNS} FROM events WHERE stream = ? ORDER BY version DESC LIMIT 1", (RESTORES_STREAM,)
+    )
+    return with_ancestry(identity, [StoredEvent(*row) for row in restores])

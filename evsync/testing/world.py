@@ -16,6 +16,7 @@ from evsync.errors import ConfigurationError
 from evsync.ports import LogReader, LogSource, Store
 from evsync.projections import Contract, Projection, Reaction
 from evsync.records import (
+    Ancestor,
     Append,
     Commit,
     LogIdentity,
@@ -171,7 +172,15 @@ class _RedeliveringReader:
 
     def __init__(self, reader: LogReader, random: random.Random) -> None:
         self._reader, self._random = reader, random
-        self.log, self.incarnation = reader.log, reader.incarnation
+        self.log = reader.log
+
+    @property
+    def incarnation(self) -> str | None:
+        return self._reader.incarnation
+
+    @property
+    def ancestry(self) -> Sequence[Ancestor]:
+        return self._reader.ancestry
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
         again = self._random.choice((0, 0, 1, 5))

@@ -12,10 +12,11 @@ ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
     {"records", "ports", "domain", "tags"},
-    {"codec", "replay", "sharding.slots", "snapshots", "stores.plan", "stores.tail"},
+    {"codec", "replay", "restores", "sharding.slots", "snapshots", "stores.plan", "stores.tail"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "stream_locks", "repository", "config", "interop", "contracts", "store_check"},
-    {"runtime", "service", "trust", "renewal"},
+    {"recovery", "runtime", "service", "trust", "renewal"},
+    {"resets"},
     {"cli", "testing", "__init__"},
 ]
 """From the bottom up: a part may import what is below it, and its own part."""

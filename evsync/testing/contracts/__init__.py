@@ -9,10 +9,20 @@ What an adapter cannot do it declares in its `Capabilities`; the tests that this
 the declaration as the reason.
 """
 
+from evsync.testing.contracts.backup_target import BackupTargetContract
 from evsync.testing.contracts.case import StoreCase
 from evsync.testing.contracts.event_log import EventLogContract
 from evsync.testing.contracts.event_store import EventStoreContract
 from evsync.testing.contracts.lost_reply import LostReply
 from evsync.testing.contracts.snapshot_store import SnapshotStoreContract
+from evsync.testing.contracts.store_restore import StoreRestoreContract
 
-__all__ = ["EventLogContract", "EventStoreContract", "LostReply", "SnapshotStoreContract", "StoreCase"]
+__all__ = [
+    "BackupTargetContract",
+    "EventLogContract",
+    "EventStoreContract",
+    "LostReply",
+    "SnapshotStoreContract",
+    "StoreCase",
+    "StoreRestoreContract",
+]

@@ -1,0 +1,140 @@
+"""Filling a PostgreSQL store from a backup: in another schema, until it is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from evsync.errors import ConfigurationError, EncodingError, EvsyncError, StoreFull, StoreUnavailable
+from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
+from evsync.stores import postgres_schema as tables
+from evsync.stores.plan import check_follows
+from evsync.stores.postgres_connections import Connections, settings_of, words
+
+_SUFFIX = "_restoring"
+_FULL = ("53100", "53400")
+_UNWRITABLE = ("22", "23")
+
+
+class PostgresRestore:
+    """Fills the schema of a PostgresStore. Implements StoreRestore. Made by `begin`.
+
+    The tables are filled in a schema of another name, which is given its own at the end, in one transaction.
+    """
+
+    @classmethod
+    async def begin(
+        cls, url: str, *, service: str, shard: str, slots: int, patience_s: float = 10.0
+    ) -> PostgresRestore:
+        """Begin to fill the schema that the URL names, which must not hold anything yet.
+
+        The role needs the right to make schemas in the database. Raises ConfigurationError, StoreUnavailable.
+        """
+        check_name("service", service)
+        check_name("shard", shard)
+        settings, schema = settings_of(url, service, shard)
+        part = schema.encode()[: 63 - len(_SUFFIX)].decode(errors="ignore") + _SUFFIX
+        database = Connections(settings, schema, patience_s)
+        try:
+            connection = await database.connect()
+            restore = cls(database, connection, schema, part)
+            try:
+                await restore._begin(LogIdentity(service, shard, "restoring", slots))
+            except BaseException:
+                await connection.close()
+                raise
+        except psycopg.Error as e:
+            await database.close()
+            raise StoreUnavailable(f"the store in {database.where} cannot be restored: {words(e)}") from e
+        except BaseException:
+            await database.close()
+            raise
+        return restore
+
+    def __init__(self, database: Connections, connection: AsyncConnection[Any], schema: str, part: str) -> None:
+        """For `begin`, which everybody else uses."""
+        self._database, self._connection = database, connection
+        self._schema, self._part = schema, part
+        self._head = 0
+        self._completed = False
+
+    async def _begin(self, identity: LogIdentity) -> None:
+        c = self._connection
+        async with c.transaction():
+            await c.execute("SELECT pg_advisory_xact_lock(%s)", (tables.MAKING,))
+            if not await tables.missing(c, "to_regclass", f"{sql.Identifier(self._schema).as_string()}.log"):
+                raise ConfigurationError(
+                    f"there is a store in {self._database.where} already, and a restore makes a new one: nothing was "
+                    "touched. Restore to another ?schema=, then let the service use that; or rename the old schema."
+                )
+            await self._drop()
+            await c.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._part)))
+            await tables.make_tables(c, self._part, identity)
+
+    async def load(self, events: Sequence[StoredEvent]) -> None:
+        """Store events behind those that were loaded before."""
+        check_follows(self._head, events)
+        copy = sql.SQL("COPY {}.events ({}) FROM STDIN (FORMAT binary)").format(
+            sql.Identifier(self._part), sql.SQL(tables.COLUMNS)
+        )
+        try:
+            async with self._connection.cursor() as cursor, cursor.copy(copy) as rows:
+                rows.set_types(_TYPES)
+                for event in events:
+                    await rows.write_row(event)
+        except psycopg.Error as e:
+            raise self._failed(e) from e
+        self._head += len(events)
+
+    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+        """Store the checkpoints and give the schema its name, in one transaction."""
+        c, part, schema = self._connection, sql.Identifier(self._part), sql.Identifier(self._schema)
+        try:
+            async with c.transaction():
+                for follower, kept in checkpoints.items():
+                    for k in kept:
+                        digest = k.digest - 2**64 if k.digest >= 2**63 else k.digest
+                        await c.execute(
+                            sql.SQL("INSERT INTO {}.checkpoints VALUES (%s, %s, %s, %s, %s, %s, %s)").format(part),
+                            (follower, k.log, k.group, k.incarnation, k.position, k.count, digest),
+                        )
+                await c.execute(
+                    sql.SQL("UPDATE {}.log SET incarnation = %s, slots = %s, head = %s").format(part),
+                    (identity.incarnation, identity.slots, self._head),
+                )
+                if not await tables.missing(c, "to_regnamespace", schema.as_string()):
+                    await c.execute(sql.SQL("DROP SCHEMA {}").format(schema))  # refused unless it is empty
+                await c.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(part, schema))
+                await tables.define(c, self._schema)
+            self._completed = True
+            await c.execute(sql.SQL("ANALYZE {}.events").format(schema))
+        except psycopg.Error as e:
+            raise self._failed(e) from e
+
+    async def close(self) -> None:
+        """Release everything, and take away what is not complete, as far as the database answers."""
+        try:
+            if not self._completed and not self._connection.closed:
+                await self._drop()
+        except psycopg.Error:
+            pass  # the next restore does it
+        finally:
+            await self._connection.close()
+            await self._database.close()
+
+    async def _drop(self) -> None:
+        await self._connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self._part)))
+
+    def _failed(self, e: psycopg.Error) -> EvsyncError:
+        state, where = e.sqlstate or "", self._database.where
+        if state in _FULL:
+            return StoreFull(f"{where}: {words(e)}; the store was not restored. Make room, and restore again.")
+        if state[:2] in _UNWRITABLE or (isinstance(e, psycopg.DataError) and not state):
+            return EncodingError(f"{where} cannot hold this: {words(e)}; the store was not restored")
+        return StoreUnavailable(f"{where}: {words(e)}; the store was not restored. Begin the restore again.")
+
+
+_TYPES = ("int8", "text", "int8", "int4", "text", "int8", "bytea", "int4", "text", "bytea", "text")

@@ -1,0 +1,127 @@
+"""Filling an SQLite store from a backup: under another name, until it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from evsync.errors import ConfigurationError, StoreUnavailable
+from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
+from evsync.stores import sqlite_schema as schema
+from evsync.stores import sqlite_statements as statements
+from evsync.stores.plan import check_follows
+from evsync.stores.sqlite_errors import translated
+from evsync.stores.sqlite_threads import ConnectionThreads
+
+SUFFIX = ".restoring"
+
+
+class SqliteRestore:
+    """Fills the file of an SqliteStore. Implements StoreRestore. Made by `begin`.
+
+    The file has another name while it is filled, is brought to the disk, and only then gets its own. So nothing needs
+    to be durable before, and what is broken off is no store.
+    """
+
+    @classmethod
+    async def begin(cls, path: str | os.PathLike[str], *, service: str, shard: str, slots: int) -> SqliteRestore:
+        """Begin to fill the file at `path`, which must not be there yet.
+
+        Raises ConfigurationError for a path that cannot be right, or a file that is there; StoreUnavailable.
+        """
+        check_name("service", service)
+        check_name("shard", shard)
+        file = schema.check_path(path, create=True)
+        found = [f for f in (file, file.with_name(file.name + "-wal")) if f.exists()]
+        if found:  # a write-ahead log that stayed behind would be applied to whatever file has the name then
+            raise ConfigurationError(
+                f"{found[0]} is there already, and a restore makes a new store: nothing was touched. Restore to "
+                "another path, then let the service use that; or move the old file away first, with its -wal file."
+            )
+        part = file.with_name(file.name + SUFFIX)
+        _clear(part)
+        threads = ConnectionThreads(lambda: _connect(part), threads=1, name=f"evsync-restore-{service}")
+        restore = cls(file, part, threads)
+        try:
+            await restore._run(lambda c: schema.make_tables(c, LogIdentity(service, shard, "restoring", slots)))
+        except BaseException:
+            await restore.close()
+            raise
+        return restore
+
+    def __init__(self, path: Path, part: Path, threads: ConnectionThreads) -> None:
+        """For `begin`, which everybody else uses."""
+        self.path, self._part, self._threads = path, part, threads
+        self._head = 0
+
+    async def load(self, events: Sequence[StoredEvent]) -> None:
+        """Store events behind those that were loaded before."""
+        check_follows(self._head, events)
+
+        def load(c: sqlite3.Connection) -> None:
+            c.execute("BEGIN")
+            statements.insert(c, events)
+            c.execute("COMMIT")
+
+        await self._run(load)
+        self._head += len(events)
+
+    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+        """Store the checkpoints, bring the file to the disk, and give it its name."""
+
+        def complete(c: sqlite3.Connection) -> None:
+            c.execute("BEGIN")
+            for follower, kept in checkpoints.items():
+                for checkpoint in kept:
+                    statements.store_checkpoint(c, follower, checkpoint)
+            c.execute("UPDATE log SET incarnation = ?, slots = ?", (identity.incarnation, identity.slots))
+            c.execute("COMMIT")
+
+        await self._run(complete)
+        await self._threads.close()
+        try:
+            _finish(self._part, self.path)
+        except FileExistsError as e:
+            raise ConfigurationError(f"{self.path} was made by somebody else meanwhile; it was not touched") from e
+        except OSError as e:
+            raise StoreUnavailable(f"{self.path} could not be completed: {e}") from e
+
+    async def close(self) -> None:
+        """Release everything, and take away what is not complete."""
+        await self._threads.close()
+        _clear(self._part)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        try:
+            await self._threads.run(work)
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+            raise translated(e, self._part) from e
+
+
+def _connect(part: Path) -> sqlite3.Connection:
+    connection = schema.connect(part, create=True, timeout_s=0)
+    for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _finish(part: Path, path: Path) -> None:
+    """Bring the file to the disk and give it its name, unless another has it."""
+    with part.open("rb") as f:
+        os.fsync(f.fileno())
+    os.link(part, path)
+    part.unlink()
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _clear(part: Path) -> None:
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            part.with_name(part.name + suffix).unlink()

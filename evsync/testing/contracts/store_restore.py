@@ -1,0 +1,152 @@
+"""The laws of StoreRestore, as tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from evsync.errors import ConfigurationError, Conflict, StoreError
+from evsync.ports import Store, StoreRestore
+from evsync.records import (
+    Ancestor,
+    Checkpoint,
+    LogIdentity,
+    StoredEvent,
+    command_of,
+    is_control,
+    new_incarnation,
+)
+from evsync.restores import restored_event
+from evsync.testing.contracts import samples
+from evsync.testing.contracts.samples import append, commit, event, one, reaction
+
+pytestmark = pytest.mark.anyio
+
+OLD = "3f9a2b1c7d5e"
+CHECKPOINTS = {
+    "billing": [Checkpoint("orders.main", 0, "0123456789ab", 42, 17, 2**64 - 5)],
+    "idle": [],
+}
+
+
+class StoreRestoreContract:
+    """What every StoreRestore promises."""
+
+    pytestmark = pytest.mark.anyio
+    shard = "main"
+
+    async def new_restore(self) -> StoreRestore:
+        """Begin to fill a new store, of service `users`. Each call a place of its own, until `again` is used."""
+        raise NotImplementedError
+
+    async def again(self) -> StoreRestore:
+        """Begin once more at the place of the last `new_restore`."""
+        raise NotImplementedError
+
+    async def open(self, restore: StoreRestore) -> Store:
+        """Open what was filled, as its service would. Raises StoreError where there is no store."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def _restored(self, events: list[StoredEvent], identity: LogIdentity) -> AsyncIterator[Store]:
+        restore = await self.new_restore()
+        try:
+            for start in range(0, len(events), 7):
+                await restore.load(events[start : start + 7])
+            await restore.complete(identity, CHECKPOINTS)
+            store = await self.open(restore)
+        finally:
+            await restore.close()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    async def test_a_restored_log_is_what_was_loaded(self) -> None:
+        """Positions, ids, versions, tags, times and incarnations, read as a log and as streams."""
+        events, identity = a_log(self.shard)
+        async with self._restored(events, identity) as store:
+            log = await samples.whole_log(store)
+            assert log[: len(events)] == events
+            assert all(is_control(e.type) for e in log[len(events) :])
+            for stream in {e.stream for e in events}:
+                assert await store.read_stream(stream) == [e for e in events if e.stream == stream]
+            assert store.identity == identity
+            assert await store.head() == len(log)
+
+    async def test_a_restored_log_goes_on_as_any_other(self) -> None:
+        """Versions and positions follow what was loaded; new events are of the new incarnation."""
+        events, identity = a_log(self.shard)
+        async with self._restored(events, identity) as store:
+            head, ada = await store.head(), len(await store.read_stream("ada"))
+            refused, position = await store.append([one("ada", ada - 1), one("ada", ada)])
+            assert isinstance(refused, Conflict)
+            assert position == head + 1
+            [new] = await store.read(head, 1)
+            assert (new.position, new.incarnation) == (head + 1, identity.incarnation)
+            assert command_of(new.id) not in {command_of(e.id) for e in events}
+
+    async def test_checkpoints_are_restored(self) -> None:
+        """A reaction goes on from there, and only from there."""
+        events, identity = a_log(self.shard)
+        async with self._restored(events, identity) as store:
+            [found] = await store.checkpoints("billing")
+            assert found == CHECKPOINTS["billing"][0]
+            assert await store.checkpoints("idle") == []
+            wrong, right = reaction("billing", 43, after=41), reaction("billing", 43, after=42)
+            outcomes = await store.append([wrong, right])
+            assert isinstance(outcomes[0], Conflict)
+            assert isinstance(outcomes[1], int)
+
+    async def test_an_unfinished_restore_is_no_store(self) -> None:
+        """Before it is complete nobody can open it; broken off it leaves nothing, and can be begun again."""
+        events, identity = a_log(self.shard)
+        restore = await self.new_restore()
+        await restore.load(events)
+        with pytest.raises(StoreError):
+            await self.open(restore)
+        await restore.close()
+        with pytest.raises(StoreError):
+            await self.open(restore)
+        restore = await self.again()
+        await restore.load(events[:3])
+        await restore.complete(identity, {})
+        store = await self.open(restore)
+        assert await store.read(0, 100) == events[:3]
+        await store.close()
+        await restore.close()
+
+    async def test_a_store_that_is_there_is_not_touched(self) -> None:
+        """A restore makes a new store, never another one of what there is."""
+        events, identity = a_log(self.shard)
+        async with self._restored(events, identity) as store:
+            with pytest.raises(ConfigurationError, match="already"):
+                await self.again()
+            assert (await samples.whole_log(store))[: len(events)] == events
+
+    async def test_a_gap_is_refused(self) -> None:
+        """What is loaded goes on where the last load ended."""
+        events, _ = a_log(self.shard)
+        restore = await self.new_restore()
+        await restore.load(events[:4])
+        for wrong in (events[5:], events[:4]):
+            with pytest.raises(ConfigurationError, match="position 5"):
+                await restore.load(wrong)
+        await restore.close()
+
+
+def a_log(shard: str) -> tuple[list[StoredEvent], LogIdentity]:
+    """A log of several commits and streams that ends with its restore, and its identity from then on."""
+    commits = [
+        one("ada", 0, 3),
+        commit(append("bob", 0, 2), append("ada", 3, 1)),
+        one("cy", 0, [event(data=b"\0\xff" * 99, meta='{"actor":"\\u00e9"}')]),
+        one("ada", 4, 9),
+    ]
+    events: list[StoredEvent] = []
+    for each in commits:
+        events += samples.rows_of(each, after=len(events), incarnation=OLD)
+    identity = LogIdentity("users", shard, new_incarnation(), 256, (Ancestor(OLD, len(events)),))
+    return [*events, restored_event(identity, len(events), 1, 1_700_000_000_000_000)], identity
