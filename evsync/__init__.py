@@ -1,5 +1,6 @@
 """evsync: event sourcing for Python microservices."""
 
+from evsync.archive.policy import BackupPolicy
 from evsync.domain import Aggregate, NamedAggregate, event
 from evsync.errors import Conflict, EvsyncError, Halted, NotFound, NotVisible, OutcomeUnknown, Parked
 from evsync.projections import Contract, Event, MemoryModel, Projection, Reaction, SqlModel, Tables
@@ -10,6 +11,7 @@ from evsync.tags import metadata
 
 __all__ = [
     "Aggregate",
+    "BackupPolicy",
     "Conflict",
     "Contract",
     "Event",

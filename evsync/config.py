@@ -30,6 +30,8 @@ class Deployment(TypedDict, total=False):
     """URL of the broker. Absent: none; projections follow the logs of services in this process."""
     sources: Mapping[str, Service | str]
     """Where other services' logs are read from when not from NATS: a Service of this process, or its store's URL."""
+    archives: Mapping[str, Sequence[str]]
+    """Where other services' logs are archived: whoever is far behind reads there first, then live."""
     run: Literal["all", "none"] | Sequence[str]
     """Which of this service's relay ('relay'), projections and reactions (by their names) this process runs."""
 
@@ -38,6 +40,7 @@ _FORMS: Mapping[str, tuple[type, str]] = {
     "views": (str, "a URL as text"),
     "nats": (str, "a URL as text"),
     "sources": (Mapping, "a mapping of services' names to a Service or a URL"),
+    "archives": (Mapping, "a mapping of services' names to lists of URLs"),
     "run": (Collection, "'all', 'none' or a list of names"),
 }
 """What a type checker would have said; `store` has more forms, and is looked at where it is opened."""
@@ -50,6 +53,7 @@ class _Environment(BaseSettings):
     views: str | None = None
     nats: str | None = None
     sources: dict[str, str] | None = None
+    archives: dict[str, list[str]] | None = None
     run: str | None = None
 
 
@@ -73,6 +77,11 @@ def broker_files() -> dict[str, str]:
         "key": found.nats_key,
     }
     return {name: path for name, path in files.items() if path}
+
+
+def broker_url() -> str | None:
+    """The broker of all services, from EVSYNC_NATS."""
+    return _Broker().nats
 
 
 def resolve(service: str, given: Deployment, overrides: Deployment) -> Deployment:

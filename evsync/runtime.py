@@ -20,6 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 from typing_extensions import TypeVarTuple
 
+from evsync.archive.backup import GENTLE, Backups
+from evsync.archive.policy import BackupPolicy
+from evsync.archive.reader import ArchivedSource
+from evsync.archive.schedule import BackupStatus, ScheduledBackups
+from evsync.archive.targets import opened_targets
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
@@ -43,7 +48,7 @@ from evsync.projections.bookkeeping import version_of
 from evsync.projections.lag import Lags
 from evsync.projections.read_model import DatabaseAway
 from evsync.projections.status import FollowerStatus
-from evsync.records import Checkpoint, Position
+from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag
 from evsync.renewal import Renewal, sweep_for_ever
 from evsync.repository import Repository
 from evsync.snapshots import Snapshots
@@ -71,6 +76,8 @@ class Status:
     """Where the broker is, and why it is not reached if it is not; None without one."""
     relay: RelayStatus | None
     followers: Sequence[FollowerStatus] = field(default_factory=tuple)
+    backups: BackupStatus | None = None
+    """Of this process; None where it makes none."""
 
 
 class Runtime:
@@ -92,6 +99,7 @@ class Runtime:
         self.projections: dict[str, ProjectionRunner] = {}
         self.renewals: dict[str, Renewal] = {}
         self.reactions: dict[str, ReactionRunner] = {}
+        self.backups: ScheduledBackups | None = None
         self.running: frozenset[str] = frozenset()
         self._tasks: set[asyncio.Task[None]] = set()
         self._crashed: BaseException | None = None
@@ -128,8 +136,12 @@ class Runtime:
                 stack.push_async_callback(runtime.connection.close)
                 if "relay" in running and not is_on_nats(url):  # there the log is the stream
                     runtime.relay = Relay(store, runtime.connection)
+            if service.backups is not None and "backup" in running:
+                runtime.backups = await _backups(service, store, service.backups, stack)
             if followers:
-                sources = {name: await runtime._source(name, stack) for name in _services_read_by(service)}
+                sources: dict[str, LogSource] = {}
+                for name in _services_read_by(service):
+                    sources[name] = runtime._archived(name, await runtime._source(name, stack), stack)
                 runtime.sources = sources
                 runtime.lags = Lags(sources)
                 stack.push_async_callback(runtime.lags.close)
@@ -161,6 +173,14 @@ class Runtime:
             f"service {self.service.name!r} needs the events of {name!r} and does not know where they are: set nats= "
             f"(or EVSYNC_NATS), or sources={{{name!r}: …}} with a Service of this process or its store's URL"
         )
+
+    def _archived(self, name: str, source: LogSource, stack: AsyncExitStack) -> LogSource:
+        urls: Any = self.settings.get("archives", {}).get(name)
+        if not urls:
+            return source
+        archived = ArchivedSource(source, [urls] if isinstance(urls, str) else urls)
+        stack.push_async_callback(archived.close)
+        return archived
 
     async def _open_projections(
         self, stack: AsyncExitStack, sources: Mapping[str, LogSource], *, prepare: bool
@@ -206,14 +226,15 @@ class Runtime:
     async def _commit_of_reaction(
         self, aggregates: Sequence[AnyAggregate], follower: str, checkpoint: Checkpoint, after: int
     ) -> Position:
-        return await self.repository.save(
-            aggregates, current_tags(), follower=follower, checkpoint=checkpoint, after=after
-        )
+        tags = {**current_tags(), REACTION_TAG: reaction_tag(follower, checkpoint)}
+        return await self.repository.save(aggregates, tags, follower=follower, checkpoint=checkpoint, after=after)
 
     def start(self) -> None:
         """Begin to run the parts that this process is to run."""
         if self.relay is not None:
             self._spawn("relay", self.relay.run())
+        if self.backups is not None:
+            self._spawn("backup", self.backups.run())
         for name, projection in self.projections.items():
             if name in self.renewals:
                 self._spawn(name, self._renew(name, projection))
@@ -285,7 +306,7 @@ class Runtime:
     def number_of(self, position: Position) -> int:
         """The number of a position of this service's own log. Raises ConfigurationError for any other."""
         identity = self.store.identity
-        if (position.log, position.incarnation) != (identity.name, identity.incarnation):
+        if position != identity.at(position.number):
             raise ConfigurationError(
                 f"{position} is not a position of log {identity.name!r}, incarnation {identity.incarnation!r}"
             )
@@ -363,6 +384,7 @@ class Runtime:
             nats=_shown(connection) if connection is not None else None,
             relay=self.relay.status() if self.relay is not None else None,
             followers=[await self._follower(follower) for follower in self.followers()],
+            backups=self.backups.status() if self.backups is not None else None,
         )
 
     async def _follower(self, follower: ProjectionRunner | ReactionRunner) -> FollowerStatus:
@@ -371,8 +393,17 @@ class Runtime:
         return status if renewal is None or renewal.state is None else replace(status, reason=renewal.state)
 
 
+async def _backups(service: Service, store: Store, policy: BackupPolicy, stack: AsyncExitStack) -> ScheduledBackups:
+    targets = await stack.enter_async_context(opened_targets(policy.targets))
+    followers = [reaction.name for reaction in service.reactions]
+    backups = Backups(store, targets, copies=policy.copies, keep=policy.keep, followers=followers, share=GENTLE)
+    return ScheduledBackups(backups, policy.interval)
+
+
 def _parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
     names = {"relay", *(p.name for p in service.projections), *(r.name for r in service.reactions)}
+    if service.backups is not None:
+        names.add("backup")
     run = settings["run"]
     if run == "all":
         return frozenset(names)

@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from typing_extensions import TypeVarTuple, Unpack
 
+from evsync.archive.policy import BackupPolicy
 from evsync.codec.events import EventCodec, Upcaster, unreadable
 from evsync.codec.values import unpack
 from evsync.config import Deployment, resolve
@@ -34,9 +35,9 @@ class Service:
     """A named set of aggregates, projections and reactions. Inert until opened: nothing is touched, no global kept.
 
     `renamed` and `upcasters` keep old events readable (see EventCodec); `snapshots` says when the state of long streams
-    is kept, None never. What remains, `**deployment`, says where the
-    service runs: see Deployment. Raises ConfigurationError for names and classes that do not fit, EncodingError for an
-    event whose fields cannot be written.
+    is kept, None never; `backups` how often and where to the log is archived, None never. What remains, `**deployment`,
+    says where the service runs: see Deployment. Raises ConfigurationError for names and classes that do not fit,
+    EncodingError for an event whose fields cannot be written.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Service:
         renamed: Mapping[str, str] | None = None,
         upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
         snapshots: SnapshotPolicy | None = None,
+        backups: BackupPolicy | None = None,
         **deployment: Unpack[Deployment],
     ) -> None:
         self.name = check_name("service", name)
@@ -56,13 +58,14 @@ class Service:
         self.projections = tuple(projections)
         self.reactions = tuple(reactions)
         self.snapshots = snapshots
+        self.backups = backups
         self._deployment = deployment
         self._runtime: Runtime | None = None
         self._opening = False
         self._closing: AbstractAsyncContextManager[Self] | None = None
-        names = [p.name for p in self.projections] + [r.name for r in self.reactions] + ["relay"]
+        names = [p.name for p in self.projections] + [r.name for r in self.reactions] + ["relay", "backup"]
         for twice in {n for n in names if names.count(n) > 1}:
-            raise ConfigurationError(f"service {name!r} has two parts named {twice!r}; 'relay' is always one")
+            raise ConfigurationError(f"service {name!r} has two parts named {twice!r}; 'relay' and 'backup' are taken")
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {'open' if self._runtime else 'not open'}>"

@@ -9,6 +9,8 @@ from io import TextIOWrapper
 import typer
 
 from evsync.cli import (
+    archive,
+    backup,
     contracts,
     diff,
     explain,
@@ -17,12 +19,24 @@ from evsync.cli import (
     parked,
     rebuild,
     replay,
+    reset,
+    restore,
     run,
     status,
     store,
     stream,
     tail,
     verify,
+)
+    run,
+    status,
+    store,
+    stream,
+    tail,
+<<<<<<< HEAD
+    verify,
+=======
+>>>>>>> a558d1a (Archive logs as chains of hashed segments, restore them, drill both, trim streams)
 )
 from evsync.cli.terminal import redacted
 
@@ -48,6 +62,10 @@ for command in (
 ):
     app.command()(command)
 app.command("import")(import_.import_)
+app.command()(restore.restore)
+app.command()(reset.reset)
+app.add_typer(backup.app)
+app.add_typer(archive.app)
 app.add_typer(stream.app)
 app.add_typer(parked.app)
 app.add_typer(contracts.app)

@@ -25,16 +25,16 @@ def run(
     target: Target,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Run this part alone: relay, a projection or a reaction. May be repeated."),
+        typer.Option(metavar="NAME", help="Run this part alone: relay, backup, or one by its name. May be repeated."),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Run the parts of a service, until Ctrl-C or SIGTERM.
 
-    Its parts are the relay, which publishes its log to NATS, its projections and its reactions. The service is opened
-    with its settings from the environment (EVSYNC_<SERVICE>_STORE, EVSYNC_NATS, ...). What is under way is brought to
-    its end before the process ends. The exit code is 0 after a signal, 1 when a part has halted, and 2 when the
-    settings are wrong.
+    Its parts are the relay, which publishes its log to NATS, its projections and reactions, and its backups. The
+    service is opened with its settings from the environment (EVSYNC_<SERVICE>_STORE, EVSYNC_NATS, ...). What is under
+    way is brought to its end before the process ends. The exit code is 0 after a signal, 1 when a part has halted, and
+    2 when the settings are wrong.
 
     \b
         evsync run shop.orders:orders
@@ -66,6 +66,8 @@ async def _run(service: Service, only: Sequence[str]) -> None:
 
 
 def _parts(runtime: Runtime) -> list[str]:
-    relay = ["relay"] if runtime.relay is not None else []
+    own = ["relay"] if runtime.relay is not None else []
+    if runtime.backups is not None:
+        own.append("backup")
     followers = [*runtime.projections, *runtime.reactions]
-    return relay + [name for name in followers if name in runtime.running]
+    return own + [name for name in followers if name in runtime.running]

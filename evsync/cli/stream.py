@@ -38,7 +38,7 @@ def check(target: Target, json: Json = False, debug: Debug = False) -> None:
     """
     with reporting(debug):
         report = asyncio.run(_check(load(target)))
-        _tell(report, "compared with the log", json)
+        tell(report, "compared with the log", json)
 
 
 @app.command()
@@ -66,19 +66,19 @@ def rebuild(
         if not yes:
             _ask(asyncio.run(_planned(service)))  # outside of the event loop: a connection would not outlive the wait
         report = asyncio.run(_rebuild(service, allow_loss))
-        _tell(report, "published anew and compared with the log", json)
+        tell(report, "published anew and compared with the log", json)
 
 
 async def _check(service: Service) -> StreamReport:
     async with service.inspect():
-        connection = await _connected(service)
+        connection = await connected(service)
         with progress("Comparing") as advance:
             return await check_stream(service.runtime.store, connection, advance)
 
 
 async def _rebuild(service: Service, allow_loss: bool) -> StreamReport:
     async with service.inspect():
-        connection = await _connected(service)
+        connection = await connected(service)
         with progress("Publishing") as advance:
             return await rebuild_stream(service.runtime.store, connection, advance, allow_loss=allow_loss)
 
@@ -86,7 +86,7 @@ async def _rebuild(service: Service, allow_loss: bool) -> StreamReport:
 async def _planned(service: Service) -> str | None:
     """What a rebuild would delete, and what it would put there; None if nothing would be deleted."""
     async with service.inspect():
-        connection, log = await _connected(service), service.runtime.store
+        connection, log = await connected(service), service.runtime.store
         old = await streams.info(connection, streams.stream_name(log.identity))
         old = old or await streams.occupant(connection, log.identity)
         if old is None or old.last < old.first:
@@ -106,7 +106,8 @@ def _ask(planned: str | None) -> None:
     typer.confirm("Delete it?", abort=True, err=True)
 
 
-async def _connected(service: Service) -> Connection:
+async def connected(service: Service) -> Connection:
+    """The service's connection. Raises ConfigurationError where it has none, or where the stream is its store."""
     if is_on_nats(str(service.runtime.settings["store"])):
         raise ConfigurationError(
             f"the events of service {service.name!r} are in a stream and nowhere else: there is no log to compare it "
@@ -121,7 +122,8 @@ async def _connected(service: Service) -> Connection:
     return connection
 
 
-def _tell(report: StreamReport, done: str, json: bool) -> None:
+def tell(report: StreamReport, done: str, json: bool) -> None:
+    """Print what became of a stream; exit with 1 if it is not as its log."""
     if json:
         print_json(_as_object(report))
     else:

@@ -295,8 +295,10 @@ async def test_a_chain_of_reactions_carries_correlation_and_causation(nats_serve
         ):
             [one] = [n for n in notes if n.data == {"account": cause.stream_id, "token": "first"}]
             [two] = [n for n in notes if n.data == {"account": one.stream_id, "token": "second"}]
-            assert one.metadata == {"correlation_id": correlation, "causation_id": str(cause.id)}
-            assert two.metadata == {"correlation_id": correlation, "causation_id": str(one.id)}
+            for note, before, reaction in ((one, cause, "first"), (two, one, "second")):
+                assert note.metadata["reaction"].startswith(f"{reaction} {before.position.log} ")
+                tags = {"correlation_id": correlation, "causation_id": str(before.id)}
+                assert note.metadata == tags | {"reaction": note.metadata["reaction"]}
 
 
 async def test_a_reaction_that_saves_and_executes_itself_tags_what_it_causes() -> None:

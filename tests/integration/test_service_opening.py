@@ -236,7 +236,7 @@ async def test_every_setting_can_come_from_the_environment(tmp_path: Path, monke
         ("sources", {"bank": "bank.db"}, "'bank.db' is not the URL of an event store"),
         ("sources", {"bank": 5}, "sources="),
         ("sources", {}, r"needs the events of 'bank' and does not know where they are: set nats="),
-        ("stoer", "memory://", "no setting 'stoer'; there are store, views, nats, sources, run"),
+        ("stoer", "memory://", "no setting 'stoer'; there are store, views, nats, sources, archives, run"),
     ],
 )
 async def test_a_wrong_setting_is_refused_before_anything_runs(setting: str, value: object, words: str) -> None:

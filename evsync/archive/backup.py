@@ -1,0 +1,315 @@
+"""Making backups: the end of a log is brought to every target, and old segments are merged into longer ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from evsync.archive.compression import check_installed
+from evsync.archive.copies import Copy, Progress
+from evsync.archive.policy import Keep
+from evsync.archive.segments import FollowerCheckpoint, Header, Segment, encode_segment
+from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
+from evsync.ports import BackupTarget, Store
+from evsync.records import StoredEvent
+
+SEGMENT_EVENTS = 20_000
+SEGMENT_BYTES = 8 << 20
+"""A segment ends with the commit that reaches one of these, at the latest."""
+MERGED_EVENTS = 50_000
+READ_EVENTS = 2_000
+GENTLE = 0.1
+"""The share of a service that does other things meanwhile: it costs its saves a tenth or so."""
+_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class TargetResult:
+    """What became of one copy."""
+
+    target: str
+    end: int = 0
+    """The last position that it holds."""
+    written: int = 0
+    """Events that were written to it now."""
+    merged: int = 0
+    """Segments that were merged into others."""
+    error: str | None = None
+    """Why it does not hold everything, or could not be tidied up."""
+
+
+@dataclass(slots=True)
+class BackupReport:
+    """What one backup did."""
+
+    log: str
+    incarnation: str
+    head: int
+    """Of the log when the backup began."""
+    copies: int
+    """How many are needed."""
+    backed_up: int
+    """The last position that so many targets hold."""
+    targets: list[TargetResult] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether enough targets hold everything that was in the log when the backup began."""
+        return self.backed_up >= self.head
+
+
+class Backups:
+    """Archives one log, again and again: `run()` brings what is new to every target.
+
+    Any number of processes may do it at once: of two that write the same segment one is first, and the other goes on
+    behind it. Killed at any moment, it leaves whole segments only.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        targets: Sequence[BackupTarget],
+        *,
+        copies: int,
+        keep: Keep | None = None,
+        followers: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+        segment_events: int = SEGMENT_EVENTS,
+        share: float = 1.0,
+    ) -> None:
+        """`followers` are the names of the service's reactions, whose checkpoints are part of the store. `share` is how
+        much of the time a backup may work: one beside other work of the process pauses between segments.
+
+        Raises ConfigurationError where zstd is not installed.
+        """
+        check_installed()
+        self._store, self._copies, self._keep = store, copies, keep or Keep()
+        self._followers, self._clock, self._segment_events = followers, clock, segment_events
+        self._pause_per_s = 1 / share - 1
+        identity = store.identity
+        self._of = [Copy(target, identity.name, identity.incarnation) for target in targets]
+        self._encoded: dict[tuple[int, bytes], asyncio.Task[_Encoded]] = {}
+
+    async def run(self, tell: Progress | None = None) -> BackupReport:
+        """Bring every target up to the log's present head, then merge what has grown old.
+
+        A target that fails is in the report, and keeps no other from being written. Raises StoreError.
+        """
+        began = time.monotonic()
+        # Before the head: so they are not of commits beyond what is archived now.
+        checkpoints = [FollowerCheckpoint(f, c) for f in self._followers for c in await self._store.checkpoints(f)]
+        head = await self._store.head()
+        identity = self._store.identity
+        results = [TargetResult(copy.target.url) for copy in self._of]
+        try:
+            await asyncio.gather(
+                *(
+                    self._bring(copy, result, head, checkpoints, tell)
+                    for copy, result in zip(self._of, results, strict=True)
+                )
+            )
+        finally:
+            for task in self._encoded.values():
+                task.cancel()
+            self._encoded.clear()
+        ends = sorted((r.end for r in results), reverse=True)
+        backed_up = ends[self._copies - 1] if len(ends) >= self._copies else 0
+        seconds = time.monotonic() - began
+        return BackupReport(identity.name, identity.incarnation, head, self._copies, backed_up, results, seconds)
+
+    async def _bring(
+        self,
+        copy: Copy,
+        result: TargetResult,
+        head: int,
+        checkpoints: Sequence[FollowerCheckpoint],
+        tell: Progress | None,
+    ) -> None:
+        try:
+            await self._extend(copy, result, head, checkpoints, tell)
+            await self._merge(copy, result)
+        except ArchiveError as e:
+            result.error = str(e)
+
+    # ---- what is new
+
+    async def _extend(
+        self,
+        copy: Copy,
+        result: TargetResult,
+        head: int,
+        checkpoints: Sequence[FollowerCheckpoint],
+        tell: Progress | None,
+    ) -> None:
+        tail, damaged = await self._tail_of(copy)
+        await self._check_history(copy, tail, head)
+        end, link = (tail.header.last, tail.sha256) if tail is not None else (0, b"")
+        result.end = end
+        lost_races = 0
+        while end < head:
+            began = time.monotonic()
+            encoded = await self._encode(end + 1, link, head, checkpoints)
+            if await copy.target.put(copy.name(end + 1), encoded.content, replace=end + 1 in damaged):
+                damaged.discard(end + 1)
+                result.written += encoded.last - end
+                end, link = encoded.last, encoded.sha256
+            else:
+                before = end
+                tail, damaged = await self._tail_of(copy)
+                end, link = (tail.header.last, tail.sha256) if tail is not None else (0, b"")
+                lost_races = 0 if end > before else lost_races + 1
+                if lost_races > _ATTEMPTS:
+                    raise ArchiveIncomplete(
+                        f"{copy.name(end + 1)} in {copy.target.url} is there, and it can neither be read nor written"
+                    )
+            result.end = end
+            if tell is not None:
+                tell(min(end, head), head)
+            await asyncio.sleep((time.monotonic() - began) * self._pause_per_s)
+        for first in damaged:
+            if first <= end:  # what it held is in a new segment
+                await copy.target.delete(copy.name(first))
+
+    async def _tail_of(self, copy: Copy) -> tuple[Segment | None, set[int]]:
+        """The last whole segment of a copy, and where damaged ones begin behind it: these are written anew.
+
+        What is damaged before the end is for `verify` to find.
+        """
+        copy.forget()
+        damaged: set[int] = set()
+        for first in reversed(await copy.firsts()):
+            try:
+                return await copy.segment(first), damaged
+            except ArchiveDamaged:
+                damaged.add(first)
+        return None, damaged
+
+    async def _check_history(self, copy: Copy, tail: Segment | None, head: int) -> None:
+        """Raise ArchiveIncomplete if the archive does not end within the log: the store was put back."""
+        if tail is None:
+            return
+        what = None
+        if tail.header.last > head:
+            what = f"holds positions up to {tail.header.last}, and the log ends at {head}"
+        else:
+            archived = (await copy.events(tail))[-1]
+            if (await self._store.read(archived.position - 1, 1))[:1] != [archived]:
+                what = f"holds another event at position {archived.position} than the log"
+        if what is not None:
+            raise ArchiveIncomplete(
+                f"the archive in {copy.target.url} {what}, in the same incarnation ({self._store.identity.incarnation})"
+                ": the store was put back to an older copy, not restored. Nothing was written there. Restore the store "
+                "from the archive with `evsync restore`, which gives it an incarnation of its own."
+            )
+
+    async def _encode(
+        self, first: int, previous: bytes, head: int, checkpoints: Sequence[FollowerCheckpoint]
+    ) -> _Encoded:
+        """The segment that begins at a position: made once for all targets that need the same one."""
+        task = self._encoded.get((first, previous))
+        if task is None:
+            for key in [key for key, done in self._encoded.items() if done.done()][:-2]:
+                del self._encoded[key]
+            task = asyncio.create_task(self._make(first, previous, head, checkpoints))
+            self._encoded[first, previous] = task
+        return await asyncio.shield(task)
+
+    async def _make(
+        self, first: int, previous: bytes, head: int, checkpoints: Sequence[FollowerCheckpoint]
+    ) -> _Encoded:
+        events: list[StoredEvent] = []
+        size = 0
+        while (last := first + len(events) - 1) < head and len(events) < self._segment_events and size < SEGMENT_BYTES:
+            part = await self._store.read(last, min(READ_EVENTS, self._segment_events - len(events)))
+            if not part:
+                raise ArchiveIncomplete(f"log {self._store.identity.name} ended at {last}, and its head was {head}")
+            if part[0].position != last + 1:
+                raise ArchiveIncomplete(
+                    f"log {self._store.identity.name} has no position {last + 1} any more; nothing was archived beyond"
+                )
+            events += part
+            size += sum(len(e.data) for e in part)
+        last = events[-1].position
+        content = await asyncio.to_thread(
+            encode_segment,
+            self._store.identity,
+            events,
+            previous,
+            made_us=int(self._clock() * 1_000_000),
+            checkpoints=checkpoints if last >= head else (),
+        )
+        return _Encoded(content, content[-32:], last)
+
+    # ---- what has grown old
+
+    async def _merge(self, copy: Copy, result: TargetResult) -> None:
+        """Merge segments that were made in the same period, and take away what earlier merges left."""
+        now_us = int(self._clock() * 1_000_000)
+        chain: list[Header] = []
+        end = 0
+        for first in await copy.firsts():
+            header = await copy.header(first)
+            if header.last <= end:
+                await self._take_away(copy, chain[-1].first, header)
+            elif header.first == end + 1:
+                chain.append(header)
+                end = header.last
+            else:
+                return  # `verify` will say what is wrong here
+        for period, group in groupby(chain, lambda h: self._keep.period_of(h.made_us, now_us)):
+            if period is not None:
+                for pieces in _of_limited_size(list(group)):
+                    await self._merge_these(copy, pieces)
+                    result.merged += len(pieces)
+
+    async def _merge_these(self, copy: Copy, headers: Sequence[Header]) -> None:
+        pieces: list[Segment] = []
+        events: list[StoredEvent] = []
+        for header in headers:
+            segment = await copy.segment(header.first)
+            if pieces and not pieces[-1].precedes(segment.header):
+                raise ArchiveDamaged(copy.target.url, header.name, "it does not name the segment before it")
+            pieces.append(segment)
+            events += await copy.events(segment)
+        last = pieces[-1]
+        content = await asyncio.to_thread(
+            encode_segment,
+            last.header.identity,
+            events,
+            pieces[0].header.previous,
+            made_us=last.header.made_us,
+            stands_for=(last.sha256, *last.header.stands_for),
+            checkpoints=last.header.checkpoints,
+        )
+        # In this order: killed in between, the pieces are there twice, which harms nobody.
+        await copy.target.put(headers[0].name, content, replace=True)
+        copy.forget()
+        for header in headers[1:]:
+            await copy.target.delete(header.name)
+
+    async def _take_away(self, copy: Copy, first: int, header: Header) -> None:
+        """Delete a segment whose events are in another one too, if that one is whole."""
+        if (await copy.segment(first)).header.last >= header.last:
+            await copy.target.delete(header.name)
+            copy.forget()
+
+
+def _of_limited_size(headers: Sequence[Header]) -> list[list[Header]]:
+    """Neighbours that together are not too large, two at least."""
+    found: list[list[Header]] = [[]]
+    for header in headers:
+        if found[-1] and sum(h.count for h in found[-1]) + header.count > MERGED_EVENTS:
+            found.append([])
+        found[-1].append(header)
+    return [pieces for pieces in found if len(pieces) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    content: bytes
+    sha256: bytes
+    last: int

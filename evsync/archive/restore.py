@@ -1,0 +1,241 @@
+"""Restoring a log from its archive: which events, in what order, and how the log goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evsync.archive.copies import Copy, Progress, incarnations_of, read_copies
+from evsync.archive.segments import Header
+from evsync.codec.values import unpack
+from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, DecodingError
+from evsync.ports import BackupTarget, LogReader, StoreRestore
+from evsync.records import (
+    CHECKPOINTS_EVENT,
+    REACTION_TAG,
+    RESTORES_STREAM,
+    Checkpoint,
+    LogIdentity,
+    StoredEvent,
+    checkpoint_of,
+    decode_meta,
+    new_incarnation,
+)
+from evsync.restores import restored_event
+
+TAIL_EVENTS = 1_000
+TAIL_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Until:
+    """Up to where a log is restored: its last whole commit at or before both. Neither: all that there is."""
+
+    position: int | None = None
+    time_us: int | None = None
+    """Before the first event that is later, as `get(at=…)`: a state that the log was in, whatever clocks said."""
+
+    def cut(self, events: Sequence[StoredEvent]) -> tuple[Sequence[StoredEvent], bool]:
+        """Those of the next events, whole commits, that belong to it; and whether that is the end."""
+        kept = len(events)
+        if self.position is not None and events and events[-1].position > self.position:
+            kept = max(self.position - events[0].position + 1, 0)
+        if self.time_us is not None:
+            kept = next((n for n, e in enumerate(events[:kept]) if e.time_us > self.time_us), kept)
+        ends = kept < len(events)
+        while kept and events[kept - 1].remaining:
+            kept -= 1
+        return events[:kept], ends
+
+
+@dataclass(slots=True)
+class RestoreReport:
+    """What a restore did."""
+
+    log: str
+    parent: str
+    """The incarnation that was restored."""
+    position: int
+    """Up to where."""
+    incarnation: str
+    """The one that begins behind it."""
+    events: int
+    from_stream: int
+    """How many of the events came from the JetStream stream."""
+    latest_us: int
+    """Time of the latest of them."""
+    checkpoints: int
+    """Of reactions."""
+    worked_around: list[str] = field(default_factory=list)
+    """What was damaged or away in a copy, and taken from another one."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One incarnation of a log in all its copies."""
+
+    identity: LogIdentity
+    copies: Sequence[Copy]
+
+    @classmethod
+    async def find(cls, targets: Sequence[BackupTarget], log: str, incarnation: str | None = None) -> Archive:
+        """The archive of a log: of its newest incarnation, unless one is named.
+
+        Raises ArchiveIncomplete where there is none, ArchiveDamaged where not one segment says what it is,
+        TargetUnavailable where no target answers.
+        """
+        found = await incarnations_of(targets, log)
+        where = ", ".join(target.url for target in targets)
+        if not found:
+            raise ArchiveIncomplete(f"there is no archive of log {log} in {where}")
+        if incarnation is not None and incarnation not in found:
+            raise ArchiveIncomplete(
+                f"there is no archive of incarnation {incarnation} of log {log} in {where}; there is {', '.join(found)}"
+            )
+        copies = found[incarnation] if incarnation is not None else next(iter(found.values()))
+        errors: list[ArchiveError] = []
+        for copy in copies:
+            for first in await copy.firsts():
+                try:
+                    return cls((await copy.header(first)).identity, copies)
+                except ArchiveDamaged as e:
+                    errors.append(e)
+        raise errors[0]
+
+    async def end(self) -> int:
+        """About how far it reaches, by what the last segments say of themselves."""
+        end = 0
+        for copy in self.copies:
+            with contextlib.suppress(ArchiveError):
+                if firsts := await copy.firsts():
+                    end = max(end, (await copy.header(firsts[-1])).last)
+        return end
+
+
+async def restore(
+    archive: Archive,
+    into: StoreRestore,
+    *,
+    until: Until,
+    tail: LogReader | None = None,
+    clock: Callable[[], float] = time.time,
+    tell: Progress | None = None,
+) -> RestoreReport:
+    """Fill a store from an archive, and from `tail` what the archive does not have yet. Completes the store.
+
+    The log goes on as a new incarnation, with an event that says where it was restored. Raises ArchiveDamaged,
+    ArchiveIncomplete, TargetUnavailable, StoreError, and what `tail` raises; the store is then not complete.
+    """
+    began = time.monotonic()
+    followers = Followers()
+    worked_around: dict[str, None] = {}
+    position = restores = latest_us = from_stream = 0
+    total = await archive.end()
+
+    async for header, events, ends in _events(archive, until, tail, worked_around):
+        await into.load(events)
+        for event in events:
+            followers.see(event)
+            restores += event.stream == RESTORES_STREAM
+        if header is None:
+            from_stream += len(events)
+        elif not ends:
+            followers.at(header)
+        if events:
+            position = events[-1].position
+            latest_us = max(latest_us, *(e.time_us for e in events))
+        if tell is not None:
+            tell(position, max(total if until.position is None else min(total, until.position), position))
+    if until.position is not None and until.position > max(total, position):
+        raise ArchiveIncomplete(
+            f"position {until.position} is not in the archive of log {archive.identity.name}, which ends at {position}"
+            f" ({', '.join(c.target.url for c in archive.copies)})"
+        )
+    parent = archive.identity
+    identity = parent.restored(position, new_incarnation())
+    version = restores + 1
+    await into.load([restored_event(identity, position, version, int(clock() * 1_000_000))])
+    checkpoints = followers.checkpoints()
+    await into.complete(identity, checkpoints)
+    return RestoreReport(
+        log=identity.name,
+        parent=parent.incarnation,
+        position=position,
+        incarnation=identity.incarnation,
+        events=position,
+        from_stream=from_stream,
+        latest_us=latest_us,
+        checkpoints=sum(map(len, checkpoints.values())),
+        worked_around=list(worked_around),
+        seconds=time.monotonic() - began,
+    )
+
+
+async def _events(
+    archive: Archive, until: Until, tail: LogReader | None, worked_around: dict[str, None]
+) -> AsyncIterator[tuple[Header | None, Sequence[StoredEvent], bool]]:
+    """The events to restore, with the header of the segment they are from; and whether it was cut short."""
+    after = 0
+    async for segment, found in read_copies(archive.copies, report=lambda e: worked_around.setdefault(str(e))):
+        events, ends = until.cut(found)
+        yield segment.header, events, ends
+        if ends:
+            return
+        after = segment.header.last
+    if tail is None:
+        return
+    last = await tail.head() or 0
+    while after < last:
+        found = await tail.read(after, TAIL_EVENTS, TAIL_PATIENCE_S)
+        if not found:  # the end of the last commit never came
+            return
+        events, ends = until.cut([e for e in found if e.position > after])
+        yield None, events, ends
+        if ends:
+            return
+        after = found[-1].position
+
+
+class Followers:
+    """How far a service's reactions had come, from what the log and its segments say."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[tuple[str, int], Checkpoint]] = defaultdict(dict)
+
+    def at(self, header: Header) -> None:
+        """A whole segment was restored."""
+        for kept in header.checkpoints:
+            self._learn(kept.follower, kept.checkpoint)
+
+    def see(self, event: StoredEvent) -> None:
+        """An event was restored. Raises DecodingError for one that tells of a checkpoint and cannot be read."""
+        if event.meta is not None and f'"{REACTION_TAG}":' in event.meta:
+            tag = decode_meta(event.meta).get(REACTION_TAG, "")
+            try:
+                self._learn(*checkpoint_of(tag))
+            except DecodingError:
+                return  # a tag of the user's own
+        elif event.type.endswith(CHECKPOINTS_EVENT):
+            self._read(event)
+
+    def checkpoints(self) -> dict[str, list[Checkpoint]]:
+        """By follower."""
+        return {follower: list(kept.values()) for follower, kept in self._found.items()}
+
+    def _read(self, event: StoredEvent) -> None:
+        """A JetStream store keeps checkpoints in events: see evsync.jetstream.store_checkpoints."""
+        fields: dict[str, Any] = unpack(event.data)
+        follower = event.stream.rpartition("/")[2]
+        for each in fields["checkpoints"]:
+            self._learn(follower, Checkpoint(**each))
+
+    def _learn(self, follower: str, checkpoint: Checkpoint) -> None:
+        """Later in the log, or farther: what comes last counts, unless it is what a segment knew before its end."""
+        known = self._found[follower].get((checkpoint.log, checkpoint.group))
+        if known is None or known.position <= checkpoint.position or known.incarnation != checkpoint.incarnation:
+            self._found[follower][checkpoint.log, checkpoint.group] = checkpoint

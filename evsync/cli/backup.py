@@ -1,0 +1,254 @@
+"""`evsync backup`: the archive of a service's log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from evsync.archive.backup import BackupReport, Backups
+from evsync.archive.copies import CopyReport, incarnations_of, verify_copy
+from evsync.archive.policy import BackupPolicy
+from evsync.archive.schedule import problem_of
+from evsync.archive.targets import opened_targets
+from evsync.cli.loading import load
+from evsync.cli.options import Debug, Json, Target
+from evsync.cli.tail import as_utc
+from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
+from evsync.errors import ArchiveIncomplete, ConfigurationError, TargetUnavailable
+from evsync.ports import BackupTarget
+from evsync.records import to_datetime
+from evsync.recovery import DrillReport, drill, last_drill
+from evsync.service import Service
+
+app = typer.Typer(
+    name="backup", help="Archive a service's log, and see what the archive is worth.", no_args_is_help=True
+)
+
+
+@app.command("run")
+def run(target: Target, json: Json = False, debug: Debug = False) -> None:
+    """Bring what is new of a service's log to every place of its BackupPolicy.
+
+    A service that runs does this by itself; this is for a scheduler of your own, or for now. What is old enough is
+    merged into longer segments. The exit code is 1 if fewer places than needed hold everything.
+
+    \b
+        evsync backup run shop.users:users
+    """
+    with reporting(debug):
+        report = asyncio.run(_run(load(target)))
+    if json:
+        print_json({**asdict(report), "ok": report.ok})
+    else:
+        _show_run(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(target: Target, json: Json = False, debug: Debug = False) -> None:
+    """Show what is archived, place by place.
+
+    Reads the headers of segments; nothing is verified. Needs the places, not the store.
+
+    \b
+        evsync backup list shop.users:users
+    """
+    with reporting(debug):
+        found = asyncio.run(_list(load(target)))
+    if json:
+        print_json(found)
+    else:
+        _show_list(found)
+
+
+@app.command()
+def verify(target: Target, json: Json = False, debug: Debug = False) -> None:
+    """Read every byte of the archive.
+
+    Whatever is damaged, missing, doubled or in another's place is named, and a copy that ends before another one. Needs
+    the places, not the store. The exit code is 1 if anything was found.
+
+    \b
+        evsync backup verify shop.users:users
+    """
+    with reporting(debug):
+        reports, problems = asyncio.run(_verify(load(target)))
+    if json:
+        print_json({"ok": not problems, "copies": [_copy_as_object(r) for r in reports], "problems": problems})
+    else:
+        _show_verified(reports, problems)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command("drill")
+def drill_(target: Target, json: Json = False, debug: Debug = False) -> None:
+    """Restore the archive into a scratch store, and compare.
+
+    Every aggregate is rebuilt from its restored events, the digest of the restored log compared with the live one's.
+    How much would be lost now, and how long a restore takes, is measured, shown, and kept beside the archive. The
+    scratch store is an SQLite file in the directory for temporary files. The exit code is 1 if there is a difference.
+
+    \b
+        evsync backup drill shop.users:users
+    """
+    with reporting(debug):
+        report = asyncio.run(_drill(load(target)))
+    if json:
+        print_json(asdict(report))
+    else:
+        _show_drill(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def policy_of(service: Service) -> BackupPolicy:
+    """The service's policy. Raises ConfigurationError if it has none."""
+    if service.backups is None:
+        raise ConfigurationError(
+            f"service {service.name!r} has no backups: give it Service(…, backups=BackupPolicy(targets=[…]))"
+        )
+    return service.backups
+
+
+async def _run(service: Service) -> BackupReport:
+    policy = policy_of(service)
+    async with service.inspect(), opened_targets(policy.targets) as targets:
+        followers = [reaction.name for reaction in service.reactions]
+        backups = Backups(service.runtime.store, targets, copies=policy.copies, keep=policy.keep, followers=followers)
+        with progress("Archiving") as advance:
+            return await backups.run(advance)
+
+
+async def _list(service: Service) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    async with opened_targets(policy_of(service).targets) as targets:
+        for target in targets:
+            found += await _list_one(target, f"{service.name}.main")
+    return found
+
+
+async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
+    try:
+        drilled = await last_drill(target, log)
+        rows = []
+        for incarnation, [copy] in (await incarnations_of([target], log)).items():
+            headers = [await copy.header(first) for first in await copy.firsts()]
+            rows.append(
+                {
+                    "target": target.url,
+                    "incarnation": incarnation,
+                    "segments": len(headers),
+                    "last": max(h.last for h in headers),
+                    "latest_event": as_utc(to_datetime(max(h.latest_us for h in headers))),
+                    "made": as_utc(to_datetime(max(h.made_us for h in headers))),
+                    "drill": drilled if drilled and drilled.get("incarnation") == incarnation else None,
+                }
+            )
+    except TargetUnavailable as e:
+        return [{"target": target.url, "problem": str(e)}]
+    return rows or [{"target": target.url, "problem": f"there is no archive of log {log} yet"}]
+
+
+async def _verify(service: Service) -> tuple[list[CopyReport], list[str]]:
+    """What was found in each copy, and what is wrong."""
+    reports: list[CopyReport] = []
+    problems: list[str] = []
+    log = f"{service.name}.main"
+    async with opened_targets(policy_of(service).targets) as targets:
+        for target in targets:
+            try:
+                found = await incarnations_of([target], log)
+                if not found:
+                    problems.append(f"there is no archive of log {log} in {target.url}")
+                for [copy] in found.values():
+                    with progress(f"Reading {target.url}") as advance:
+                        reports.append(await verify_copy(copy, advance))
+            except TargetUnavailable as e:
+                problems.append(str(e))
+    for report in reports:
+        problems += [str(problem) for problem in report.problems]
+        farthest = max(r.end for r in reports if r.incarnation == report.incarnation)
+        if report.end < farthest:
+            problems.append(
+                f"the copy of incarnation {report.incarnation} in {report.target} ends at position {report.end}, and "
+                f"another one at {farthest}: the next backup brings the rest, if the log still has it"
+            )
+    return reports, problems
+
+
+async def _drill(service: Service) -> DrillReport:
+    async with service.inspect(), opened_targets(policy_of(service).targets) as targets:
+        if not targets:
+            raise ArchiveIncomplete("there is no place to restore from")
+        with progress("Restoring") as advance:
+            return await drill(service.runtime.store, targets, service.codec, advance)
+
+
+# ---- showing
+
+
+def _show_run(report: BackupReport) -> None:
+    rows = [(t.target, t.end, t.written, t.merged, "failed" if t.error else "") for t in report.targets]
+    problem = problem_of(report)
+    print_lines(
+        plain(
+            f"log {report.log}, incarnation {report.incarnation}: archived up to position {report.backed_up} of "
+            f"{report.head} in {report.copies} places"
+        ),
+        table(("place", "position", "new", "merged", ""), rows, right=("position", "new", "merged")),
+        *([plain(problem)] if problem else ()),
+    )
+
+
+def _show_list(found: list[dict[str, Any]]) -> None:
+    rows = [
+        (f["target"], f["incarnation"], f["segments"], f["last"], f["latest_event"], _drilled(f["drill"]))
+        for f in found
+        if "problem" not in f
+    ]
+    headings = ("place", "incarnation", "segments", "position", "latest event", "last drill")
+    print_lines(
+        *([table(headings, rows, right=("segments", "position"))] if rows else ()),
+        *(plain(f"{f['target']}: {f['problem']}") for f in found if "problem" in f),
+    )
+
+
+def _drilled(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return "never"
+    said = "no difference" if record.get("ok") else "a difference"
+    return f"{record.get('at', '?')[:19]}Z: {said}, restored in {record.get('restore_seconds', '?')} s"
+
+
+def _show_verified(reports: list[CopyReport], problems: list[str]) -> None:
+    rows = [
+        (r.target, r.incarnation, r.segments, r.last, r.events, f"{r.size_bytes:,}", len(r.problems) or "none")
+        for r in reports
+    ]
+    headings = ("place", "incarnation", "segments", "whole up to", "events", "bytes", "problems")
+    print_lines(
+        *([table(headings, rows, right=headings[2:])] if rows else ()),
+        *map(plain, problems),
+    )
+
+
+def _copy_as_object(report: CopyReport) -> dict[str, Any]:
+    return {**asdict(report), "problems": [str(problem) for problem in report.problems]}
+
+
+def _show_drill(report: DrillReport) -> None:
+    print_lines(
+        plain(f"log {report.log}, incarnation {report.incarnation}: restored up to position {report.position}"),
+        f"recovery point: {report.events_behind:,} events would be lost; the last one restored is "
+        f"{report.seconds_behind:,.1f} s old",
+        f"recovery time: {report.restore_seconds:,.2f} s to restore, {report.replay_seconds:,.2f} s to rebuild "
+        f"{report.aggregates:,} aggregates",
+        plain(report.problem or f"no difference to the live log up to there, digest {report.digest}"),
+        *(plain(f"worked around: {e}") for e in report.worked_around),
+    )
