@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import demo, latency, projection, relay, replay, routing, saves, workers
+from benchmarks import archive, demo, latency, projection, relay, replay, routing, saves, workers
 from benchmarks.report import Section, as_json, filesystem, machine, page, table
 
 MODULES = {
@@ -24,6 +24,7 @@ MODULES = {
     "projection": projection,
     "workers": workers,
     "latency": latency,
+    "archive": archive,
     "routing": routing,
     "demo": demo,
 }

@@ -28,16 +28,6 @@ from evsync.cli import (
     tail,
     verify,
 )
-    run,
-    status,
-    store,
-    stream,
-    tail,
-<<<<<<< HEAD
-    verify,
-=======
->>>>>>> a558d1a (Archive logs as chains of hashed segments, restore them, drill both, trim streams)
-)
 from evsync.cli.terminal import redacted
 
 app = typer.Typer(

@@ -1,0 +1,211 @@
+"""The archive: backups, restores, history from segments."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.cdnow import PURCHASES, write_full_size
+from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
+from benchmarks.workload import Order, orders, reports, save_all, shop, sqlite_url
+from evsync.archive.backup import GENTLE, Backups
+from evsync.archive.copies import verify_copy
+from evsync.archive.reader import ArchivedReader
+from evsync.archive.restore import Archive, Until
+from evsync.archive.targets import open_target
+from evsync.errors import ConfigurationError
+from evsync.opening import open_store
+from evsync.ports import LogReader
+from evsync.recovery import restore_log
+from evsync.service import Service
+from evsync.sources import StoreReader
+from examples.users_orders.demo import SAMPLE
+from examples.users_orders.orders import Order as Purchase
+from examples.users_orders.orders import orders as purchases_service
+from examples.users_orders.purchases import Purchase as Line
+from examples.users_orders.purchases import read
+
+TITLE = "Archive, restore, history"
+NOTES = f"""\
+The {PURCHASES:,} orders of the example at full size in an SQLite store, archived into one directory on the same disk,
+and restored from there into a new SQLite store; each segment is read back when it is written, and verified when it is
+read. History: what a projection's reader does with the archive, and all of a projection that reads there. The size is
+that of all segments, of the store's file after `VACUUM`. Saves during a backup: the same saves, 64 in flight, with and
+without backups that begin again as soon as they end, each working a tenth of the time, as a service's own do.
+
+What limits it: Python on one core. A backup is SQLite's rows becoming Python values, then columns of them; a restore
+the columns becoming values, and SQLite's index of streams. Reading history is far from being what limits a projection:
+the handler, the contract and the read model's own statements are.
+"""
+
+SAVES = 12_800
+
+
+def measure(rounds: int, advance: Advance) -> list[Row]:
+    """The table."""
+    with TemporaryDirectory(prefix="evsync-bench-") as directory:
+        store, place = Path(directory) / "orders.db", Path(directory) / "backups"
+        advance("filling a log")
+        asyncio.run(_fill(store, Path(directory)))
+        backed_up = partial(_back_up, store)
+        backed_up(Path(directory))
+        alone = "saves, 64 in flight"
+        subjects = [
+            Subject(name="backup of the example", run=backed_up, goal=Goal(of="value", least=100_000)),
+            Subject(name="verify", run=partial(_verify, place)),
+            Subject(name="restore into SQLite", run=partial(_restore, place), goal=Goal(of="value", least=100_000)),
+            Subject(
+                name="history from segments, read",
+                run=partial(_history, store, place),
+            ),
+            Subject(
+                name="history from segments, into a projection",
+                run=_project,
+                goal=Goal(of="value", least=150_000),
+            ),
+            Subject(
+                name="archive of the example, of the store's size",
+                run=partial(_size, store, place),
+                unit="%",
+                goal=Goal(of="value", most=25),
+            ),
+            Subject(name=alone, run=partial(_save, backups=False), unit="saves/s"),
+            Subject(
+                name="the same during backups",
+                run=partial(_save, backups=True),
+                unit="saves/s",
+                peer=alone,
+                goal=Goal(of="ratio", least=0.8),
+            ),
+        ]
+        return alternate(subjects, rounds, advance)
+
+
+async def _fill(store: Path, directory: Path) -> None:
+    data = directory / "purchases.txt"
+    write_full_size(SAMPLE, data)
+    service = Service("orders", aggregates=purchases_service.codec.aggregates)
+    async with service.open(store=sqlite_url(store)):
+        await save_all(service, _purchases(data), in_flight=1_000)
+        await service.runtime.store.head()
+
+
+def _purchases(data: Path) -> Iterator[Purchase]:
+    with data.open(encoding="utf-8") as lines:
+        for line in read(lines):
+            if isinstance(line, Line):
+                yield Purchase(f"cdnow-{line.customer}", line.cds, line.price_cents, line.on)
+
+
+def _back_up(store: Path, directory: Path) -> float:
+    async def run() -> float:
+        opened = await open_store(sqlite_url(store), service="orders", create=False)
+        target = open_target(str(directory / "backups"))
+        began = time.perf_counter()
+        report = await Backups(opened, [target], copies=1).run()
+        seconds = time.perf_counter() - began
+        check("events in the archive", report.backed_up, PURCHASES)
+        await opened.close()
+        return PURCHASES / seconds
+
+    return asyncio.run(run())
+
+
+def _verify(place: Path, _: Path) -> float:
+    async def run() -> float:
+        archive = await Archive.find([open_target(str(place))], "orders.main")
+        began = time.perf_counter()
+        report = await verify_copy(archive.copies[0])
+        check("verified events", (report.last, report.problems), (PURCHASES, []))
+        return PURCHASES / (time.perf_counter() - began)
+
+    return asyncio.run(run())
+
+
+def _restore(place: Path, directory: Path) -> float:
+    async def run() -> float:
+        archive = await Archive.find([open_target(str(place))], "orders.main")
+        began = time.perf_counter()
+        report = await restore_log(archive, sqlite_url(directory / "restored.db"), Until())
+        check("restored events", report.position, PURCHASES)
+        return PURCHASES / (time.perf_counter() - began)
+
+    return asyncio.run(run())
+
+
+def _history(store: Path, place: Path, _: Path) -> float:
+    async def run() -> float:
+        opened = await open_store(sqlite_url(store), service="orders", create=False)
+        reader: LogReader = ArchivedReader(StoreReader(opened, _never), [open_target(str(place))])
+        position, began = 0, time.perf_counter()
+        while position < PURCHASES:
+            position = (await reader.read(position, 2_000, 0.0))[-1].position
+        seconds = time.perf_counter() - began
+        await reader.close()
+        await opened.close()
+        return PURCHASES / seconds
+
+    return asyncio.run(run())
+
+
+def _never() -> None:
+    raise ConfigurationError("everything is in the archive; the live log is not asked")
+
+
+def _project(directory: Path) -> float:
+    async def run() -> float:
+        log, place = directory / "shop.db", directory / "backups"
+        async with shop().open(store=sqlite_url(log)) as service:
+            last = await save_all(service, orders(50_000), in_flight=1_000)
+            await Backups(service.runtime.store, [open_target(str(place))], copies=1).run()
+        async with reports().open(
+            store="memory://",
+            views=sqlite_url(directory / "views.db"),
+            run=["customers"],
+            sources={"shop": sqlite_url(log)},
+            archives={"shop": [str(place)]},
+        ) as service:
+            began = time.perf_counter()
+            await service.wait(last, timeout_s=120)
+            return 50_000 / (time.perf_counter() - began)
+
+    return asyncio.run(run())
+
+
+def _size(store: Path, place: Path, directory: Path) -> float:
+    import sqlite3
+
+    packed = directory / "packed.db"
+    with sqlite3.connect(store) as connection:
+        connection.execute("VACUUM INTO ?", (str(packed),))
+    connection.close()
+    archived = sum(file.stat().st_size for file in place.rglob("*.segment"))
+    return 100 * archived / packed.stat().st_size
+
+
+def _save(directory: Path, *, backups: bool) -> float:
+    async def run() -> float:
+        async with shop().open(store=sqlite_url(directory / "shop.db")) as service:
+            await save_all(service, orders(20_000), in_flight=64)
+            made: list[Order] = orders(SAVES)
+            task = asyncio.create_task(_again_and_again(service, directory)) if backups else None
+            began = time.perf_counter()
+            await save_all(service, made, in_flight=64)
+            seconds = time.perf_counter() - began
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+            return SAVES / seconds
+
+    return asyncio.run(run())
+
+
+async def _again_and_again(service: Service, directory: Path) -> None:
+    target = open_target(str(directory / "backups"))
+    backups = Backups(service.runtime.store, [target], copies=1, share=GENTLE)
+    while True:
+        await backups.run()
