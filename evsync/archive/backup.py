@@ -22,7 +22,7 @@ SEGMENT_BYTES = 8 << 20
 MERGED_EVENTS = 50_000
 READ_EVENTS = 2_000
 GENTLE = 0.1
-"""The share of a service that does other things meanwhile: it costs its saves a tenth or so."""
+"""The share of the time that the backups of a service take, which has other things to do."""
 _ATTEMPTS = 5
 
 

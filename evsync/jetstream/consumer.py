@@ -204,7 +204,7 @@ class JetStreamReader:
         after = self._after  # what was read beyond, and not given to anybody, is read again
         if after and identity.incarnation_at(after) != self._incarnation_at(after):
             last = next((a.last for a in identity.ancestry if a.incarnation == self.incarnation), None)
-            raise _other_incarnation(self.log, self.incarnation, after, identity.incarnation, last)
+            raise _other_incarnation(self.log, self.incarnation, after, identity.incarnation, other.last, last)
         log.info("log %s was restored: reading stream %s instead of %s", self.log, other.name, self._stream)
         self._begin(after)
         self._stream, self.incarnation, self.ancestry = other.name, identity.incarnation, identity.ancestry
@@ -246,7 +246,7 @@ class JetStreamReader:
                 self._failure = _foreign(self._stream, sequence, what)
                 break
             if event.incarnation != incarnation and event.incarnation != self._incarnation_at(sequence):
-                self._failure = _other_incarnation(self.log, incarnation, sequence - 1, event.incarnation, None)
+                self._failure = _other_incarnation(self.log, incarnation, sequence - 1, event.incarnation, sequence)
                 break
             self._next = sequence + 1
             events.append(event)
@@ -385,20 +385,23 @@ def _unreadable(stream: str, due: int, end: int) -> StreamUnreadable:
     )
 
 
-def _other_incarnation(log: str, own: str | None, consumed: int, other: str, last: int | None) -> OtherIncarnation:
-    """`last` is up to where the two have the same events, if the one is known to be a restore of the other."""
+def _other_incarnation(
+    log: str, own: str | None, consumed: int, other: str, last: int, common: int | None = None
+) -> OtherIncarnation:
+    """`last` is a position of the other one, `common` up to where the two have the same events, if it is a restore."""
     what = (
         "the log was replaced by another, or put back to an older copy"
-        if last is None
-        else f"the log was restored from a backup, up to position {last}"
+        if common is None
+        else f"the log was restored from a backup, up to position {common}"
     )
+    restored = {"restored": True} if common is not None else {}
     return OtherIncarnation(
-        f"log {log} is now of incarnation {other}, and this reader follows incarnation {own}, up to position "
-        f"{consumed} so far: {what}. {BEGIN_ANEW} Or put the old log back.",
+        f"log {log} is now of incarnation {other} (position {last}), and this reader follows incarnation {own}, up to "
+        f"position {consumed} so far: {what}. {BEGIN_ANEW} Or put the old log back.",
         log=log,
         incarnation=own,
         position=consumed,
         other_incarnation=other,
-        other_position=last,
-        restored=last is not None,
+        other_position=last if common is None else common,
+        **restored,
     )

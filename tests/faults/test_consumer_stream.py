@@ -111,7 +111,7 @@ async def test_an_event_of_another_incarnation_stops_the_reader(nats_server: Emb
         error = await stops(reader, OtherIncarnation, events)
         assert error.values["position"] == 40
         assert error.values["other_incarnation"] == "other"
-        assert "Rebuild what was made of the old one" in str(error)
+        assert "begin anew: `evsync reset module:service NAME`" in str(error)
 
 
 async def test_a_log_that_was_replaced_stops_the_reader(nats_server: EmbeddedServer) -> None:
