@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evsync.errors import ConfigurationError
+from evsync.records import check_name
 
 if TYPE_CHECKING:
     from evsync.service import Service
@@ -21,8 +23,9 @@ class Deployment(TypedDict, total=False):
     becomes '_'); `nats` lastly from EVSYNC_NATS. None is as good as absent. Read when the service is opened.
     """
 
-    store: str
-    """URL of the event store: sqlite:///users.db, postgresql://…/db?schema=users, memory://. Required."""
+    store: str | Mapping[str, str]
+    """URL of the event store: sqlite:///users.db, postgresql://…/db?schema=users, memory://. Or one for each shard, by
+    name: {"a": "sqlite:///a.db", "b": "sqlite:///b.db"}, in the environment as JSON. Required."""
     views: str
     """URL of the read models' database: sqlite:///views.db, sqlite://, postgresql://…/db?schema=views. Absent: beside
     the store, in `<store>_views.db` or schema `<schema>_views`."""
@@ -110,5 +113,28 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
         raise ConfigurationError(
             f"service {service!r} has no event store: give open(store='sqlite:///{service}.db'), or set {prefix}STORE"
         )
+    settings["store"] = _stores(service, settings["store"])
     settings.setdefault("run", "all")
     return settings  # type: ignore[return-value]  # assembled from the parts of a Deployment
+
+
+def _stores(service: str, given: Any) -> Any:
+    """One URL, or URLs by shard, of what was given. What else it may be, is looked at where it is opened."""
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except ValueError as e:
+            raise ConfigurationError(f"service {service!r}: store={given!r} is not JSON: {e}") from e
+    if not isinstance(given, (str, Mapping)):
+        raise ConfigurationError(
+            f"service {service!r}: store={given!r}, where a URL is needed, or a URL for each shard"
+        )
+    if isinstance(given, str):
+        return given
+    for shard, url in given.items():
+        check_name("shard", shard)
+        if not isinstance(url, str):
+            raise ConfigurationError(f"service {service!r}: shard {shard!r} has store {url!r}, where a URL is needed")
+        if sum(url == other for other in given.values()) > 1:
+            raise ConfigurationError(f"service {service!r}: two shards have the store {url!r}; each needs its own")
+    return dict(given)

@@ -2,6 +2,8 @@
 
     EvsyncError
     ├── Conflict                    another writer was first: load again, decide again (execute() does)
+    │   └── SlotMoved               the stream's slot is open in another shard's store
+    ├── AcrossShards                one save for streams of several shards: nothing was stored
     ├── NotFound                    no such aggregate, or not yet at that version or time
     ├── OutcomeUnknown              stored or not? look for the command's id before doing anything else
     ├── NotVisible  (TimeoutError)  a projection did not reach a position in time
@@ -35,6 +37,7 @@ not only text. What a driver raised is kept as `__cause__`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 BEGIN_ANEW = (
@@ -59,6 +62,40 @@ class Conflict(EvsyncError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Conflict, (self.stream, self.expected, self.actual)
+
+
+class SlotMoved(Conflict):
+    """The store does not own the stream's slot (any longer). A service that has all shards open follows by itself."""
+
+    def __init__(self, stream: str, slot: int, to: str | None) -> None:
+        self.slot, self.to = slot, to
+        super().__init__(stream, 0, 0)
+        self.args = (
+            f"slot {slot}, that of stream {stream!r}, is not open in this store"
+            + (f": it was moved to shard {to!r}" if to else "")
+            + ". Nothing was stored. Open the service with the stores of all of its shards: store={…}.",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SlotMoved, (self.stream, self.slot, self.to)
+
+
+class AcrossShards(EvsyncError):
+    """One save for streams of several shards. Nothing was stored: a commit is all or none, and a shard is a store."""
+
+    def __init__(self, shards: Mapping[str, str]) -> None:
+        self.shards = dict(shards)
+        first = next(iter(shards))
+        where = ", ".join(f"{stream!r} on {shard!r}" for stream, shard in shards.items())
+        tagged = ", ".join(repr(f"{{{first}}}.{stream}") for stream in list(shards)[1:])
+        super().__init__(
+            f"these streams cannot be saved in one commit, because their shards differ: {where}. Nothing was stored. "
+            "Save them one after the other, or give what belongs together ids with the same tag in braces, which alone "
+            f"decides the shard, such as {tagged} beside {f'{{{first}}}'!r}."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AcrossShards, (self.shards,)
 
 
 class NotFound(EvsyncError):

@@ -20,12 +20,17 @@ def is_on_nats(url: str) -> bool:
     return url.partition("://")[0] in _ON_NATS
 
 
-async def open_store(url: str, *, service: str, shard: str = "main", create: bool = True) -> Store:
+async def open_store(
+    url: str, *, service: str, shard: str = "main", create: bool = True, owns_slots: bool = True
+) -> Store:
     """The event store of a service's shard at a URL: `nats://host:4222/?stream=NAME&replicas=3`, or one of those that
-    `evsync.stores.open_store` knows. Proof of identity for NATS comes from the environment, as for the broker."""
+    `evsync.stores.open_store` knows. Proof of identity for NATS comes from the environment, as for the broker.
+
+    `owns_slots`: whether all slots are open in a store that is made, as in the first shard of a service, or none.
+    """
     if is_on_nats(url):
         return await JetStreamStore.open(url, service=service, shard=shard, create=create, files=broker_files())
-    return await open_database(url, service=service, shard=shard, create=create)
+    return await open_database(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
 
 
 def views_beside(store: str, service: str) -> str:

@@ -20,7 +20,18 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from evsync.errors import Conflict
-from evsync.records import Ancestor, Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent
+from evsync.records import (
+    Ancestor,
+    Change,
+    Checkpoint,
+    Commit,
+    History,
+    LogIdentity,
+    Opening,
+    SlotState,
+    Snapshot,
+    StoredEvent,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +128,79 @@ class SnapshotStore(Protocol):
 
     async def snapshot(self, stream: str) -> Snapshot | None:
         """The snapshot of a stream, if one is kept."""
+        ...
+
+
+Place = tuple[int, int]
+"""Where an event stands in the order in which a store has come to have events, own and imported."""
+Arrived = tuple[Place, StoredEvent]
+
+
+class SlotSize(NamedTuple):
+    """How much there is in one shard."""
+
+    events: int
+    """In its log, whoever owns their slots now; evsync's own do not count."""
+    size_bytes: int
+    """Of their data."""
+    streams: int
+    """Of the slots that are open there."""
+
+
+@runtime_checkable
+class SlotStore(Protocol):
+    """A store that says which slots are open in it, and that slots can be moved from and to.
+
+    Laws: an append to a slot that is not open here is refused with SlotMoved, in the transaction that would store it.
+    Each method is one transaction; those that change say False or None, having changed nothing, where what they
+    presuppose is not so. An import has the position and incarnation of the log that it was appended to. It is read
+    with its stream, counts for its versions, and is in no log.
+    """
+
+    identity: LogIdentity
+
+    async def head(self) -> int:
+        """The position of the last event of the store's log."""
+        ...
+
+    async def slot_states(self) -> Mapping[int, SlotState]:
+        """What the store says of each slot that is, or was, open in it."""
+        ...
+
+    async def slot_state(self, slot: int) -> SlotState | None:
+        """What the store says of one slot, now."""
+        ...
+
+    async def arrived(self, slots: Sequence[int]) -> Mapping[int, History]:
+        """What has arrived of the histories of slots that are not open here: own events of earlier epochs included."""
+        ...
+
+    async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
+        """Up to `limit` events of these slots behind a place, in the order in which they came: that of their slot."""
+        ...
+
+    async def slot_size(self) -> SlotSize:
+        """How much there is. Reads everything: for people who ask."""
+        ...
+
+    async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
+        """Import the events of some slots, behind what is expected to have arrived of each."""
+        ...
+
+    async def close_slots(
+        self, closing: Mapping[int, int], to: str, seen: int, histories: Mapping[int, History]
+    ) -> Mapping[int, SlotState] | None:
+        """Close slots for the shard `to`, each into the epoch given, if all are open in the epoch before.
+
+        Appends a SLOT_CLOSED for each. `histories` are those of the events up to position `seen` of this log.
+        """
+        ...
+
+    async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
+        """Open slots whose whole history has arrived, unless one is known in that epoch or a later one.
+
+        Appends a SLOT_OPENED for each.
+        """
         ...
 
 

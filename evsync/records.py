@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from os import urandom
@@ -268,6 +268,53 @@ def decode_meta(meta: str | None) -> dict[str, str]:
         raise DecodingError(f"{meta[:200]!r} are not an event's tags: a JSON object was expected")
     return tags
 
+
+class History(NamedTuple):
+    """What a store has of a slot's events, own and imported: how many, and the sum of their `id_sum`."""
+
+    length: int = 0
+    digest: int = 0
+
+    def with_ids(self, ids: Iterable[bytes]) -> History:
+        """The history with these events behind it."""
+        length, digest = self
+        for id in ids:
+            length, digest = length + 1, digest + int.from_bytes(id) % _ID_SUM
+        return History(length, digest % _ID_SUM)
+
+
+_ID_SUM = 2**61 - 1
+
+
+class SlotState(NamedTuple):
+    """What a store says of a slot that is, or was, open in it. The truth about who may append to the slot's streams."""
+
+    epoch: int
+    """Counts the owners of the slot."""
+    to: str | None = None
+    """The shard that the slot was closed for; None while it is open here."""
+    position: int = 0
+    """Of the SlotClosed in this log."""
+    history: History = History()
+    """All of the slot's events when it was closed."""
+
+
+class Opening(NamedTuple):
+    """What opens a slot in its new shard."""
+
+    epoch: int
+    source: str
+    """Log that it comes from."""
+    incarnation: str
+    position: int
+    """Of the SlotClosed in that log."""
+    history: History
+
+
+SLOTS_STREAM = "evsync/slots"
+"""The stream of a log's SLOT_CLOSED and SLOT_OPENED events."""
+SLOT_CLOSED, SLOT_OPENED = "evsync.SlotClosed", "evsync.SlotOpened"
+"""What follows the service in the types of the events that say where a slot's events go on, and came from."""
 
 CHECKPOINTS_EVENT = "evsync.CheckpointsStored"
 """What follows the service in the type of the event by which a store that has nothing but events keeps checkpoints."""

@@ -14,7 +14,7 @@ from uuid import UUID
 from evsync.codec.events import EventCodec
 from evsync.domain import AnyAggregate, BaseAggregate, invoke, stream_of
 from evsync.errors import ConfigurationError, Conflict, DecodingError, EvsyncError, NotFound, OutcomeUnknown
-from evsync.ports import Store
+from evsync.homes import Home
 from evsync.records import (
     Append,
     Checkpoint,
@@ -29,7 +29,6 @@ from evsync.records import (
 from evsync.replay import Fold
 from evsync.sharding.slots import slot_of
 from evsync.snapshots import Loaded, Snapshots
-from evsync.stores.group_commit import GroupCommit
 from evsync.stream_locks import StreamLocks
 
 A = TypeVar("A", bound=BaseAggregate[Any])
@@ -57,12 +56,11 @@ class Repository:
     def __init__(
         self,
         codec: EventCodec,
-        store: Store,
-        commits: GroupCommit,
+        home: Home,
         check_size: SizeCheck,
         snapshots: Snapshots | None = None,
     ) -> None:
-        self._codec, self._store, self._commits, self._check_size = codec, store, commits, check_size
+        self._codec, self._home, self._check_size = codec, home, check_size
         self._snapshots = snapshots
         self._locks = StreamLocks()
         self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()
@@ -85,7 +83,7 @@ class Repository:
         """All events of the aggregate's stream. Raises NotFound if there are none."""
         stream = stream_of(id)
         self._check_class(cls)
-        events = await self._store.read_stream(stream)
+        events = await self._home.read_stream(stream)
         self._check_stream(cls, stream, events[0].type if events else None)
         return events
 
@@ -113,7 +111,7 @@ class Repository:
             self._check_kind(cls, stream, type(base.aggregate))
         folding = Fold(self._codec, stream, base.aggregate if base is not None else None)
         exists = base is not None
-        async for changes in self._store.read_changes(stream, after_version=folding.version, to_version=version):
+        async for changes in self._home.read_changes(stream, after_version=folding.version, to_version=version):
             if not exists:
                 self._check_stream(cls, stream, changes[0][2])
                 exists = True
@@ -181,7 +179,7 @@ class Repository:
             settled = await self._settle(streams) if self._unsettled else None
             changed = {stream: a for stream, a in streams.items() if a.pending_events}
             if not changed and checkpoint is None:
-                return self._at(settled or await self._store.head())
+                return settled or await self._head(names)
             commit = self._decided(changed, tags, new_command(), follower, checkpoint, after)
             try:
                 return await self._commit(commit, changed)
@@ -190,7 +188,7 @@ class Repository:
                 settled = await self._settle(changed)
                 if settled is None or any(a.pending_events for a in changed.values()):
                     raise
-                return self._at(settled)
+                return settled
         finally:
             self._locks.release(names)
 
@@ -212,11 +210,11 @@ class Repository:
                 if failed is not None and base is not None and command in base.commands:
                     base = None  # it is stored: find out where
                 if failed is not None and (stored := await self._find(stream, command, base)) is not None:
-                    return self._at(stored)
+                    return stored
                 aggregate = await self._load(cls, stream, base)
                 invoke(decide, aggregate, *args, **kwargs)
                 if not aggregate.pending_events:
-                    return self._at(await self._store.head())
+                    return await self._home.head(stream)
                 changed = {stream: aggregate}
                 return await self._commit(self._decided(changed, tags, command), changed)
             except (Conflict, OutcomeUnknown) as e:
@@ -227,11 +225,11 @@ class Repository:
         failed.add_note(f"execute() tried {ATTEMPTS} times.")
         raise failed
 
-    async def _find(self, stream: str, command: bytes, base: Loaded | None) -> int | None:
+    async def _find(self, stream: str, command: bytes, base: Loaded | None) -> Position | None:
         """The position at which the command's commit ends, if it is stored behind the snapshot."""
-        events = await self._store.read_stream(stream, after_version=base.version if base is not None else 0)
+        events = await self._home.read_stream(stream, after_version=base.version if base is not None else 0)
         mine = [e for e in events if command_of(e.id) == command]
-        return mine[-1].position + mine[-1].remaining if mine else None
+        return self._home.end_of(mine[-1]) if mine else None
 
     def _decided(
         self, changed: Mapping[str, AnyAggregate], tags: Mapping[str, str], command: bytes, *reaction: Any
@@ -241,7 +239,7 @@ class Repository:
 
     async def _commit(self, commit: Commit, changed: Mapping[str, AnyAggregate]) -> Position:
         try:
-            position = await self._commits.commit(commit)
+            position = await self._home.commit(commit)
         except (OutcomeUnknown, asyncio.CancelledError):
             for append in commit.appends:
                 self._remember(append, commit.command)
@@ -254,11 +252,11 @@ class Repository:
             if self._snapshots is not None:
                 before = append.expected_version
                 self._snapshots.saved(append.stream, before, before + len(append.events))
-        return self._at(position)
+        return position
 
     def _append(self, stream: str, aggregate: AnyAggregate, events: Sequence[Any], tags: Mapping[str, str]) -> Append:
         new = self._codec.encode(aggregate, events, tags)
-        slot = slot_of(stream, self._store.identity.slots)
+        slot = slot_of(stream, self._home.slots)
         append = Append(stream, slot, events[0].originator_version - 1, new)
         self._check_size(append)
         return append
@@ -278,8 +276,8 @@ class Repository:
                 )
         return streams
 
-    def _at(self, number: int) -> Position:
-        return self._store.identity.at(number)
+    async def _head(self, streams: Sequence[str]) -> Position:
+        return await self._home.head(streams[0])
 
     # ---- unknown outcomes
 
@@ -291,23 +289,24 @@ class Repository:
         while len(self._unsettled) > 10_000:  # an older one is then an ordinary conflict
             self._unsettled.popitem(last=False)
 
-    async def _settle(self, streams: Mapping[str, AnyAggregate]) -> int | None:
+    async def _settle(self, streams: Mapping[str, AnyAggregate]) -> Position | None:
         """Find out what became of earlier saves of these very events whose reply was lost.
 
         Events that turn out to be stored are no longer pending. Returns the position of the last of them.
         """
-        position = None
+        position: Position | None = None
         for stream, aggregate in streams.items():
             unsettled = self._unsettled.get(stream)
             if unsettled is None:
                 continue
             pending = aggregate.pending_events
             if pending and pending[0].originator_version == unsettled.expected_version + 1:
-                stored = await self._store.read_stream(stream, after_version=unsettled.expected_version)
+                stored = await self._home.read_stream(stream, after_version=unsettled.expected_version)
                 mine = [e for e in stored if command_of(e.id) in unsettled.commands]
                 if not mine:
                     continue  # not yet, or never: they are sent again, and if that conflicts, looked for again
                 del pending[: len(mine)]
-                position = max(position or 0, mine[-1].position + mine[-1].remaining)
+                end = self._home.end_of(mine[-1])
+                position = end if position is None or position.number < end.number else position
             self._unsettled.pop(stream, None)
         return position

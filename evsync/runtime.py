@@ -28,6 +28,7 @@ from evsync.archive.targets import opened_targets
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
+from evsync.homes import Home, OneStore
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.relay import Relay, RelayStatus
 from evsync.jetstream.settings import NatsSettings
@@ -51,6 +52,7 @@ from evsync.projections.status import FollowerStatus
 from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag
 from evsync.renewal import Renewal, sweep_for_ever
 from evsync.repository import Repository
+from evsync.shards import open_home, open_shards
 from evsync.snapshots import Snapshots
 from evsync.sources import ServiceSource, StoreSource
 from evsync.stores.group_commit import GroupCommit
@@ -83,16 +85,18 @@ class Status:
 class Runtime:
     """What is open of one service, and what runs."""
 
-    def __init__(self, service: Service, settings: Deployment, store: Store) -> None:
-        self.service, self.settings, self.store = service, settings, store
-        self.commits = GroupCommit(store)
+    def __init__(self, service: Service, settings: Deployment, stores: Mapping[str, Store], home: Home) -> None:
+        self.service, self.settings, self.stores, self.home = service, settings, stores, home
+        self.store = store = next(iter(stores.values()))
+        """The only one, or that of the first shard."""
         policy = service.snapshots
-        self.snapshots = Snapshots(policy, service.codec, store, store) if policy is not None else None
+        self.snapshots = Snapshots(policy, service.codec, home, home) if policy is not None else None
         sizes = SizeLimit(store.identity, lambda: self.connection.max_payload if self.connection is not None else None)
-        self.repository = Repository(service.codec, store, self.commits, sizes, self.snapshots)
+        self.repository = Repository(service.codec, home, sizes, self.snapshots)
         self.connection: Connection | None = None
         self.views: ViewsDatabase | None = None
-        self.relay: Relay | None = None
+        self.relays: dict[str, Relay] = {}
+        """By shard."""
         self.sources: Mapping[str, LogSource] = {}
         """Where the logs of the services that followers read are, by service."""
         self.lags = Lags(self.sources)
@@ -116,17 +120,22 @@ class Runtime:
         Without `followers` projections and reactions are left out. `look_only` makes nothing: no store, no tables.
         """
         running = frozenset[str]() if look_only else _parts_to_run(service, settings)
-        url = settings["store"]
-        if not isinstance(url, str):
-            raise ConfigurationError(f"store={url!r} is not a URL; several shards are not available in this version")
+        given = settings["store"]
+        url = _first_url(given)
         async with AsyncExitStack() as stack:
-            store = await open_store(url, service=service.name, create=not look_only)
-            stack.push_async_callback(store.close)
-            runtime = cls(service, settings, store)
+            if isinstance(given, str):
+                store = await open_store(given, service=service.name, create=not look_only)
+                stack.push_async_callback(store.close)
+                stores, commits = {store.identity.shard: store}, GroupCommit(store)
+                stack.push_async_callback(commits.close)
+                home: Home = OneStore(store, commits)
+            else:
+                stores = await open_shards(given, service.name, stack, create=not look_only)
+                home = await open_home(stores, service.router, stack, place=not look_only)
+            runtime = cls(service, settings, stores, home)
             runtime.running = running
             if runtime.snapshots is not None:
                 stack.push_async_callback(runtime.snapshots.close)
-            stack.push_async_callback(runtime.commits.close)
             nats = settings.get("nats")
             if nats is None and is_on_nats(url):
                 nats = url.partition("?")[0].rstrip("/")  # other services' logs are where this one's is
@@ -135,9 +144,9 @@ class Runtime:
                 runtime.connection = await Connection.open(settings_of_nats, service.name)
                 stack.push_async_callback(runtime.connection.close)
                 if "relay" in running and not is_on_nats(url):  # there the log is the stream
-                    runtime.relay = Relay(store, runtime.connection)
+                    runtime.relays = {shard: Relay(store, runtime.connection) for shard, store in stores.items()}
             if service.backups is not None and "backup" in running:
-                runtime.backups = await _backups(service, store, service.backups, stack)
+                runtime.backups = await _backups(service, stores, service.backups, stack)
             if followers:
                 sources: dict[str, LogSource] = {}
                 for name in _services_read_by(service):
@@ -156,7 +165,7 @@ class Runtime:
             found: LogSource = given
             return found
         if name == self.service.name:
-            return ServiceSource(name, lambda: self.store)
+            return ServiceSource(name, lambda: self.stores)
         if isinstance(given, str):
             source = StoreSource(name, given)
             stack.push_async_callback(source.close)
@@ -166,7 +175,7 @@ class Runtime:
             service: Service = given
             if getattr(service, "name", None) != name:
                 raise ConfigurationError(f"sources={{{name!r}: {given!r}}}: give service {name!r}, or its store's URL")
-            return ServiceSource(name, lambda: service.store)
+            return ServiceSource(name, lambda: service.stores)
         if self.connection is not None:
             return JetStreamSource(self.connection, name)
         raise ConfigurationError(
@@ -187,7 +196,7 @@ class Runtime:
     ) -> None:
         if any(isinstance(p.model, SqlModel) for p in self.service.projections):
             self.views = ViewsDatabase(
-                self.settings.get("views") or views_beside(self.settings["store"], self.service.name)
+                self.settings.get("views") or views_beside(_first_url(self.settings["store"]), self.service.name)
             )
             stack.push_async_callback(self.views.close)
         for projection in self.service.projections:
@@ -212,6 +221,11 @@ class Runtime:
         return found if found is not None and found < projection.version else None
 
     async def _open_reactions(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:
+        if self.service.reactions and len(self.stores) > 1:
+            raise ConfigurationError(
+                f"service {self.service.name!r} has reactions and several shards: a reaction's checkpoint is stored in "
+                "one commit with what it changes, and that may be on any shard. Give them a service of their own"
+            )
         for reaction in self.service.reactions:
             runner = ReactionRunner(
                 reaction,
@@ -231,8 +245,8 @@ class Runtime:
 
     def start(self) -> None:
         """Begin to run the parts that this process is to run."""
-        if self.relay is not None:
-            self._spawn("relay", self.relay.run())
+        for shard, relay in self.relays.items():
+            self._spawn("relay" if len(self.relays) == 1 else f"relay of {shard}", relay.run())
         if self.backups is not None:
             self._spawn("backup", self.backups.run())
         for name, projection in self.projections.items():
@@ -297,20 +311,28 @@ class Runtime:
     def failure(self) -> BaseException | None:
         """What stopped a part that was to run: a halted projection, reaction or relay; None if all is well."""
         halted: list[BaseException] = [part.halted for part in self.followers() if part.halted]
-        if self.relay is not None and self.relay.halted is not None:
-            halted.append(self.relay.halted)
+        halted += [relay.halted for relay in self.relays.values() if relay.halted is not None]
         return halted[0] if halted else self._crashed
 
     # ---- read models
 
     def number_of(self, position: Position) -> int:
         """The number of a position of this service's own log. Raises ConfigurationError for any other."""
-        identity = self.store.identity
+        identity = self.store_of(position.log).identity
         if position != identity.at(position.number):
             raise ConfigurationError(
                 f"{position} is not a position of log {identity.name!r}, incarnation {identity.incarnation!r}"
             )
         return position.number
+
+    def store_of(self, log: str) -> Store:
+        """The store of a log of this service; the first one for another's."""
+        return next((s for s in self.stores.values() if s.identity.name == log), self.store)
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of the only, or the first, shard; None if none runs here."""
+        return next(iter(self.relays.values()), None)
 
     async def wait(self, after: Position, projections: Sequence[Projection[Any]], timeout_s: float) -> None:
         """See Service.wait."""
@@ -393,7 +415,15 @@ class Runtime:
         return status if renewal is None or renewal.state is None else replace(status, reason=renewal.state)
 
 
-async def _backups(service: Service, store: Store, policy: BackupPolicy, stack: AsyncExitStack) -> ScheduledBackups:
+async def _backups(
+    service: Service, stores: Mapping[str, Store], policy: BackupPolicy, stack: AsyncExitStack
+) -> ScheduledBackups:
+    if len(stores) > 1:
+        raise ConfigurationError(
+            f"service {service.name!r} has {len(stores)} shards and a BackupPolicy, and shards are not archived in this "
+            "version: back their databases up by the databases' own means, and leave backups= out"
+        )
+    (store,) = stores.values()
     targets = await stack.enter_async_context(opened_targets(policy.targets))
     followers = [reaction.name for reaction in service.reactions]
     backups = Backups(store, targets, copies=policy.copies, keep=policy.keep, followers=followers, share=GENTLE)
@@ -426,3 +456,7 @@ def _services_read_by(service: Service) -> tuple[str, ...]:
 def _shown(connection: Connection) -> str:
     problem = f" (not connected: {connection.problem})" if connection.problem else ""
     return connection.settings.shown + problem
+
+
+def _first_url(store: str | Mapping[str, str]) -> str:
+    return store if isinstance(store, str) else next(iter(store.values()))

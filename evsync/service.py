@@ -21,6 +21,7 @@ from evsync.ports import Store
 from evsync.projections import Event, MemoryModel, Projection, Reaction
 from evsync.records import Position, StoredEvent, check_name
 from evsync.runtime import Runtime, Status
+from evsync.sharding import Router
 from evsync.snapshots import SnapshotPolicy
 from evsync.tags import current_tags
 from evsync.trust import rebuild, stored_projections
@@ -35,9 +36,10 @@ class Service:
     """A named set of aggregates, projections and reactions. Inert until opened: nothing is touched, no global kept.
 
     `renamed` and `upcasters` keep old events readable (see EventCodec); `snapshots` says when the state of long streams
-    is kept, None never; `backups` how often and where to the log is archived, None never. What remains, `**deployment`,
-    says where the service runs: see Deployment. Raises ConfigurationError for names and classes that do not fit,
-    EncodingError for an event whose fields cannot be written.
+    is kept, None never; `backups` how often and where to the log is archived, None never; `router` plans which shard
+    holds what, None a HashRing of all shards. What remains, `**deployment`, says where the service runs: see
+    Deployment. Raises ConfigurationError for names and classes that do not fit, EncodingError for an event whose fields
+    cannot be written.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Service:
         upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
         snapshots: SnapshotPolicy | None = None,
         backups: BackupPolicy | None = None,
+        router: Router | None = None,
         **deployment: Unpack[Deployment],
     ) -> None:
         self.name = check_name("service", name)
@@ -59,6 +62,7 @@ class Service:
         self.reactions = tuple(reactions)
         self.snapshots = snapshots
         self.backups = backups
+        self.router = router
         self._deployment = deployment
         self._runtime: Runtime | None = None
         self._opening = False
@@ -143,8 +147,13 @@ class Service:
 
     @property
     def store(self) -> Store | None:
-        """The event store while the service is open, else None: where others of this process read its log."""
+        """The event store while the service is open, else None; that of the first shard where there are several."""
         return self._runtime.store if self._runtime is not None else None
+
+    @property
+    def stores(self) -> Mapping[str, Store]:
+        """The event stores by shard while the service is open: where others of this process read its logs."""
+        return self._runtime.stores if self._runtime is not None else {}
 
     @property
     def runtime(self) -> Runtime:
@@ -200,39 +209,49 @@ class Service:
     async def history(self, cls: type[AnyAggregate], id: UUID | str, /) -> Sequence[Event[Mapping[str, Any]]]:
         """Every event of one aggregate, oldest first, with its data as it was written. Raises NotFound."""
         runtime = self._open
-        return [self._event(e, runtime) for e in await runtime.repository.history(cls, id)]
+        events = await runtime.repository.history(cls, id)
+        return [self._event(e, runtime.home.end_of(e).log) for e in events]
 
     async def log(
         self, *, after: Position | None = None, follow: bool = False
     ) -> AsyncIterator[Event[Mapping[str, Any]]]:
         """All events of the service in commit order, from the beginning or after a position.
 
-        With `follow`, also those to come, until the service is closed.
+        With `follow`, also those to come, until the service is closed. Of a service with several shards, `after` says
+        whose log; without it they come one after the other, and cannot be followed.
         """
         runtime = self._open
+        if after is None and len(runtime.stores) > 1:
+            if follow:
+                raise ConfigurationError("the logs of several shards have no common order: follow one, with after=")
+            for store in runtime.stores.values():
+                async for event in self.log(after=store.identity.at(0)):
+                    yield event
+            return
         position = runtime.number_of(after) if after is not None else 0
+        store = runtime.store_of(after.log) if after is not None else runtime.store
         while self._runtime is runtime:
             try:
-                events = await runtime.store.read(position, 500)
+                events = await store.read(position, 500)
                 if follow and not events:
-                    await runtime.store.wait(position, 1.0)
+                    await store.wait(position, 1.0)
             except StoreUnavailable:
                 if self._runtime is runtime:
                     raise
                 return  # closed meanwhile
             for e in events:
-                yield self._event(e, runtime)
+                yield self._event(e, store.identity.name)
             if events:
                 position = events[-1].position
             elif not follow:
                 return
 
-    def _event(self, stored: StoredEvent, runtime: Runtime) -> Event[Mapping[str, Any]]:
+    def _event(self, stored: StoredEvent, log: str) -> Event[Mapping[str, Any]]:
         try:
             data = unpack(stored.data)
         except DecodingError as e:
             raise unreadable(stored, e) from e
-        return Event.of(stored, data, runtime.store.identity.name)
+        return Event.of(stored, data, log)
 
     # ---- read models
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 from evsync.codec.events import EventCodec
 from evsync.codec.state import freeze, thaw
 from evsync.domain import AnyAggregate, event_types
 from evsync.errors import CodecError, ConfigurationError, EvsyncError
-from evsync.ports import EventStore, SnapshotStore
+from evsync.ports import SnapshotStore
 from evsync.records import Snapshot, StoredEvent, change_of, command_of
 from evsync.replay import fold
 
@@ -62,10 +62,19 @@ class Loaded:
         self.commands = [ids[i : i + _COMMAND_BYTES] for i in range(0, len(ids), _COMMAND_BYTES)]
 
 
+class Streams(Protocol):
+    """Where the events of a stream are read."""
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """See EventStore.read_stream."""
+
+
 class Snapshots:
     """Takes and loads the snapshots of one service. Whatever goes wrong costs time only, and is logged."""
 
-    def __init__(self, policy: SnapshotPolicy, codec: EventCodec, store: EventStore, kept: SnapshotStore) -> None:
+    def __init__(self, policy: SnapshotPolicy, codec: EventCodec, store: Streams, kept: SnapshotStore) -> None:
         self._policy, self._codec, self._store, self._kept = policy, codec, store, kept
         self._due: dict[str, None] = {}
         self._taking: asyncio.Task[None] | None = None

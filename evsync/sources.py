@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from evsync.errors import BEGIN_ANEW, OtherIncarnation, StoreUnavailable
 from evsync.opening import open_store
@@ -65,15 +66,19 @@ class StoreReader:
 class ServiceSource:
     """The logs of a service that is open in this process, or will be (again). Implements LogSource."""
 
-    def __init__(self, service: str, store_of: Callable[[], Store | None]) -> None:
+    def __init__(self, service: str, stores_of: Callable[[], Mapping[str, Store]]) -> None:
+        """`stores_of` tells the stores by shard; none while the service is not open."""
         self.service = service
-        self._store_of = store_of
+        self._stores_of = stores_of
 
     async def readers(self) -> Sequence[LogReader]:
-        """A reader of its log, as soon as it is open."""
-        while (store := self._store_of()) is None:
+        """A reader of each of its logs, as soon as it is open."""
+        while not (stores := self._stores_of()):
             await asyncio.sleep(_LOOK_S)
-        return [StoreReader(store, self._store_of)]
+        return [StoreReader(store, partial(self._now, shard)) for shard, store in stores.items()]
+
+    def _now(self, shard: str) -> Store | None:
+        return self._stores_of().get(shard)
 
 
 class StoreSource:

@@ -22,6 +22,7 @@ from evsync.cli import (
     reset,
     restore,
     run,
+    shards,
     status,
     store,
     stream,
@@ -60,6 +61,7 @@ app.add_typer(stream.app)
 app.add_typer(parked.app)
 app.add_typer(contracts.app)
 app.add_typer(store.app)
+app.add_typer(shards.app)
 
 
 def main() -> None:

@@ -59,7 +59,9 @@ async def _run(service: Service, only: Sequence[str]) -> None:
                 f"projection and no reaction{relay}"
             )
         broker = f"NATS {runtime.connection.settings.shown}" if runtime.connection is not None else "no NATS server"
-        where = f"store {redacted(runtime.settings['store'])}, {broker}"
+        given = runtime.settings["store"]
+        stores = ", ".join(map(redacted, [given] if isinstance(given, str) else given.values()))
+        where = f"store {stores}, {broker}"
         sys.stdout.write(plain(f"{service.name} runs {', '.join(parts)}; {where}") + "\n")
         sys.stdout.flush()
         await service.serve()

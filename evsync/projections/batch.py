@@ -14,7 +14,7 @@ from evsync.errors import BEGIN_ANEW, DecodingError, OtherIncarnation, StreamHol
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
-from evsync.projections.read_model import CannotApply, Settle
+from evsync.projections.read_model import CannotApply, DatabaseAway, Settle
 from evsync.records import RESTORED_EVENT, Ancestor, Checkpoint, StoredEvent
 from evsync.restores import Restored
 
@@ -144,3 +144,14 @@ def apply_batch(
         )
         for g, c in checkpoints.items()
     ]
+
+
+def blamed(
+    events: Sequence[StoredEvent], checkpoints: Mapping[int, Checkpoint], handlers: Handlers, groups: int, reason: str
+) -> Exception:
+    """What to raise when a single commit is refused at its end, and none of its events was before."""
+    for event in reversed(events):
+        checkpoint = checkpoints.get(event.slot % groups)
+        if checkpoint and event.position > checkpoint.position and handlers.steps(event.type):
+            return CannotApply(event, reason)
+    return DatabaseAway(reason)  # no handler had a part in it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evsync.ports import LogReader
+from evsync.projections.barrier import Applied, Reach, up_to_barrier
 from evsync.projections.batch import check_batch, restored_before
 from evsync.projections.feed import Feed
 from evsync.projections.read_model import Holding
@@ -78,6 +79,15 @@ class FollowedLog:
         }
         self._tokens = holding.tokens
         self.rewound = self.rewound or self.position < before
+
+    async def next(self, applied: Applied, timeout_s: float) -> Reach:
+        """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
+        reach = up_to_barrier(await self.feed.next(self.position, self.incarnation, timeout_s), applied)
+        if reach.barrier is not None and not reach.events:
+            self.reason = str(reach.barrier)
+        elif reach.events and reach.barrier is None:
+            self.feed.read_ahead(reach.events[-1].position, timeout_s)
+        return reach
 
     def moved(self, checkpoints: Iterable[Checkpoint]) -> None:
         """A batch was applied, and these are the checkpoints now."""

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from evsync.errors import ConfigurationError, EvsyncError, NotVisible, StoreUnavailable
 from evsync.ports import LogSource
-from evsync.projections.batch import apply_batch, half_of
+from evsync.projections.barrier import LOOK_S, applied_in, joined_later, up_to_barrier
+from evsync.projections.batch import apply_batch, blamed, half_of
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.feed import FATAL, connect
 from evsync.projections.followed_log import FollowedLog
@@ -39,7 +40,6 @@ from evsync.projections.visibility import Visibility
 from evsync.records import Checkpoint, Position, StoredEvent
 
 logger = logging.getLogger("evsync")
-
 BATCH = 2_000
 """Twice the events take no more statements; measured, that is worth 5 to 10 %. More only makes others wait longer."""
 LEASE_S = 3.0
@@ -79,6 +79,7 @@ class ProjectionRunner:
         self._visibility = Visibility(projection.name, projection.groups, self._session.observe, self._trouble)
         self._tenure = Tenure(self._session, self._visibility, self._trouble)
         self._logs = self._tenure.logs
+        self._applied = applied_in(self._logs, projection.groups)
 
     # ---- for the service
 
@@ -218,8 +219,9 @@ class ProjectionRunner:
                 return False
             for found in [self._logs[log]] if log is not None else self._logs.values():
                 position = found.position
-                if events := await found.feed.now(position, found.incarnation, limit):
-                    await self._attempt(found, position, events)
+                events = await found.feed.now(position, found.incarnation, limit)
+                if ready := up_to_barrier(events, self._applied).events:
+                    await self._attempt(found, position, ready)
                     return True
         except FATAL as e:
             await self._halt(found, e)
@@ -325,12 +327,15 @@ class ProjectionRunner:
         try:
             while True:
                 position, log.rewound = log.position, False
-                events = await log.feed.next(position, log.incarnation, IDLE_S)
-                if events:
-                    log.feed.read_ahead(events[-1].position, IDLE_S)
-                    if not await self._attempt(log, position, events):
-                        logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
-                        await asyncio.sleep(pause_s(log.failures))
+                ready, barrier, further = await log.next(self._applied, IDLE_S)
+                if ready and not await self._attempt(log, position, ready):
+                    logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
+                    await asyncio.sleep(pause_s(log.failures))
+                elif further and await joined_later(further, self._logs, self._sources, self._report):
+                    await self._let_go()
+                    raise _Stop
+                elif barrier is not None and not ready:
+                    await asyncio.sleep(LOOK_S)
         except FATAL as e:
             await self._halt(log, e)
             raise _Stop from e
@@ -395,18 +400,10 @@ class ProjectionRunner:
                 if half := half_of(events, log.position):
                     await self._apply(holding, log, half)
                     return
-                raise self._blame(log, kept, e) from e
+                raise blamed(kept, log.checkpoints, handlers, groups, str(e)) from e
         self._tenure.park(p.as_stream for p in parked)
         log.moved(moved)
         self._visibility.moved(moved)
-
-    def _blame(self, log: FollowedLog, events: Sequence[StoredEvent], error: GatheredFailed) -> Exception:
-        """What to raise when a single commit is refused at its end, and none of its events was before."""
-        for event in reversed(events):
-            checkpoint = log.checkpoints.get(event.slot % self.projection.groups)
-            if checkpoint and event.position > checkpoint.position and self.projection.handlers.steps(event.type):
-                return CannotApply(event, str(error))
-        return DatabaseAway(str(error))  # no handler had a part in it
 
     async def _halt(self, log: FollowedLog | None, error: EvsyncError) -> None:
         self.halted = error

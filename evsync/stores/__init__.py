@@ -19,7 +19,9 @@ URL_FORMS = """
                                    a stream of its own in NATS JetStream"""
 
 
-async def open_store(url: str, *, service: str, shard: str = "main", create: bool = True) -> Store:
+async def open_store(
+    url: str, *, service: str, shard: str = "main", create: bool = True, owns_slots: bool = True
+) -> Store:
     """The event store of a service's shard at a URL.
 
         sqlite:///events.db            a file, relative to the working directory
@@ -31,13 +33,15 @@ async def open_store(url: str, *, service: str, shard: str = "main", create: boo
     `create=False` opens an existing store only (StoreUnavailable if there is none; a memory store is always new).
     Raises ConfigurationError for any other URL, and what the store raises when it cannot be opened.
     """
+    if not owns_slots and url.partition(":")[0] != "sqlite":
+        raise ConfigurationError(f"shard {shard!r} cannot be in {url.partition(':')[0]} in this version: use SQLite")
     scheme, separator, rest = url.partition("://")
     if scheme == "memory" and separator and not rest:
         check_name("service", service)
         check_name("shard", shard)
         return MemoryStore(LogIdentity(service, shard, new_incarnation()))
     if (path := _sqlite_path(url)) is not None:
-        return await SqliteStore.open(path, service=service, shard=shard, create=create)
+        return await SqliteStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
     if scheme in ("postgresql", "postgres") and rest:
         try:
             from evsync.stores.postgres import PostgresStore  # noqa: PLC0415  (its driver is an extra)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evsync.errors import ConfigurationError, Conflict, EncodingError
-from evsync.records import Checkpoint, Commit, LogIdentity, StoredEvent, event_id
+from evsync.errors import ConfigurationError, Conflict, EncodingError, SlotMoved
+from evsync.records import Checkpoint, Commit, LogIdentity, SlotState, StoredEvent, event_id
 
 MAX_COMMIT_EVENTS = 65_536
 """An event's index in its commit is 16 bits of its id."""
@@ -65,12 +65,14 @@ def plan(
     positions: Mapping[CheckpointKey, int],
     commits: Sequence[Commit],
     taken: Collection[Place] = (),
+    slots: Mapping[int, SlotState] | None = None,
 ) -> Plan:
     """Decide on each commit in turn; a commit sees those before it, and a conflict keeps out its own commit only.
 
     `versions` holds the version of every stream of `streams_of(commits)` (0 or absent: no such stream), `positions`
     the stored checkpoint of every key of `keys_of(commits)` (0 or absent: none), `taken` the places of
-    `doubtful(commits, versions)` that hold an event. Raises ConfigurationError or EncodingError for a commit that no
+    `doubtful(commits, versions)` that hold an event; `slots` what the store says of slots, None where no slot has ever
+    moved. Raises ConfigurationError or EncodingError for a commit that no
     store could keep.
     """
     versions, positions, taken = dict(versions), dict(positions), set(taken)
@@ -83,6 +85,9 @@ def plan(
         moved: dict[str, int] = {}
         if given:
             _check_given(commit)
+        if slots is not None and (elsewhere := _elsewhere(commit, slots)) is not None:
+            outcomes.append(elsewhere)
+            continue
         if (conflict := _conflict(commit, key, versions, positions, taken, moved)) is not None:
             outcomes.append(conflict)
             continue
@@ -95,6 +100,15 @@ def plan(
             positions[key] = commit.checkpoint.position
         outcomes.append(head)
     return Plan(outcomes, rows, checkpoints, head)
+
+
+def _elsewhere(commit: Commit, slots: Mapping[int, SlotState]) -> SlotMoved | None:
+    """What keeps the commit out if it names a slot that is not open here."""
+    for append in commit.appends:
+        state = slots.get(append.slot)
+        if state is None or state.to is not None:
+            return SlotMoved(append.stream, append.slot, state.to if state else None)
+    return None
 
 
 def _conflict(

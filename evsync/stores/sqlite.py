@@ -28,9 +28,11 @@ from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, St
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_inspection as inspection
 from evsync.stores import sqlite_schema as schema
+from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
 from evsync.stores.sqlite_errors import BUSY, primary_code, translated
+from evsync.stores.sqlite_movable import MovableSlots
 from evsync.stores.sqlite_pace import Pace
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
@@ -44,7 +46,7 @@ _stored_event = partial(tuple.__new__, StoredEvent)
 """`StoredEvent._make` without its check of the length, in three quarters of its time."""
 
 
-class SqliteStore:
+class SqliteStore(MovableSlots):
     """An EventStore and EventLog in one SQLite file (write-ahead log, fsync at each commit).
 
     Made by `open`. Belongs to the event loop it was opened in. Any number of processes of one machine may have the
@@ -62,13 +64,15 @@ class SqliteStore:
         shard: str = "main",
         slots: int = SLOTS,
         create: bool = True,
+        owns_slots: bool = True,
         patience_s: float = 10.0,
         poll_s: float = 0.025,
         read_on_loop_s: float = 0.005,
     ) -> SqliteStore:
         """The store in the file at `path`, which is made if `create` allows it.
 
-        `slots` counts for a new store only: an existing one keeps what it was made with (see `identity`).
+        `slots` counts for a new store only: an existing one keeps what it was made with (see `identity`); so does
+        `owns_slots`: whether all slots are open in it, as in the first shard of a service, or none.
         `patience_s` is how long an append waits for another process to release the file before StoreUnavailable;
         `poll_s` how often `wait` looks for the appends of other processes; `read_on_loop_s` after how long a read is
         taken off the event loop (0: everything in threads, appends too).
@@ -88,19 +92,27 @@ class SqliteStore:
         try:
             identity = await writer.run(
                 lambda c: schema.prepare(
-                    c, file, service=service, shard=shard, slots=slots, create=create, patience_s=patience_s
+                    c,
+                    file,
+                    service=service,
+                    shard=shard,
+                    slots=slots,
+                    create=create,
+                    patience_s=patience_s,
+                    owns_slots=owns_slots,
                 )
             )
             reader = await writer.run(
                 lambda _: schema.patiently(lambda: schema.connect_to_read(file, timeout_s=0), patience_s)
             )
+            moves = await writer.run(slots_of.moves_of)
             here = await writer.run(lambda _: schema.patiently(lambda: schema.connect_to_write(file), patience_s))
         except BaseException as e:
             await writer.close()
             if isinstance(e, sqlite3.Error):
                 raise translated(e, file) from e
             raise
-        return cls(file, identity, writer, here, reader, patience_s, poll_s, read_on_loop_s)
+        return cls(file, identity, writer, here, reader, patience_s, poll_s, read_on_loop_s, moves)
 
     def __init__(
         self,
@@ -112,6 +124,7 @@ class SqliteStore:
         patience_s: float,
         poll_s: float,
         read_on_loop_s: float,
+        moves: int,
     ) -> None:
         """For `open`, which everybody else uses."""
         self.path, self.identity = path, identity
@@ -129,6 +142,7 @@ class SqliteStore:
         self._tail = Tail()
         self._poller: asyncio.Task[None] | None = None
         self._closed = False
+        self._known_slots = (moves, {})
 
     # ---- EventStore
 
@@ -191,15 +205,16 @@ class SqliteStore:
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
         until = statements.MANY if to_version is None else to_version
-        rows = await self._rows(statements.READ_STREAM, 2, after_version, statements.MANY, stream, until)
-        return list(map(_stored_event, rows))
+        sql = statements.READ_STREAM_MOVED if self._known_slots[0] else statements.READ_STREAM
+        return list(map(_stored_event, await self._rows(sql, 2, after_version, statements.MANY, stream, until)))
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """The same events in slices, as little of them as a fold needs."""
         until = statements.MANY if to_version is None else to_version
-        while changes := await self._fetch(statements.READ_CHANGES, (after_version, ROWS_PER_READ, stream, until)):
+        sql = statements.READ_CHANGES_MOVED if self._known_slots[0] else statements.READ_CHANGES
+        while changes := await self._fetch(sql, (after_version, ROWS_PER_READ, stream, until)):
             yield changes
             if len(changes) < ROWS_PER_READ:
                 return
@@ -350,14 +365,21 @@ class SqliteStore:
         self._check_file()
         schema.begin(c, self._patience_s if patience_s is None else patience_s)
         streams, keys = streams_of(commits), keys_of(commits)
-        head, versions = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
-        positions = statements.look_up(c, statements.CHECKPOINT, keys)[1] if keys else []
+        head, moves, versions = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
+        slots = None
+        if moves:  # a slot was moved, if only to be placed: imports count, and the slot must be open here
+            slots = self._states(c, moves)
+            versions = statements.look_up(c, statements.VERSION_MOVED, [(s, s) for s in streams])[2]
+        positions = statements.look_up(c, statements.CHECKPOINT, keys)[2] if keys else []
         known = dict(zip(streams, versions, strict=True)), dict(zip(keys, positions, strict=True))
         taken: Collection[Place] = ()
         if doubts := doubtful(commits, known[0]):
-            found = statements.look_up(c, statements.TAKEN, doubts)[1]
+            if moves:
+                found = statements.look_up(c, statements.TAKEN_MOVED, [place * 2 for place in doubts])[2]
+            else:
+                found = statements.look_up(c, statements.TAKEN, doubts)[2]
             taken = {place for place, is_taken in zip(doubts, found, strict=True) if is_taken}
-        planned = plan(self.identity, head, *known, commits, taken)
+        planned = plan(self.identity, head, *known, commits, taken, slots)
         if planned.rows or planned.checkpoints:
             statements.insert(c, planned.rows)
             for (follower, _, _), checkpoint in planned.checkpoints.items():

@@ -33,7 +33,43 @@ TABLES = (
         shard       TEXT NOT NULL,
         incarnation TEXT NOT NULL,
         slots       INTEGER NOT NULL,
-        trimmed     INTEGER NOT NULL  -- position of the last event that was trimmed from the front: 0 for none
+        trimmed     INTEGER NOT NULL,  -- position of the last event that was trimmed from the front: 0 for none
+        moves       INTEGER NOT NULL  -- how often table slots was changed; 0: all slots are open here, in epoch 1
+    )
+    """,
+    """
+    CREATE TABLE slots (
+        slot        INTEGER PRIMARY KEY,
+        epoch       INTEGER NOT NULL,
+        "to"        TEXT,  -- shard that it was closed for; NULL: it is open here
+        position    INTEGER NOT NULL,
+        length      INTEGER NOT NULL,
+        digest      INTEGER NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE arrivals (
+        slot        INTEGER PRIMARY KEY,  -- one that is not open here
+        length      INTEGER NOT NULL,
+        digest      INTEGER NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE imports (
+        number      INTEGER PRIMARY KEY,
+        "at"        INTEGER NOT NULL,  -- head of this log when it was imported
+        position    INTEGER NOT NULL,  -- in the log that it was appended to
+        stream      TEXT NOT NULL,
+        version     INTEGER NOT NULL,
+        slot        INTEGER NOT NULL,
+        type        TEXT NOT NULL,
+        time_us     INTEGER NOT NULL,
+        id          BLOB NOT NULL,
+        remaining   INTEGER NOT NULL,
+        incarnation TEXT NOT NULL,
+        data        BLOB NOT NULL,
+        meta        TEXT,
+        UNIQUE (stream, version)
     )
     """,
     """
@@ -144,6 +180,7 @@ def prepare(
     slots: int,
     create: bool,
     patience_s: float,
+    owns_slots: bool = True,
 ) -> LogIdentity:
     """Make the tables where there are none, and say which log this is.
 
@@ -158,7 +195,7 @@ def prepare(
             _use_write_ahead_log(connection, path)
             connection.execute("BEGIN IMMEDIATE")
             if not _is_store(connection, path):  # otherwise another process was first
-                make_tables(connection, LogIdentity(service, shard, new_incarnation(), slots))
+                make_tables(connection, LogIdentity(service, shard, new_incarnation(), slots), owns_slots=owns_slots)
             connection.execute("COMMIT")
         identity = _identity(connection, path, service, shard)
         _use_write_ahead_log(connection, path)
@@ -217,13 +254,14 @@ def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-def make_tables(connection: sqlite3.Connection, identity: LogIdentity) -> None:
+def make_tables(connection: sqlite3.Connection, identity: LogIdentity, *, owns_slots: bool = True) -> None:
     """Make the tables of an empty log."""
     for table in TABLES:
         connection.execute(table)
     connection.execute(
-        "INSERT INTO log (only, schema, service, shard, incarnation, slots, trimmed) VALUES (1, ?, ?, ?, ?, ?, 0)",
-        (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots),
+        "INSERT INTO log (only, schema, service, shard, incarnation, slots, trimmed, moves) "
+        "VALUES (1, ?, ?, ?, ?, ?, 0, ?)",
+        (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots, 0 if owns_slots else 1),
     )
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 

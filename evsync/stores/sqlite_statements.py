@@ -23,6 +23,15 @@ READ_CHANGES = (
     "SELECT position, version, type, time_us, data, meta FROM events WHERE stream = ?3 AND version > ?1 AND "
     "version <= ?4 ORDER BY version LIMIT ?2"
 )
+
+
+def _over_imports(read: str) -> str:
+    """The same read over imports too, for a store that slots have moved from or to."""
+    imports = read.replace(" FROM events ", " FROM imports ")
+    return f"SELECT * FROM (SELECT * FROM ({read}) UNION ALL SELECT * FROM ({imports})) ORDER BY version LIMIT ?2"
+
+
+READ_STREAM_MOVED, READ_CHANGES_MOVED = _over_imports(READ_STREAM), _over_imports(READ_CHANGES)
 READ_CHECKPOINTS = (
     'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
 )
@@ -37,6 +46,12 @@ PUT_SNAPSHOT = (
 READ_HEAD = "SELECT coalesce((SELECT max(position) FROM events), trimmed) FROM log"
 VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
 TAKEN = "EXISTS (SELECT 1 FROM events WHERE stream = ? AND version = ?)"
+# Over imports too, for a store that slots have moved from or to. Each key is given twice.
+VERSION_MOVED = (
+    "(SELECT max(v) FROM (SELECT max(version) AS v FROM events WHERE stream = ? "
+    "UNION ALL SELECT max(version) FROM imports WHERE stream = ?))"
+)
+TAKEN_MOVED = f"({TAKEN} OR {TAKEN.replace('events', 'imports')})"
 CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
 
 MASK = 2**64 - 1
@@ -44,19 +59,19 @@ MANY = 2**63 - 1
 """More than any number of rows or versions: SQLite's greatest integer."""
 
 
-def look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, list[int]]:
-    """The head of the log, and the value of the expression for each key (0 for none): many in one statement."""
+def look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, int, list[int]]:
+    """The head of the log, how often slots have moved, and the value of the expression for each key (0 for none)."""
     values: list[int] = []
     for start in range(0, max(len(keys), 1), ROWS_PER_STATEMENT):
         part = keys[start : start + ROWS_PER_STATEMENT]
-        head, *found = c.execute(_select(expression, len(part)), list(chain.from_iterable(part))).fetchone()
+        head, moves, *found = c.execute(_select(expression, len(part)), list(chain.from_iterable(part))).fetchone()
         values += [value or 0 for value in found]
-    return head, values
+    return head, moves, values
 
 
 @cache
 def _select(expression: str, times: int) -> str:
-    return "SELECT " + ", ".join([f"({READ_HEAD})", *[expression] * times])
+    return "SELECT " + ", ".join([f"({READ_HEAD})", "(SELECT moves FROM log)", *[expression] * times])
 
 
 @cache

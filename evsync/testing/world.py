@@ -113,9 +113,9 @@ class World:
 
     def _source(self, name: str) -> LogSource:
         if (absent := self._absent.get(name)) is not None:
-            source: LogSource = ServiceSource(name, lambda: absent)
+            source: LogSource = ServiceSource(name, lambda: {absent.identity.shard: absent})
         else:
-            source = ServiceSource(name, lambda: self._services[name].store)
+            source = ServiceSource(name, lambda: self._services[name].stores)
         return source if self._random is None else _Redelivering(source, self._random)
 
     async def _keep_stepping(self) -> None:

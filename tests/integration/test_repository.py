@@ -10,6 +10,7 @@ import pytest
 
 from evsync.codec.events import EventCodec
 from evsync.errors import ConfigurationError, Conflict, EventTooLarge, NotFound, OutcomeUnknown
+from evsync.homes import OneStore
 from evsync.records import Append, Commit, LogIdentity, new_incarnation
 from evsync.repository import Repository
 from evsync.stores.group_commit import GroupCommit
@@ -52,7 +53,7 @@ def store() -> Unsure:
 @pytest.fixture
 def bank(store: Unsure) -> Repository:
     """Aggregates in that store."""
-    return Repository(CODEC, store, GroupCommit(store), no_limit)
+    return Repository(CODEC, OneStore(store, GroupCommit(store)), no_limit)
 
 
 async def test_what_was_saved_is_loaded_at_any_version_and_time(bank: Repository) -> None:
@@ -167,7 +168,7 @@ async def test_two_objects_of_one_stream_in_one_save_are_refused(bank: Repositor
 
 async def test_what_is_no_aggregate_of_the_service_is_refused(bank: Repository) -> None:
     """A class that was not registered, and what is no aggregate at all."""
-    narrow = Repository(EventCodec("shop", [Basket]), *_store_of("shop"), no_limit)
+    narrow = Repository(EventCodec("shop", [Basket]), OneStore(*_store_of("shop")), no_limit)
     with pytest.raises(ConfigurationError, match=r"Account is not an aggregate of service 'shop' \(it has: Basket\)"):
         await narrow.save([Account("ada", 1)], {})
     with pytest.raises(ConfigurationError, match="Account is not an aggregate of service 'shop'"):
@@ -183,7 +184,7 @@ def _store_of(service: str) -> tuple[MemoryStore, GroupCommit]:
 
 async def test_execute_decides_again_after_conflicts_of_other_processes(store: Unsure) -> None:
     """Two processes, many commands each, one stream: every command takes effect once."""
-    one, two = (Repository(CODEC, store, GroupCommit(store), no_limit) for _ in range(2))
+    one, two = (Repository(CODEC, OneStore(store, GroupCommit(store)), no_limit) for _ in range(2))
     account = Account("ada", 0)
     await one.save([account], {})
     await asyncio.gather(
@@ -261,7 +262,7 @@ async def test_an_event_too_large_is_refused_before_anything_is_stored(store: Un
             if len(event.data) > 50:
                 raise EventTooLarge(event.type, append.stream, len(event.data), 50)
 
-    bank = Repository(CODEC, store, GroupCommit(store), tiny)
+    bank = Repository(CODEC, OneStore(store, GroupCommit(store)), tiny)
     account, basket = Account("ada", 0), Basket("b-1", owner="ada" * 50)
     with pytest.raises(EventTooLarge, match=r"bank\.Basket\.Opened of stream 'b-1' takes"):
         await bank.save([account, basket], {})

@@ -20,6 +20,7 @@ from evsync.codec.events import EventCodec
 from evsync.codec.state import freeze, thaw
 from evsync.domain import Aggregate, event
 from evsync.errors import ConfigurationError, DecodingError, EncodingError, NotFound, OutcomeUnknown
+from evsync.homes import OneStore
 from evsync.records import LogIdentity, Snapshot, new_incarnation
 from evsync.repository import Repository
 from evsync.snapshots import COMMANDS, SnapshotPolicy, Snapshots, shape_of
@@ -54,8 +55,8 @@ class Bank:
         self.store = store or MemoryStore(LogIdentity("bank", "main", new_incarnation()))
         self.snapshots = Snapshots(SnapshotPolicy(every_events=every), CODEC, self.store, self.store)
         commits = GroupCommit(self.store)
-        self.with_snapshots = Repository(CODEC, self.store, commits, lambda append: None, self.snapshots)
-        self.without = Repository(CODEC, self.store, commits, lambda append: None)
+        self.with_snapshots = Repository(CODEC, OneStore(self.store, commits), lambda append: None, self.snapshots)
+        self.without = Repository(CODEC, OneStore(self.store, commits), lambda append: None)
 
 
 @settings(deadline=None, max_examples=40)

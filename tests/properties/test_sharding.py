@@ -21,7 +21,7 @@ def rings(draw: st.DrawFn, least: int = 1) -> HashRing:
     """Any ring of up to nine shards; some have lost shards on the way."""
     names = draw(NAMES.filter(lambda found: len(found) >= least))
     weights = {name: draw(WEIGHTS) for name in names if draw(st.booleans())}
-    ring = HashRing(names, weights=weights, slots=draw(st.sampled_from((64, 256))))
+    ring = HashRing(names, weights=weights, slots=draw(st.sampled_from((256, 512))))
     for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=len(names) - least)):
         ring = ring.without(name)
     return ring

@@ -14,7 +14,8 @@ LAYERS = [
     {"records", "ports", "domain", "tags"},
     {"codec", "replay", "restores", "sharding.slots", "snapshots", "stores.plan", "stores.tail"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
-    {"opening", "sources", "stream_locks", "repository", "config", "interop", "contracts", "store_check"},
+    {"opening", "sources", "stream_locks", "homes", "shards", "repository", "config", "interop"}
+    | {"contracts", "store_check"},
     {"recovery", "runtime", "service", "trust", "renewal"},
     {"resets"},
     {"cli", "testing", "__init__"},

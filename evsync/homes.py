@@ -1,0 +1,237 @@
+"""Where the streams of a service live: in one store, or each in the shard that its slot is open in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol, cast
+
+from evsync.errors import AcrossShards, ConfigurationError, SlotMoved, StoreUnavailable
+from evsync.ports import SlotStore, Store
+from evsync.records import Change, Commit, LogIdentity, Position, Snapshot, StoredEvent
+from evsync.sharding.slots import slot_of
+from evsync.sharding.truth import Held, truth
+from evsync.stores.group_commit import GroupCommit
+
+PATIENCE_S = 10.0
+"""How long a slot that is closed, and open nowhere, is waited for: its mover opens it within milliseconds."""
+LOOK_S = 0.003
+
+
+class Home(Protocol):
+    """Commits, and reads, of streams by their ids; their snapshots too."""
+
+    slots: int
+
+    async def commit(self, commit: Commit) -> Position:
+        """Store the commit, all of it or none; the position of its last event. See GroupCommit.commit."""
+        ...
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """See EventStore.read_stream."""
+        ...
+
+    def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See EventStore.read_changes."""
+        ...
+
+    async def head(self, stream: str) -> Position:
+        """The end of the log that the stream's events are appended to."""
+        ...
+
+    def end_of(self, event: StoredEvent) -> Position:
+        """The position of the last event of the commit that the event belongs to."""
+        ...
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """See SnapshotStore.put_snapshot."""
+        ...
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """See SnapshotStore.snapshot."""
+        ...
+
+
+class OneStore:
+    """All streams in one store. Implements Home."""
+
+    def __init__(self, store: Store, commits: GroupCommit) -> None:
+        self._store, self._commits = store, commits
+        self.slots = store.identity.slots
+
+    async def commit(self, commit: Commit) -> Position:
+        """See Home. Raises StoreUnavailable for a slot that is on another shard by now."""
+        try:
+            return self._store.identity.at(await self._commits.commit(commit))
+        except SlotMoved as e:
+            raise StoreUnavailable(str(e)) from e
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """See Home."""
+        return await self._store.read_stream(stream, after_version=after_version, to_version=to_version)
+
+    def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See Home."""
+        return self._store.read_changes(stream, after_version=after_version, to_version=to_version)
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """See Home."""
+        await self._store.put_snapshot(snapshot)
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """See Home."""
+        return await self._store.snapshot(stream)
+
+    async def head(self, stream: str) -> Position:
+        """See Home."""
+        return self._store.identity.at(await self._store.head())
+
+    def end_of(self, event: StoredEvent) -> Position:
+        """See Home."""
+        return self._store.identity.at(event.position + event.remaining)
+
+
+class ShardedStores:
+    """Each stream in the shard that its slot is open in, found by what the stores say. Implements Home.
+
+    What is known of the slots may be old: the stores refuse what it leads to wrongly, and then it is read again.
+    """
+
+    def __init__(
+        self, stores: Mapping[str, Store], commits: Mapping[str, GroupCommit], now: Mapping[int, Held]
+    ) -> None:
+        self._stores, self._commits = dict(stores), dict(commits)
+        self._now: Mapping[int, Held] = {}
+        self._know(now)
+        self.slots = next(iter(stores.values())).identity.slots
+        self._logs: dict[str, LogIdentity] = {s.identity.incarnation: s.identity for s in stores.values()}
+
+    @property
+    def slot_stores(self) -> dict[str, SlotStore]:
+        """The stores, as those that slots are moved between."""
+        return slot_stores(self._stores)
+
+    def shard_of(self, stream: str) -> str:
+        """The shard of a stream, as far as this process knows."""
+        return self._now[slot_of(stream, self.slots)].bound_for
+
+    async def look(self) -> Mapping[int, Held]:
+        """Ask all stores where the slots are."""
+        self._know(await truth(self.slot_stores))
+        return self._now
+
+    def _know(self, now: Mapping[int, Held]) -> None:
+        for held in now.values():
+            if held.bound_for not in self._stores:
+                raise StoreUnavailable(
+                    f"slots were moved to shard {held.bound_for!r}, which this process does not know; nothing was "
+                    f"stored. Add its store to the others ({', '.join(self._stores)}) and start the process again."
+                )
+        self._now = now
+
+    async def commit(self, commit: Commit) -> Position:
+        """See Home. Raises AcrossShards where the streams' slots are not all in one shard."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            shards = {a.stream: self._now[a.slot].bound_for for a in commit.appends}
+            if len(set(shards.values())) > 1:
+                raise AcrossShards(shards)
+            (shard,) = set(shards.values())
+            try:
+                return self._stores[shard].identity.at(await self._commits[shard].commit(commit))
+            except SlotMoved as e:
+                await self._wait(e.slot, shard, deadline, e.stream)
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """See Home. The shard's word that the slot is open comes first: what is read then is all there was."""
+        store = await self._owner(stream)
+        return await store.read_stream(stream, after_version=after_version, to_version=to_version)
+
+    async def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See Home. A slot that leaves meanwhile leaves its events where they are read."""
+        store = await self._owner(stream)
+        async for changes in store.read_changes(stream, after_version=after_version, to_version=to_version):
+            yield changes
+
+    async def head(self, stream: str) -> Position:
+        """See Home."""
+        store = self._stores[self.shard_of(stream)]
+        return store.identity.at(await store.head())
+
+    def end_of(self, event: StoredEvent) -> Position:
+        """See Home: in the log that the event was appended to, wherever its stream is now."""
+        log = self._logs.get(event.incarnation)
+        if log is None:
+            raise ConfigurationError(
+                f"event {event.position} of incarnation {event.incarnation!r} is of no shard that is open: name the "
+                "stores of all shards that the service ever had"
+            )
+        return log.at(event.position + event.remaining)
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """See Home: beside the stream. One that a move leaves behind is of no use, and no harm."""
+        await self._stores[self.shard_of(snapshot.stream)].put_snapshot(snapshot)
+
+    async def snapshot(self, stream: str) -> Snapshot | None:
+        """See Home."""
+        return await self._stores[self.shard_of(stream)].snapshot(stream)
+
+    async def _owner(self, stream: str) -> Store:
+        slot = slot_of(stream, self.slots)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            shard = self._now[slot].bound_for
+            store = self._stores[shard]
+            state = await cast(SlotStore, store).slot_state(slot)
+            if state is not None and state.to is None:
+                return store
+            await self._wait(slot, shard, deadline, stream)
+
+    async def _wait(self, slot: int, shard: str, deadline: float, stream: str) -> None:
+        """Look where the slot is now; a little later if it is nowhere."""
+        held = (await self.look())[slot]
+        if held.is_open and held.shard != shard:
+            return
+        if time.monotonic() > deadline:
+            raise StoreUnavailable(
+                f"slot {slot}, that of stream {stream!r}, is on its way from shard {held.shard!r} to "
+                f"{held.bound_for!r}, and nobody finishes the move; nothing was stored. Run `evsync shards rebalance`: "
+                "it finishes what others have begun."
+            )
+        await asyncio.sleep(LOOK_S)
+
+
+def slot_stores(stores: Mapping[str, Store]) -> dict[str, SlotStore]:
+    """The stores, as those that slots are moved between. Raises ConfigurationError where one cannot do that."""
+    found: dict[str, SlotStore] = {}
+    for shard, store in stores.items():
+        if not isinstance(store, SlotStore):
+            raise ConfigurationError(
+                f"shard {shard!r} is a {type(store).__name__}, and slots cannot be moved from or to one in this "
+                "version: use SQLite for the shards of a service"
+            )
+        found[shard] = store
+    return found
+
+
+def one_number_of_slots(stores: Sequence[Store]) -> None:
+    """Raise ConfigurationError where the stores were made with different numbers of slots."""
+    numbers = {store.identity.shard: store.identity.slots for store in stores}
+    if len(set(numbers.values())) > 1:
+        raise ConfigurationError(
+            "the shards' stores were made with different numbers of slots "
+            f"({', '.join(f'{shard}: {n}' for shard, n in numbers.items())}): the number is chosen once for a service"
+        )

@@ -1,0 +1,106 @@
+"""Where the logs of several shards depend on one another: a slot's events go on in another log, never before.
+
+A log that a slot was moved to says so with SLOT_OPENED, and names the log that the slot was closed in and the position
+of its SLOT_CLOSED. A follower must not read beyond a SLOT_OPENED before it has applied the other log up to there. A
+barrier points to a commit that is earlier in time than its own, so barriers cannot wait for one another in a circle.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from evsync.codec.values import unpack
+from evsync.ports import LogSource
+from evsync.projections.feed import Feed, connect
+from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Checkpoint, StoredEvent
+
+LOOK_S = 0.01
+"""How often a follower looks whether a barrier is met."""
+
+Applied = Callable[[str, int], int | None]
+"""How far a log has been applied for a slot; None where the log is not followed (yet)."""
+
+
+class Barrier(NamedTuple):
+    """What must be applied first."""
+
+    log: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"waits until log {self.log!r} is applied up to position {self.position}, where slots left it"
+
+
+class Reach(NamedTuple):
+    """What of a batch may be applied now."""
+
+    events: Sequence[StoredEvent]
+    """Whole commits, before the first barrier that is not met."""
+    barrier: Barrier | None = None
+    """That barrier."""
+    further: Sequence[str] = ()
+    """The logs that these events, or the barrier, speak of: where slots go on, or come from."""
+
+
+def up_to_barrier(events: Sequence[StoredEvent], applied: Applied) -> Reach:
+    """What of a batch may be applied now, by how far other logs have been applied."""
+    if not any(e.stream == SLOTS_STREAM for e in events):
+        return Reach(events)
+    further: dict[str, None] = {}
+    begin = 0  # of the commit
+    for place, event in enumerate(events):
+        if event.stream == SLOTS_STREAM:
+            said = unpack(event.data)
+            if event.type.endswith(SLOT_CLOSED):
+                further[f"{event.type.partition('.')[0]}.{said['to']}"] = None
+            elif event.type.endswith(SLOT_OPENED):
+                done = applied(said["from"], event.slot)
+                if done is None or done < said["position"]:
+                    return Reach(events[:begin], Barrier(said["from"], said["position"]), (*further, said["from"]))
+        if event.remaining == 0:
+            begin = place + 1
+    return Reach(events, None, tuple(further))
+
+
+class Followed(Protocol):
+    """What is needed here of a followed log."""
+
+    checkpoints: dict[int, Checkpoint]
+    feed: Feed
+
+
+def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
+    """How far one worker has applied these logs. It has a group in all logs or in none: others' groups are passed."""
+
+    def applied(log: str, slot: int) -> int | None:
+        if (found := logs.get(log)) is None:
+            return None
+        checkpoint = found.checkpoints.get(slot % groups)
+        return checkpoint.position if checkpoint is not None else sys.maxsize
+
+    return applied
+
+
+async def joined_later(
+    names: Sequence[str],
+    logs: MutableMapping[str, Any],
+    sources: Sequence[LogSource],
+    report: Callable[[str | None], None],
+) -> bool:
+    """Whether one of these logs is not followed and can be by now. Then all logs of its service are let go, to be found
+    anew. The logs are all of one service, that in whose logs they are named."""
+    service = names[0].partition(".")[0]
+    source = next((s for s in sources if s.service == service), None)
+    unknown = {name for name in names if name not in logs}
+    if source is None or not unknown:
+        return False
+    readers = await connect(source, report)
+    for reader in readers:
+        await reader.close()
+    if all(reader.log not in unknown for reader in readers):
+        return False
+    for name in [name for name in logs if name.partition(".")[0] == service]:
+        await logs.pop(name).feed.close()
+    return True

@@ -1,0 +1,90 @@
+"""Opening the shards of a service: their stores, and where its slots are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from evsync.errors import ConfigurationError, StoreUnavailable
+from evsync.homes import ShardedStores, one_number_of_slots, slot_stores
+from evsync.opening import open_store
+from evsync.ports import Store
+from evsync.sharding import HashRing, Router
+from evsync.sharding.handover import bring_about
+from evsync.sharding.truth import truth
+from evsync.stores.group_commit import GroupCommit
+
+
+async def open_shards(
+    urls: Mapping[str, str], service: str, stack: AsyncExitStack, *, create: bool
+) -> dict[str, Store]:
+    """The stores of all shards by name, made where they are not there and `create` allows it.
+
+    Where none is there, all slots are open in the first; a shard that joins later begins without any. Raises as
+    `open_store`, and ConfigurationError for stores that cannot be those of one service.
+    """
+    if not urls:
+        raise ConfigurationError(f"service {service!r} has no shards: store={{}} names none")
+    found: dict[str, Store] = {}
+    missing: list[str] = []
+    for shard, url in urls.items():
+        try:
+            found[shard] = await _open(url, service, shard, stack, create=False)
+        except StoreUnavailable:
+            if not create:
+                raise
+            missing.append(shard)
+    for shard in missing:
+        found[shard] = await _open(urls[shard], service, shard, stack, create=True, owns_slots=not found)
+    stores = {shard: found[shard] for shard in urls}
+    one_number_of_slots(list(stores.values()))
+    return stores
+
+
+async def open_home(
+    stores: Mapping[str, Store], router: Router | None, stack: AsyncExitStack, *, place: bool
+) -> ShardedStores:
+    """Where the streams are. Slots of a service that has no events yet are placed as the router plans, if `place`."""
+    plan = plan_of(stores, router)
+    movable = slot_stores(stores)
+    now = await truth(movable)
+    if place and {held.state.epoch for held in now.values()} == {1}:
+        await _place(stores, plan)
+        now = await truth(movable)
+    commits = {}
+    for shard, store in stores.items():
+        commits[shard] = GroupCommit(store)
+        stack.push_async_callback(commits[shard].close)
+    return ShardedStores(stores, commits, now)
+
+
+async def _place(stores: Mapping[str, Store], plan: Router) -> None:
+    """The first placement is an ordinary move, and as good as free while there is nothing to copy."""
+    if any([await store.head() for store in stores.values()]):
+        return  # a service that has grown: `evsync shards rebalance`, when its operator says so
+    await bring_about(slot_stores(stores), plan.placement)
+
+
+def plan_of(stores: Mapping[str, Store], router: Router | None) -> Router:
+    """The router of a service, if it fits the stores; a HashRing of all shards where none is given."""
+    slots = next(iter(stores.values())).identity.slots
+    if router is None:
+        return HashRing(list(stores), slots=slots)
+    if unknown := [shard for shard in router.shards if shard not in stores]:
+        raise ConfigurationError(
+            f"the router plans for shard {unknown[0]!r}, and store={{…}} names {', '.join(map(repr, stores))} only"
+        )
+    if router.slots != slots:
+        raise ConfigurationError(
+            f"the router has {router.slots} slots, and the service's stores have {slots}: the number is chosen once, "
+            "when the stores are made"
+        )
+    return router
+
+
+async def _open(
+    url: str, service: str, shard: str, stack: AsyncExitStack, *, create: bool, owns_slots: bool = True
+) -> Store:
+    store = await open_store(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
+    stack.push_async_callback(store.close)
+    return store

@@ -1,0 +1,55 @@
+"""A sharded service in processes of its own: writers that go on until they are told, and movers that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from evsync.sharding.handover import Step, bring_about
+from tests.integration.test_shards import Counted, home, opened
+
+SHARDS = ("a", "b", "c", "d")
+
+
+async def write(directory: Path, ids: list[str]) -> None:
+    """Add 1 to each stream in turn until standard input ends; then print how often for each."""
+    done = dict.fromkeys(ids, 0)
+    loop = asyncio.get_running_loop()
+    ended = loop.run_in_executor(None, sys.stdin.read)
+    async with opened(directory, *SHARDS, run="none") as service:
+        print("writing", flush=True)
+        while not ended.done():
+            for id in ids:
+                await service.execute(Counted, id, Counted.add, 1)
+                done[id] += 1
+            (directory / f"{os.getpid()}.done").write_text(str(sum(done.values())))
+    print(json.dumps(done), flush=True)
+
+
+async def move(directory: Path, target: list[str], die_after: int) -> None:
+    """Bring slots where the target says; killed after so many steps (0: never)."""
+    steps = 0
+
+    def step(_: Step) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async with opened(directory, *SHARDS, run="none") as service:
+        await bring_about(home(service).slot_stores, target, step)
+    print("moved", flush=True)
+
+
+if __name__ == "__main__":
+    what, where, argument, *rest = sys.argv[1:]
+    work = (
+        write(Path(where), json.loads(argument))
+        if what == "write"
+        else move(Path(where), json.loads(argument), int(rest[0]))
+    )
+    asyncio.run(work)
