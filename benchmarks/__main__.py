@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import archive, demo, latency, projection, relay, replay, routing, saves, workers
+from benchmarks import archive, demo, latency, moving, projection, relay, replay, routing, saves, workers
 from benchmarks.report import Section, as_json, filesystem, machine, page, table
 
 MODULES = {
@@ -26,6 +26,7 @@ MODULES = {
     "latency": latency,
     "archive": archive,
     "routing": routing,
+    "moving": moving,
     "demo": demo,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"

@@ -9,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from evsync import Aggregate, Contract, Event, Position, Projection, Service, SqlModel, Tables, event
+from evsync.sharding import Router
 
 CUSTOMERS = 2_000
 NOTE = "n" * 120
@@ -62,9 +63,9 @@ def orders(count: int) -> list[Order]:
     return [Order(f"customer-{i % CUSTOMERS:05}", 1 + i % 7, 1299 + i % 900, NOTE) for i in range(count)]
 
 
-def shop() -> Service:
+def shop(router: Router | None = None) -> Service:
     """The service that takes the orders."""
-    return Service("shop", aggregates=[Order, Account])
+    return Service("shop", aggregates=[Order, Account], router=router)
 
 
 def reports() -> Service:

@@ -24,6 +24,7 @@ from evsync.errors import (
 )
 from evsync.ports import LogSource
 from evsync.projections.answered_log import AnsweredLog, ReadCheckpoints
+from evsync.projections.barrier import LOOK_S, up_to_barrier
 from evsync.projections.batch import check_batch
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
@@ -126,8 +127,9 @@ class ReactionRunner:
             for source in self._sources:
                 await self._connect(source)
             for found in [self._logs[log]] if log is not None else self._logs.values():
-                if events := await found.feed.now(found.seen.position, found.seen.incarnation, limit):
-                    if not await self._answer_all(found, events):
+                events = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
+                if ready := up_to_barrier(events, self._answered).events:
+                    if not await self._answer_all(found, ready):
                         await found.load(self._checkpoints)
                     return True
                 await self._store(found)
@@ -226,11 +228,16 @@ class ReactionRunner:
                 # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
                 patience_s = SETTLE_S if log.unstored else IDLE_S
                 events = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
-                if events:
-                    log.feed.read_ahead(events[-1].position, SETTLE_S)
-                    done = await self._answer_all(log, events)
+                ready, barrier, _ = up_to_barrier(events, self._answered)
+                if ready:
+                    if barrier is None:
+                        log.feed.read_ahead(events[-1].position, SETTLE_S)
+                    done = await self._answer_all(log, ready)
                 else:
                     done = await self._store(log)
+                    if barrier is not None:
+                        log.reason = str(barrier)
+                        await asyncio.sleep(LOOK_S)
                 if not done:
                     await self._recover(log)
         except FATAL as e:
@@ -238,6 +245,11 @@ class ReactionRunner:
             raise _Stop from e
         finally:
             await log.feed.drop()
+
+    def _answered(self, log: str, _: int) -> int | None:
+        """How far a log has been answered; see `up_to_barrier`."""
+        found = self._logs.get(log)
+        return found.seen.position if found is not None else None
 
     async def _recover(self, log: AnsweredLog) -> None:
         """After a failed attempt: pause, or stand by for the other process; then go on from what is stored."""

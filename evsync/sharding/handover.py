@@ -12,6 +12,8 @@ compare-and-set on what it presupposes. Checked by model: tests/model.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +24,9 @@ from evsync.sharding.truth import Held, truth
 
 SLOTS_PER_STEP = 64
 """Slots that are closed at once."""
-EVENTS_PER_READ = 2_000
+EVENTS_PER_READ = 1_000
+REST = 2.5
+"""While writers go on, copying rests this many times as long as it works: they have the disk and the processor too."""
 BEGINNING: Place = (0, 0)
 
 
@@ -104,7 +108,7 @@ class _Handover:
             return True
         self._place, self._seen = BEGINNING, dict.fromkeys(slots, History())
         self._arrived = dict(await self._to.arrived(slots))
-        if (head := await self._copy(slots)) is None:
+        if (head := await self._copy(slots, rest=REST)) is None:
             return False
         self._report(Step(self._move, "copied", self._imported))
         if closing:
@@ -125,9 +129,10 @@ class _Handover:
         self._report(Step(self._move, "opened", self._imported))
         return True
 
-    async def _copy(self, slots: Sequence[int]) -> int | None:
+    async def _copy(self, slots: Sequence[int], rest: float = 0) -> int | None:
         """Import what the source has and the new shard has not; the head before the last look, or None if disturbed."""
         while True:
+            began = time.monotonic()
             head = await self._source.head()
             found = await self._source.slot_events(slots, self._place, EVENTS_PER_READ)
             new = []
@@ -147,6 +152,7 @@ class _Handover:
                 self._place = found[-1][0]
             if len(found) < EVENTS_PER_READ:
                 return head
+            await asyncio.sleep(rest * (time.monotonic() - began))
 
     async def _import(self, events: Sequence[StoredEvent]) -> bool:
         by_slot: dict[int, list[bytes]] = {}
