@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from evsync.config import broker_files
@@ -56,3 +57,8 @@ async def restore_store(url: str, *, service: str, shard: str = "main", slots: i
     if is_on_nats(url):
         return await JetStreamRestore.begin(url, service=service, shard=shard, slots=slots, files=broker_files())
     return await restore_database(url, service=service, shard=shard, slots=slots)
+
+
+def first_url(store: str | Mapping[str, str]) -> str:
+    """The URL of the store, or that of the first shard's."""
+    return store if isinstance(store, str) else next(iter(store.values()))

@@ -34,7 +34,7 @@ from evsync.jetstream.relay import Relay, RelayStatus
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import is_on_nats, open_store, views_beside
+from evsync.opening import first_url, is_on_nats, open_store, views_beside
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -121,7 +121,7 @@ class Runtime:
         """
         running = frozenset[str]() if look_only else _parts_to_run(service, settings)
         given = settings["store"]
-        url = _first_url(given)
+        url = first_url(given)
         async with AsyncExitStack() as stack:
             if isinstance(given, str):
                 store = await open_store(given, service=service.name, create=not look_only)
@@ -196,7 +196,7 @@ class Runtime:
     ) -> None:
         if any(isinstance(p.model, SqlModel) for p in self.service.projections):
             self.views = ViewsDatabase(
-                self.settings.get("views") or views_beside(_first_url(self.settings["store"]), self.service.name)
+                self.settings.get("views") or views_beside(first_url(self.settings["store"]), self.service.name)
             )
             stack.push_async_callback(self.views.close)
         for projection in self.service.projections:
@@ -456,7 +456,3 @@ def _services_read_by(service: Service) -> tuple[str, ...]:
 def _shown(connection: Connection) -> str:
     problem = f" (not connected: {connection.problem})" if connection.problem else ""
     return connection.settings.shown + problem
-
-
-def _first_url(store: str | Mapping[str, str]) -> str:
-    return store if isinstance(store, str) else next(iter(store.values()))

@@ -32,7 +32,7 @@ from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
 from evsync.stores.sqlite_errors import BUSY, primary_code, translated
-from evsync.stores.sqlite_movable import MovableSlots
+from evsync.stores.sqlite_movable import MovableSlots, file_id
 from evsync.stores.sqlite_pace import Pace
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
@@ -138,7 +138,7 @@ class SqliteStore(MovableSlots):
             name=f"evsync-read-{identity.service}",
         )
         self._name = str(path)
-        self._file = _file_id(path)
+        self._file = file_id(path)
         self._tail = Tail()
         self._poller: asyncio.Task[None] | None = None
         self._closed = False
@@ -403,14 +403,6 @@ class SqliteStore(MovableSlots):
                 "for the command's id in its streams before you save again; execute() does."
             ) from e
 
-    def _check_file(self) -> None:
-        # A file that is deleted or replaced under an open connection goes on taking commits, and they vanish with it.
-        if _file_id(self._name) != self._file:
-            raise StoreUnavailable(
-                f"{self.path} was deleted, moved or replaced while this process had it open; nothing was stored. Put "
-                "the file back, or start the process again to use the one that is there now."
-            )
-
     def _check_open(self) -> None:
         if self._closed:
             raise self._closed_error()
@@ -422,11 +414,3 @@ class SqliteStore(MovableSlots):
 class _Written(NamedTuple):
     outcomes: list[int | Conflict]
     head: int
-
-
-def _file_id(path: Path | str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)  # in a third of the time of Path.stat
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
