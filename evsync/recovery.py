@@ -19,6 +19,7 @@ from evsync.archive.copies import Progress
 from evsync.archive.restore import Archive, RestoreReport, Until, restore
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveIncomplete, NotFound, TargetUnavailable
+from evsync.homes import OneStore
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
@@ -184,7 +185,7 @@ async def _replay(store: Store, codec: EventCodec) -> int:
     if not codec.aggregates:  # a log that others fill: nothing here can read its events
         return 0
     commits = GroupCommit(store)
-    repository = Repository(codec, store, commits, lambda _append: None)
+    repository = Repository(codec, OneStore(store, commits), lambda _append: None)
     replayed: set[str] = set()
     position = 0
     try:

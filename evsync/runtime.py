@@ -20,11 +20,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 from typing_extensions import TypeVarTuple
 
-from evsync.archive.backup import GENTLE, Backups
-from evsync.archive.policy import BackupPolicy
 from evsync.archive.reader import ArchivedSource
 from evsync.archive.schedule import BackupStatus, ScheduledBackups
-from evsync.archive.targets import opened_targets
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
@@ -35,12 +32,12 @@ from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import first_url, is_on_nats, open_store, views_beside
+from evsync.parts import parts_to_run, scheduled_backups, services_read_by
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
     Projection,
     ProjectionRunner,
-    Reaction,
     ReactionRunner,
     SqlModel,
     ViewsDatabase,
@@ -119,7 +116,7 @@ class Runtime:
 
         Without `followers` projections and reactions are left out. `look_only` makes nothing: no store, no tables.
         """
-        running = frozenset[str]() if look_only else _parts_to_run(service, settings)
+        running = frozenset[str]() if look_only else parts_to_run(service, settings)
         given = settings["store"]
         url = first_url(given)
         async with AsyncExitStack() as stack:
@@ -146,10 +143,10 @@ class Runtime:
                 if "relay" in running and not is_on_nats(url):  # there the log is the stream
                     runtime.relays = {shard: Relay(store, runtime.connection) for shard, store in stores.items()}
             if service.backups is not None and "backup" in running:
-                runtime.backups = await _backups(service, stores, service.backups, stack)
+                runtime.backups = await scheduled_backups(service, stores, service.backups, stack)
             if followers:
                 sources: dict[str, LogSource] = {}
-                for name in _services_read_by(service):
+                for name in services_read_by(service):
                     sources[name] = runtime._archived(name, await runtime._source(name, stack), stack)
                 runtime.sources = sources
                 runtime.lags = Lags(sources)
@@ -413,44 +410,6 @@ class Runtime:
         status = await self.lags.of(await follower.status())
         renewal = self.renewals.get(status.name)
         return status if renewal is None or renewal.state is None else replace(status, reason=renewal.state)
-
-
-async def _backups(
-    service: Service, stores: Mapping[str, Store], policy: BackupPolicy, stack: AsyncExitStack
-) -> ScheduledBackups:
-    if len(stores) > 1:
-        raise ConfigurationError(
-            f"service {service.name!r} has {len(stores)} shards and a BackupPolicy, and shards are not archived in this "
-            "version: back their databases up by the databases' own means, and leave backups= out"
-        )
-    (store,) = stores.values()
-    targets = await stack.enter_async_context(opened_targets(policy.targets))
-    followers = [reaction.name for reaction in service.reactions]
-    backups = Backups(store, targets, copies=policy.copies, keep=policy.keep, followers=followers, share=GENTLE)
-    return ScheduledBackups(backups, policy.interval)
-
-
-def _parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
-    names = {"relay", *(p.name for p in service.projections), *(r.name for r in service.reactions)}
-    if service.backups is not None:
-        names.add("backup")
-    run = settings["run"]
-    if run == "all":
-        return frozenset(names)
-    if run == "none":
-        return frozenset()
-    if isinstance(run, str) or (unknown := set(run) - names):
-        raise ConfigurationError(
-            f"run={run!r}: service {service.name!r} has no part named "
-            f"{', '.join(sorted(unknown)) if not isinstance(run, str) else repr(run)}; use 'all', 'none' or a list of "
-            f"{', '.join(sorted(names))}"
-        )
-    return frozenset(run)
-
-
-def _services_read_by(service: Service) -> tuple[str, ...]:
-    parts: list[Projection[Any] | Reaction] = [*service.projections, *service.reactions]
-    return tuple(dict.fromkeys(s for part in parts for s in part.sources))
 
 
 def _shown(connection: Connection) -> str:

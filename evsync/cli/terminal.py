@@ -122,7 +122,9 @@ def reporting(debug: bool, *, log_level: int = logging.CRITICAL) -> Iterator[Non
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_is_not_reported)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("evsync").setLevel(logging.DEBUG if debug else log_level)
+    own = logging.getLogger("evsync")
+    before = own.level
+    own.setLevel(logging.DEBUG if debug else log_level)
     try:
         yield
     except EvsyncError as e:
@@ -130,6 +132,8 @@ def reporting(debug: bool, *, log_level: int = logging.CRITICAL) -> Iterator[Non
             sys.stderr.write(redacted("".join(traceback.format_exception(e))))
         report(e)
         raise typer.Exit(2 if isinstance(e, ConfigurationError) else 1) from None
+    finally:
+        own.setLevel(before)
 
 
 def report(error: EvsyncError) -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "stream_locks", "homes", "shards", "repository", "config", "interop"}
     | {"contracts", "store_check"},
-    {"recovery", "runtime", "service", "trust", "renewal"},
+    {"parts", "recovery", "runtime", "service", "trust", "renewal"},
     {"resets"},
     {"cli", "testing", "__init__"},
 ]
