@@ -166,13 +166,16 @@ async def _queries(url: str, schema: str) -> str:
 
 
 async def test_a_tailing_reader_misses_nothing_of_six_writing_processes(postgres_url: str) -> None:
-    """Positions become visible in their own order: no reader can find an event at or below what it has seen."""
+    """Positions become visible in their own order, whatever the sizes of the commits: no reader can find an event at or
+    below what it has seen."""
     url = f"{postgres_url}&schema=six"
     async with opened(url) as store, asyncio.timeout(DEADLINE_S):
         command = [sys.executable, "-m", "evsync.testing.contracts.appender", OPENER, url, "users", "main"]
-        processes = [await asyncio.create_subprocess_exec(*command, f"w{n}", "60", stdout=PIPE) for n in range(6)]
+        processes = [
+            await asyncio.create_subprocess_exec(*command, f"w{n}", "60", "1,4,2", stdout=PIPE) for n in range(6)
+        ]
         seen: list[StoredEvent] = []
-        while len(seen) < 6 * 60 * 3:
+        while len(seen) < 6 * 20 * (2 + 5 + 3):
             after = seen[-1].position if seen else 0
             events = await store.read(after, 50)
             assert [e.position for e in events] == list(range(after + 1, after + 1 + len(events)))
@@ -208,6 +211,43 @@ async def test_a_killed_process_leaves_no_commit_in_part(postgres_url: str) -> N
         for key, position in acknowledged.items():
             assert found[key][-1].position == position
             assert len(found[key]) == 3
+
+
+async def test_a_commit_whose_process_was_killed_before_the_reply_is_stored_once(postgres_url: str) -> None:
+    """The server has the append and the process is gone: all of it is stored, and whoever tries again meets it."""
+    url = f"{postgres_url}&schema=orphan"
+    command = [sys.executable, "-m", "evsync.testing.contracts.appender", OPENER, url, "users", "main"]
+    async with (
+        opened(url) as store,
+        asyncio.timeout(DEADLINE_S),
+        await psycopg.AsyncConnection.connect(postgres_url) as holder,
+    ):
+        await holder.execute("SELECT head FROM orphan.log FOR UPDATE")
+        process = await asyncio.create_subprocess_exec(*command, "ann", "1", stdout=PIPE)
+        while not await _waiting_appends(postgres_url, "orphan"):
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        assert await store.head() == 0
+        await holder.commit()  # the server finishes what nobody waits for any more
+        while not await store.head():
+            await asyncio.sleep(0.01)
+        [rows] = check_log(await whole_log(store)).values()
+        assert len(rows) == 3
+        [outcome] = await store.append([one("ann", 0)])
+        assert isinstance(outcome, Conflict)
+        assert outcome.actual == 1
+
+
+async def _waiting_appends(url: str, schema: str) -> int:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as c:
+        found = await c.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock' "
+            "AND query LIKE '%%append_commits%%'",
+            (f"evsync {schema}",),
+        )
+        row = await found.fetchone()
+        return int(row[0]) if row else 0
 
 
 async def test_ten_processes_that_start_at_once_make_one_store(postgres_url: str) -> None:
