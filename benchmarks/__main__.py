@@ -14,12 +14,27 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import archive, demo, latency, moving, projection, relay, replay, routing, saves, workers
+from benchmarks import (
+    archive,
+    demo,
+    jetstream,
+    latency,
+    moving,
+    postgres,
+    projection,
+    relay,
+    replay,
+    routing,
+    saves,
+    workers,
+)
 from benchmarks.report import Section, as_json, filesystem, machine, page, table
 
 MODULES = {
     "saves": saves,
     "replay": replay,
+    "postgres": postgres,
+    "jetstream": jetstream,
     "relay": relay,
     "projection": projection,
     "workers": workers,

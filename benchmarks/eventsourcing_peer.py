@@ -1,4 +1,4 @@
-"""The eventsourcing library as it is used by itself: an application on SQLite, as durable as evsync's store."""
+"""The eventsourcing library as it is used by itself, in SQLite and in PostgreSQL, as durable as evsync's stores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import psycopg
 from eventsourcing.application import Application
 from eventsourcing.persistence import Tracking
+from eventsourcing.postgres import PostgresApplicationRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteTrackingRecorder
+
+from evsync.testing.postgres import PostgresServer
 
 FULL = 2
 
@@ -42,6 +46,35 @@ def _check_durability(recorder: SQLiteApplicationRecorder) -> None:
             f"eventsourcing's SQLite connection has journal_mode and synchronous {found}, not ['wal', {FULL}]: "
             "the comparison would not be fair"
         )
+
+
+@contextmanager
+def postgres_application(server: PostgresServer, schema: str) -> Iterator[Application[UUID]]:
+    """An application whose events are in a schema, which is made. All of the library's own settings are its defaults.
+
+    Raises RuntimeError if its commits are not brought to the disk.
+    """
+    with psycopg.connect(server.url, autocommit=True) as c:
+        c.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+    app: Application[UUID] = Application(
+        env={
+            "PERSISTENCE_MODULE": "eventsourcing.postgres",
+            "POSTGRES_DBNAME": "postgres",
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": str(server.port),
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_PASSWORD": "",
+            "POSTGRES_SCHEMA": schema,
+        }
+    )
+    try:
+        with cast(PostgresApplicationRecorder, app.recorder).datastore.get_connection() as connection:
+            found = [connection.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit")]
+        if [list(row.values()) if row else [] for row in found] != [["on"], ["on"]]:
+            raise RuntimeError(f"eventsourcing's connection to PostgreSQL says {found}: commits may be lost")
+        yield app
+    finally:
+        app.close()
 
 
 class CustomersView(SQLiteTrackingRecorder):
