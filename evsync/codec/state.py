@@ -12,20 +12,41 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 from pydantic import BaseModel
 
 from evsync.codec.values import Readers, Unpack, pack, unpacker
+from evsync.domain import AnyAggregate
 from evsync.errors import DecodingError, EncodingError
 
 _OBJECT = 20
+A = TypeVar("A", bound=AnyAggregate)
+
+
+def freeze_aggregate(aggregate: AnyAggregate) -> bytes:
+    """The state of an aggregate, without events that are pending.
+
+    It is read back and compared first. Raises CodecError if it would not come back as it is.
+    """
+    attributes = {k: v for k, v in vars(aggregate).items() if k != "_pending_events"}
+    state = freeze(attributes)
+    if thaw(state) != attributes:
+        raise EncodingError(f"it would not come back as it is: {aggregate!r}"[:500])
+    return state
+
+
+def thaw_aggregate(cls: type[A], state: bytes) -> A:
+    """A new aggregate with the state that `freeze_aggregate` wrote. Raises DecodingError."""
+    aggregate = object.__new__(cls)
+    aggregate.__dict__.update(thaw(state), _pending_events=[])
+    return aggregate
 
 
 def freeze(state: Mapping[str, Any]) -> bytes:
     """The attributes of an aggregate as bytes. Raises EncodingError for what would not come back as it is."""
-    return pack(_plain(dict(state)))
+    return pack(_plain(dict(state), set()))
 
 
 def thaw(data: bytes) -> dict[str, Any]:
@@ -36,26 +57,47 @@ def thaw(data: bytes) -> dict[str, Any]:
     return state
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, seen: set[int]) -> Any:
+    """The value, its objects as extension types. `seen`: the ids of what was met so far and can be changed in place."""
     kind = type(value)
     if kind is list:
-        return [_plain(v) for v in value]
+        _once(value, seen)
+        return [_plain(v, seen) for v in value]
     if kind is dict:
-        return {_plain(k): _plain(v) for k, v in value.items()}
+        _once(value, seen)
+        return _content(value, seen)
     if kind is tuple:
-        return tuple(_plain(v) for v in value)
+        return tuple(_plain(v, seen) for v in value)
+    if kind is set:
+        _once(value, seen)
     if kind is set or kind is frozenset:
-        return kind(_plain(v) for v in value)
+        return kind(_plain(v, seen) for v in value)
     if isinstance(value, Enum):
         return _object(kind, value.name)
     if isinstance(value, BaseModel):
-        parts = (vars(value), sorted(value.model_fields_set), value.model_extra, value.__pydantic_private__)
-        return _object(kind, [_plain(part) for part in parts])
+        if not value.model_config.get("frozen"):
+            _once(value, seen)
+        maps = (vars(value), value.model_extra, value.__pydantic_private__)
+        attributes, extra, private = (_content(m, seen) if m is not None else None for m in maps)
+        return _object(kind, [attributes, sorted(value.model_fields_set), extra, private])
     if dataclasses.is_dataclass(value):
+        if not getattr(value, "__dataclass_params__").frozen:  # noqa: B009 (not in the type stubs)
+            _once(value, seen)
         if not hasattr(value, "__dict__"):
-            return _object(kind, {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        return _object(kind, _plain(vars(value)))
+            return _object(kind, {f.name: _plain(getattr(value, f.name), seen) for f in dataclasses.fields(value)})
+        return _object(kind, _content(vars(value), seen))
     return value  # plain by itself, or refused by pack()
+
+
+def _content(value: Mapping[Any, Any], seen: set[int]) -> dict[Any, Any]:
+    return {_plain(k, seen): _plain(v, seen) for k, v in value.items()}
+
+
+def _once(value: Any, seen: set[int]) -> None:
+    """What stands in two places would come back as two: equal, until one of them is changed."""
+    if id(value) in seen:
+        raise EncodingError(f"{value!r:.80} stands in the state twice: a change of the one would change the other")
+    seen.add(id(value))
 
 
 def _object(kind: type[Any], content: Any) -> msgpack.ExtType:

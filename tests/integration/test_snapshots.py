@@ -262,6 +262,15 @@ def test_state_refuses_what_is_more_than_data(value: object) -> None:
         freeze({"x": value})
 
 
+@pytest.mark.parametrize("shared", [[1], {"x": 1}, {1}, Card(number="1", limit=Decimal(2), owner=uuid4())])
+def test_state_refuses_what_would_come_back_as_two(shared: object) -> None:
+    """One object under two names: a change of the one changes the other. What cannot be changed may be shared."""
+    address = Address("x", tags=("t",))
+    assert thaw(freeze({"a": address, "b": [address, 1.5, (address,)]}))["a"] == address
+    with pytest.raises(EncodingError, match="stands in the state twice"):
+        freeze({"a": shared, "b": (Address("y", tags=(shared,)),)})  # type: ignore[arg-type]
+
+
 def test_a_snapshot_cannot_name_a_class_that_is_no_data() -> None:
     """What is stored can never make a program import or call something."""
     import msgpack
