@@ -18,13 +18,16 @@ TITLE = "Replay from SQLite"
 NOTES = """\
 The same aggregates with the same events, read by `Service.get` and by eventsourcing's `repository.get` (without its
 cache and snapshots, as by default): one aggregate of 10,000 events, then 1,000 of ten events each, one after the other.
-The files are in the operating system's cache.
+The files are in the operating system's cache. "Again, cached" is a service with `cached_aggregates=1`: the same
+aggregate is read 1,000 times more after the first, and the store is asked each time whether there are later events.
 
 What limits it: Python on one core. Two thirds are SQLite's rows becoming Python values (six columns an event), the
 other third msgpack and the decorated functions themselves. For short streams it is the query.
 """
 
 LONG, SHORT, MANY = 10_000, 10, 1_000
+AGAIN = 1_000
+"""How often the long aggregate is read from the cache."""
 
 
 def measure(rounds: int, advance: Advance) -> list[Row]:
@@ -42,6 +45,8 @@ def measure(rounds: int, advance: Advance) -> list[Row]:
                 Subject(name=peer, run=partial(_by_eventsourcing, peers, ids)),
                 Subject(name=f"evsync, {what}", run=partial(_by_evsync, own, ids), peer=peer, goal=goal),
             ]
+        name = f"evsync, one of {LONG:,} events again, cached"
+        subjects.append(Subject(name=name, run=partial(_from_cache, own, long[0].id), unit="µs a load"))
         return alternate(subjects, rounds, advance)
 
 
@@ -73,6 +78,19 @@ def _by_evsync(file: Path, ids: Sequence[UUID], _: Path) -> float:
             seconds = time.perf_counter() - began
             check("versions", set(versions), {SHORT if len(ids) == MANY else LONG})
             return sum(versions) / seconds
+
+    return asyncio.run(read())
+
+
+def _from_cache(file: Path, id: UUID, _: Path) -> float:
+    async def read() -> float:
+        async with shop(cached_aggregates=1).open(store=sqlite_url(file)) as service:
+            await service.get(Account, id)
+            began = time.perf_counter()
+            versions = [(await service.get(Account, id)).version for _ in range(AGAIN)]
+            seconds = time.perf_counter() - began
+            check("versions", set(versions), {LONG})
+            return seconds / AGAIN * 1e6
 
     return asyncio.run(read())
 

@@ -63,9 +63,9 @@ def orders(count: int) -> list[Order]:
     return [Order(f"customer-{i % CUSTOMERS:05}", 1 + i % 7, 1299 + i % 900, NOTE) for i in range(count)]
 
 
-def shop(router: Router | None = None) -> Service:
+def shop(router: Router | None = None, *, cached_aggregates: int = 0) -> Service:
     """The service that takes the orders."""
-    return Service("shop", aggregates=[Order, Account], router=router)
+    return Service("shop", aggregates=[Order, Account], router=router, cached_aggregates=cached_aggregates)
 
 
 def reports() -> Service:

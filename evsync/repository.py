@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from evsync.cache import AggregateCache
 from evsync.codec.events import EventCodec
 from evsync.domain import AnyAggregate, BaseAggregate, invoke, stream_of
 from evsync.errors import ConfigurationError, Conflict, DecodingError, EvsyncError, NotFound, OutcomeUnknown
@@ -28,7 +29,7 @@ from evsync.records import (
 )
 from evsync.replay import Fold
 from evsync.sharding.slots import slot_of
-from evsync.snapshots import Loaded, Snapshots
+from evsync.snapshots import Snapshots
 from evsync.stream_locks import StreamLocks
 
 A = TypeVar("A", bound=BaseAggregate[Any])
@@ -59,9 +60,10 @@ class Repository:
         home: Home,
         check_size: SizeCheck,
         snapshots: Snapshots | None = None,
+        cache: AggregateCache | None = None,
     ) -> None:
         self._codec, self._home, self._check_size = codec, home, check_size
-        self._snapshots = snapshots
+        self._snapshots, self._cache = snapshots, cache
         self._locks = StreamLocks()
         self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()
 
@@ -76,8 +78,7 @@ class Repository:
         if at is not None and at.tzinfo is None:
             raise ConfigurationError(f"at={at!r} has no time zone: use an aware datetime, such as datetime.now(UTC)")
         until = to_time_us(at) if at is not None else None
-        base = await self._snapshot(stream, version, until)
-        return await self._load(cls, stream, base, version=version, until=until)
+        return await self._load(cls, stream, version=version, until=until)
 
     async def history(self, cls: type[AnyAggregate], id: UUID | str) -> list[StoredEvent]:
         """All events of the aggregate's stream. Raises NotFound if there are none."""
@@ -87,29 +88,28 @@ class Repository:
         self._check_stream(cls, stream, events[0].type if events else None)
         return events
 
-    async def _snapshot(self, stream: str, version: int | None = None, until: int | None = None) -> Loaded | None:
-        """The stream's snapshot, unless it is later than what is asked for."""
+    async def _kept(self, stream: str, version: int | None, until: int | None) -> AnyAggregate | None:
+        """The aggregate as the cache has it, or else its snapshot, unless that is later than what is asked for.
+
+        The snapshot may be the newer one, after other processes have written much; but to look would cost every load
+        a question to the store, and the one load that folds all of that leaves the cache as new as itself.
+        """
+        if self._cache is not None and until is None and (cached := self._cache.get(stream, version)) is not None:
+            return cached
         base = await self._snapshots.load(stream) if self._snapshots is not None else None
         if base is None or (version is not None and version < base.version):
             return None
-        return base if until is None or base.latest_us <= until else None
+        return base.aggregate if until is None or base.latest_us <= until else None
 
-    async def _load(
-        self,
-        cls: type[A],
-        stream: str,
-        base: Loaded | None,
-        *,
-        version: int | None = None,
-        until: int | None = None,
-    ) -> A:
-        """The aggregate after the events behind the snapshot, or all, up to a version or a time. Raises NotFound."""
+    async def _load(self, cls: type[A], stream: str, *, version: int | None = None, until: int | None = None) -> A:
+        """The aggregate after the events behind what is kept, or all, up to a version or a time. Raises NotFound."""
         self._check_class(cls)
         if version is not None and version < 1:
             raise NotFound(f"there is no version {version} of {cls.__name__} {stream!r}: versions begin at 1")
+        base = await self._kept(stream, version, until)
         if base is not None:
-            self._check_kind(cls, stream, type(base.aggregate))
-        folding = Fold(self._codec, stream, base.aggregate if base is not None else None)
+            self._check_kind(cls, stream, type(base))
+        folding = Fold(self._codec, stream, base)
         exists = base is not None
         async for changes in self._home.read_changes(stream, after_version=folding.version, to_version=version):
             if not exists:
@@ -131,6 +131,8 @@ class Repository:
             raise NotFound(f"{cls.__name__} {stream!r} did not exist at {to_datetime(until or 0)}")
         if not isinstance(folding.aggregate, cls):
             raise NotFound(f"{cls.__name__} {stream!r} was discarded by one of its own events")
+        if self._cache is not None and version is None and until is None:
+            self._cache.put(stream, folding.aggregate)
         return folding.aggregate
 
     def _check_class(self, cls: type[AnyAggregate]) -> None:
@@ -201,17 +203,18 @@ class Repository:
         """
         stream, command = stream_of(id), new_command()
         failed: EvsyncError | None = None
+        decided_at: int | None = None
+        """The version at which the first try decided: if the command is stored, its events are behind it."""
         for attempt in range(ATTEMPTS):
             if failed is not None:  # outside of the lock: others of this process may go first
                 await asyncio.sleep(random.uniform(0, min(1.0, 0.002 * 2**attempt)))
             await self._locks.acquire((stream,))
             try:
-                base = await self._snapshot(stream)
-                if failed is not None and base is not None and command in base.commands:
-                    base = None  # it is stored: find out where
-                if failed is not None and (stored := await self._find(stream, command, base)) is not None:
+                if decided_at is not None and (stored := await self._find(stream, command, decided_at)) is not None:
                     return stored
-                aggregate = await self._load(cls, stream, base)
+                aggregate = await self._load(cls, stream)
+                if decided_at is None:
+                    decided_at = aggregate.version
                 invoke(decide, aggregate, *args, **kwargs)
                 if not aggregate.pending_events:
                     return await self._home.head(stream)
@@ -225,9 +228,9 @@ class Repository:
         failed.add_note(f"execute() tried {ATTEMPTS} times.")
         raise failed
 
-    async def _find(self, stream: str, command: bytes, base: Loaded | None) -> Position | None:
-        """The position at which the command's commit ends, if it is stored behind the snapshot."""
-        events = await self._home.read_stream(stream, after_version=base.version if base is not None else 0)
+    async def _find(self, stream: str, command: bytes, after_version: int) -> Position | None:
+        """The position at which the command's commit ends, if it is stored behind that version."""
+        events = await self._home.read_stream(stream, after_version=after_version)
         mine = [e for e in events if command_of(e.id) == command]
         return self._home.end_of(mine[-1]) if mine else None
 

@@ -22,6 +22,7 @@ from typing_extensions import TypeVarTuple
 
 from evsync.archive.reader import ArchivedSource
 from evsync.archive.schedule import BackupStatus, ScheduledBackups
+from evsync.cache import AggregateCache
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
@@ -89,7 +90,8 @@ class Runtime:
         policy = service.snapshots
         self.snapshots = Snapshots(policy, service.codec, home, home) if policy is not None else None
         sizes = SizeLimit(store.identity, lambda: self.connection.max_payload if self.connection is not None else None)
-        self.repository = Repository(service.codec, home, sizes, self.snapshots)
+        cache = AggregateCache(service.cached_aggregates) if service.cached_aggregates else None
+        self.repository = Repository(service.codec, home, sizes, self.snapshots, cache)
         self.connection: Connection | None = None
         self.views: ViewsDatabase | None = None
         self.relays: dict[str, Relay] = {}

@@ -36,10 +36,10 @@ class Service:
     """A named set of aggregates, projections and reactions. Inert until opened: nothing is touched, no global kept.
 
     `renamed` and `upcasters` keep old events readable (see EventCodec); `snapshots` says when the state of long streams
-    is kept, None never; `backups` how often and where to the log is archived, None never; `router` plans which shard
-    holds what, None a HashRing of all shards. What remains, `**deployment`, says where the service runs: see
-    Deployment. Raises ConfigurationError for names and classes that do not fit, EncodingError for an event whose fields
-    cannot be written.
+    is kept, None never; `cached_aggregates` is how many aggregates stay in memory after a load; `backups` how often and
+    where to the log is archived, None never; `router` plans which shard holds what, None a HashRing of all shards. What
+    remains, `**deployment`, says where the service runs: see Deployment. Raises ConfigurationError for names and
+    classes that do not fit, EncodingError for an event whose fields cannot be written.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Service:
         renamed: Mapping[str, str] | None = None,
         upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
         snapshots: SnapshotPolicy | None = None,
+        cached_aggregates: int = 0,
         backups: BackupPolicy | None = None,
         router: Router | None = None,
         **deployment: Unpack[Deployment],
@@ -61,6 +62,9 @@ class Service:
         self.projections = tuple(projections)
         self.reactions = tuple(reactions)
         self.snapshots = snapshots
+        if cached_aggregates < 0:
+            raise ConfigurationError(f"cached_aggregates={cached_aggregates}: use 0 for no cache, or how many to keep")
+        self.cached_aggregates = cached_aggregates
         self.backups = backups
         self.router = router
         self._deployment = deployment

@@ -1,4 +1,4 @@
-"""The state of an aggregate as bytes, for snapshots.
+"""The state of an aggregate as bytes, for snapshots and for the cache of aggregates.
 
 Beyond the values of events, state may hold enums, dataclasses and pydantic models, wherever they stand: extension type
 20, a msgpack array of module, qualified name and content (an enum member's name, or a map of attributes). They are made
