@@ -28,11 +28,10 @@ ends if the server, or eventsourcing's own connection, says otherwise). Saves an
 one event of about 200 bytes in an aggregate of its own. eventsourcing: `Application.save` with `eventsourcing.postgres`
 and all of its defaults; it saves one after the other, locks the table and inserts in two pipelined round trips.
 
-Four processes have one store and 64 saves in flight each; they are compared with one process with 64. Meanwhile the
-measuring process follows the log and keeps what it sees, on the same cores; the one process has no such reader beside
-it. The run ends if what it saw is not the log as it is in the end, in its order. The row of six processes does the same
-with commits of one to five events, and counts: events that the reader never saw, positions that are missing, and events
-that came at another place than their position.
+Four processes have one store and 64 saves in flight each; they are compared with one process with 64. The run ends
+unless the log is whole and in its order. Six processes make commits of one to five events while a reader follows the
+log, and what is counted is: events that the reader never saw, positions that are missing, and events that came at
+another place than their position.
 
 Replay: one aggregate of 10,000 events, the same for both, read by `Service.get` and by eventsourcing's `repository.get`
 (without its cache and snapshots, as by default).
@@ -40,9 +39,9 @@ Replay: one aggregate of 10,000 events, the same for both, read by `Service.get`
 What limits it. One by one: the fsync and the way to the server and back; half of the time is Python. In flight
 together: Python takes two thirds of the time (encoding, a task's turn, the arrays for the driver), the server with its
 fsync the rest, and the next group is not sent before the last one is stored. The server brings one group after the
-other to the disk, so processes gain what Python takes beside that, as far as there are cores. On two, that is about
-nothing: one process and its server use them already, and the reader takes half of a core besides. Replay: Python on one
-core, somewhat more than half of it msgpack and the decorated functions, the rest the driver and its rows.
+other to the disk, so processes gain what Python takes beside that, as far as there are cores; on two, one process and
+its server use them already. Replay: Python on one core, somewhat more than half of it msgpack and the decorated
+functions, the rest the driver and its rows.
 """
 
 WARM_UP = 200
@@ -150,7 +149,7 @@ def _evsync(server: PostgresServer, count: int, in_flight: int, directory: Path)
 
 
 class _Watched(NamedTuple):
-    """What several processes did, and what a reader that followed them all the while saw of it."""
+    """What several processes did, and what a reader saw of it."""
 
     seconds: float
     seen: list[StoredEvent]
@@ -166,20 +165,25 @@ class _Watched(NamedTuple):
 
 
 def _processes(server: PostgresServer, directory: Path) -> float:
-    watched = asyncio.run(_watched(server, directory, processes=PROCESSES, each=EACH, most_events=1))
+    watched = asyncio.run(_watched(server, directory, processes=PROCESSES, each=EACH, most_events=1, beside=False))
     check("events in the log", len(watched.log), PROCESSES * (WARM_UP + EACH))
     check("events that the reader missed, gaps, events out of order", watched.faults, 0)
     return PROCESSES * EACH / watched.seconds
 
 
 def _faults(server: PostgresServer, directory: Path) -> float:
-    watched = asyncio.run(_watched(server, directory, processes=WRITERS, each=MIXED_EACH, most_events=MOST_EVENTS))
+    watched = asyncio.run(
+        _watched(server, directory, processes=WRITERS, each=MIXED_EACH, most_events=MOST_EVENTS, beside=True)
+    )
     mixed = sum(1 + n % MOST_EVENTS for n in range(MIXED_EACH))
     check("events in the log", len(watched.log), WRITERS * (WARM_UP + mixed))
     return watched.faults
 
 
-async def _watched(server: PostgresServer, directory: Path, *, processes: int, each: int, most_events: int) -> _Watched:
+async def _watched(
+    server: PostgresServer, directory: Path, *, processes: int, each: int, most_events: int, beside: bool
+) -> _Watched:
+    """Let processes append; the reader follows `beside` them, or reads the log when they are done."""
     url = _url(server, _schema(directory))
     async with asyncio.timeout(PATIENCE_S), shop().open(store=url) as service:
         log = service.store
@@ -189,7 +193,7 @@ async def _watched(server: PostgresServer, directory: Path, *, processes: int, e
         try:
             await _say(started, b"ready\n")
             done = asyncio.Event()
-            following = asyncio.create_task(_follow(log, done))
+            following = asyncio.create_task(_follow(log, done)) if beside else None
             began = time.perf_counter()
             for process in started:
                 assert process.stdin is not None
@@ -197,7 +201,8 @@ async def _watched(server: PostgresServer, directory: Path, *, processes: int, e
             await _say(started, b"done\n")
             seconds = time.perf_counter() - began
             done.set()
-            return _Watched(seconds, await following, await _follow(log, done))
+            seen = await following if following is not None else await _follow(log, done)
+            return _Watched(seconds, seen, await _follow(log, done))
         finally:
             for process in started:
                 if process.returncode is None:
