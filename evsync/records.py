@@ -19,6 +19,9 @@ from evsync.errors import ConfigurationError, DecodingError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+STORE_FILE_ID = 0x65767379
+"""'evsy' in the header of an SQLite file that is an event store: what `file store.db` shows, and how it is told from
+other databases."""
 MAX_STREAM_ID_BYTES = 512
 """Length limit of a stream id in UTF-8. Escaped for a subject it may triple, and a NATS protocol line ends at 4,096."""
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from evsync.errors import ConfigurationError, WrongStore
 from evsync.projections.read_model import Claim
 from evsync.projections.table_plan import TablePlan
-from evsync.records import Checkpoint
+from evsync.records import STORE_FILE_ID, Checkpoint
 
 SCHEMA_VERSION = 2
 _CREATION_LOCK = 0x65767379  # "evsy": any number that other users of PostgreSQL's advisory locks do not use
@@ -91,6 +91,11 @@ def create(connection: sa.Connection) -> None:
     """Make the tables of the bookkeeping if they are missing. Raises WrongStore for a layout of a newer evsync."""
     if connection.dialect.name == "postgresql":  # SQLite's writers are alone from the start of their transaction
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+    elif connection.exec_driver_sql("PRAGMA application_id").scalar_one() == STORE_FILE_ID:
+        raise ConfigurationError(
+            f"{connection.engine.url!r} is an event store, and read models need a database of their own, which can be "
+            "thrown away: give views= another file"
+        )
     _schema.create_all(connection)
     found = connection.scalar(sa.select(sa.func.max(_views.c.schema_version)))
     if found is None:

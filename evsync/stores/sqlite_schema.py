@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
-from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
+from evsync.records import RESTORES_STREAM, STORE_FILE_ID, LogIdentity, StoredEvent, new_incarnation
 from evsync.restores import with_ancestry
 from evsync.stores.sqlite_errors import is_busy
 
@@ -18,8 +18,6 @@ T = TypeVar("T")
 
 SCHEMA = 1
 """Counts changes of the tables. A file with a greater number was written by a newer evsync."""
-APPLICATION_ID = 0x65767379
-"""'evsy' in the file's header: what `file store.db` shows, and how a foreign database is told from an empty one."""
 
 COLUMNS = ", ".join(StoredEvent._fields)
 """In the order of the fields, so that a row is a StoredEvent as it is."""
@@ -244,7 +242,7 @@ def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
     # In this order: another process may make the tables and set the id, in one transaction, between the two questions.
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    if application_id == APPLICATION_ID:
+    if application_id == STORE_FILE_ID:
         return True
     if application_id or tables:
         raise WrongStore(
@@ -263,7 +261,7 @@ def make_tables(connection: sqlite3.Connection, identity: LogIdentity, *, owns_s
         "VALUES (1, ?, ?, ?, ?, ?, 0, ?)",
         (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots, 0 if owns_slots else 1),
     )
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA application_id = {STORE_FILE_ID}")
 
 
 def _identity(connection: sqlite3.Connection, path: Path, service: str, shard: str) -> LogIdentity:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from evsync import Contract, Event, MemoryModel, NotVisible, Position, Projection, Service
+from evsync import Contract, Event, MemoryModel, NotVisible, Position, Projection, Service, SqlModel
 from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
 from evsync.jetstream.server import EmbeddedServer
 from tests.relaying import eventually
@@ -343,3 +343,19 @@ async def test_inspecting_makes_nothing(tmp_path: Path) -> None:
         async with service.inspect(store=f"sqlite:///{tmp_path}/bank.db"):
             raise AssertionError("unreachable")
     assert _emptied(tmp_path) == []
+
+
+async def test_read_models_in_the_file_of_an_event_store_are_refused(tmp_path: Path) -> None:
+    """A read model can be thrown away, an event store cannot."""
+    tables = sa.MetaData()
+    sa.Table("moves", tables, sa.Column("id", sa.String, primary_key=True))
+    projection = Projection("moves", model=SqlModel(tables))
+    projection.on(AccountMoved)(lambda e, db: None)
+    url = f"sqlite:///{tmp_path}/own.db"
+    service = Service("bank", aggregates=[Account], projections=[projection])
+    with pytest.raises(ConfigurationError, match="is an event store, and read models need a database of their own"):
+        async with service.open(store=url, views=url):
+            pass
+    async with service.open(store=url):
+        await service.wait(await moved(service))
+        assert (await service.get(Account, "ada")).owner == "owner"
