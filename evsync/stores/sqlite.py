@@ -166,10 +166,10 @@ class SqliteStore(MovableSlots):
         """`append` on the event loop, or None, and nothing stored, where it is better done in the writer's thread.
 
         The way to a thread and back takes as long as the fsync of a good disk. So a few commits are written here as
-        long as the disk is quick and nobody holds the file.
+        long as the disk is quick and nobody holds the file; many events, or large ones, go to the thread.
         """
         self._check_open()
-        if self._checkpointing is not None or not self._pace.allows(len(commits)):
+        if self._checkpointing is not None or not self._pace.allows(commits):
             return None
         c, began = self._writer_here, time.monotonic()
         try:
@@ -183,7 +183,7 @@ class SqliteStore(MovableSlots):
         finally:
             if c.in_transaction:
                 c.execute("ROLLBACK")
-            self._pace.took(time.monotonic() - began, len(commits))
+            self._pace.took(time.monotonic() - began, commits)
         if self._pace.checkpoint_due():
             self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint())
         self._moved(written)

@@ -21,7 +21,7 @@ from evsync.stores.group_commit import GroupCommit
 from evsync.stores.sqlite import SqliteStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
 from evsync.testing.contracts.case import DEADLINE_S
-from evsync.testing.contracts.samples import one, rows_of
+from evsync.testing.contracts.samples import event, one, rows_of
 
 pytestmark = pytest.mark.anyio
 
@@ -116,7 +116,7 @@ async def test_a_slow_disk_moves_commits_off_the_event_loop(tmp_path: Path, monk
     monkeypatch.setattr(store, "_write", noting)
     monkeypatch.setattr(pace, "QUICK_S", 60.0)
     await queue.commit(one("a"))
-    store._pace.took(200.0, 1)
+    store._pace.took(200.0, [one("a")])
     await queue.commit(one("a", 1))
     assert threads == [threading.main_thread().name] * 2
     monkeypatch.setattr(pace, "QUICK_S", -1.0)
@@ -124,6 +124,32 @@ async def test_a_slow_disk_moves_commits_off_the_event_loop(tmp_path: Path, monk
         await queue.commit(one("a", n))
     assert threads[2] == threading.main_thread().name
     assert threads[3].startswith("evsync-write-users")
+    await queue.close()
+    await store.close()
+
+
+@pytest.mark.parametrize(("events", "size_bytes"), [(1, 1 << 20), (pace.EVENTS_AT_ONCE + 1, 10)])
+async def test_a_large_commit_is_not_made_on_the_event_loop(
+    events: int, size_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However quick the disk is: one save may hold tens of thousands of events, or many megabytes."""
+    monkeypatch.setattr(pace, "QUICK_S", 60.0)
+    store = await SqliteStore.open(tmp_path / "events.db", service="users")
+    large = one("a", 0, [event(data=b"x" * size_bytes) for _ in range(events)])
+    assert store.append_now([large]) is None
+    assert await store.append([large]) == [events]
+    assert store.append_now([one("b")]) == [events + 1]
+    await store.close()
+
+
+async def test_few_commits_of_many_bytes_are_folded_in_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write-ahead log grows by bytes, not by commits."""
+    monkeypatch.setattr(pace, "QUICK_S", 60.0)
+    store = await SqliteStore.open(tmp_path / "events.db", service="users")
+    queue = GroupCommit(store)
+    for n in range(200):
+        await queue.commit(one("a", n, [event(data=b"x" * 200_000)]))
+    assert (tmp_path / "events.db-wal").stat().st_size < 3 * pace.BYTES_BETWEEN_CHECKPOINTS
     await queue.close()
     await store.close()
 
