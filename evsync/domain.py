@@ -41,7 +41,7 @@ ENVELOPE = ("originator_id", "originator_version", "timestamp", "originator_topi
 """Attributes of every library event that the record carries in columns of its own."""
 
 
-class _Dated:
+class _Dated:  # noqa: PLW1641  (no hash, as the library's aggregates)
     """The library's property `modified_on`, over a time that is made a datetime when it is asked for.
 
     That takes longer than calling the function of an event, and a fold sets the time of every event. An int there is
@@ -59,6 +59,16 @@ class _Dated:
     @modified_on.setter
     def modified_on(self, time: datetime) -> None:
         self._modified_on = time
+
+    def __getstate__(self) -> object:
+        """What a copy or a pickle gets, also of an aggregate that an event copies in the middle of a fold."""
+        state = super().__getstate__()
+        if isinstance(state, dict) and type(state.get("_modified_on")) is int:
+            return {**state, "_modified_on": self.modified_on}
+        return state
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__getstate__() == other.__getstate__()
 
 
 class Aggregate(_Dated, LibraryAggregate):

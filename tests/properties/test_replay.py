@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from datetime import UTC, date, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from evsync.codec.events import EventCodec
 from evsync.codec.values import pack, unpack
-from evsync.domain import AnyAggregate
+from evsync.domain import Aggregate, AnyAggregate, event
 from evsync.errors import DecodingError
 from evsync.records import StoredEvent, change_of
 from evsync.replay import apply_by_library
@@ -64,6 +66,46 @@ def by_library(events: list[StoredEvent]) -> AnyAggregate | None:
         coding = CODEC.coding_of(e.type)
         aggregate = apply_by_library(coding, e.stream, change_of(e), CODEC.fields_of(coding, e.data, e.meta), aggregate)
     return aggregate
+
+
+class Draft(Aggregate):
+    """An aggregate whose events keep copies of it, and compare it with them."""
+
+    @event("Begun")
+    def __init__(self) -> None:
+        self.text = ""
+        self.kept: list[Any] = []
+        self.same: list[bool] = []
+
+    @event("Written")
+    def write(self, text: str) -> None:
+        """Change the text."""
+        self.text = text
+
+    @event("Kept")
+    def keep(self) -> None:
+        """Keep the draft as it is now, in three ways."""
+        before = copy.deepcopy(self)
+        self.same.append(self == before)
+        before.kept, before.same = [], []
+        self.kept += [before, copy.copy(before), pickle.loads(pickle.dumps(before))]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(["write", "keep"]), max_size=8))
+def test_what_an_event_copies_of_its_aggregate_is_as_it_was(done: list[str]) -> None:
+    """Copies and pickles made in the middle of a fold are those that were made when the event was decided."""
+    codec, live = EventCodec("desk", [Draft]), Draft()
+    for n, name in enumerate(done):
+        live.write(str(n)) if name == "write" else live.keep()
+    stored = as_stored(codec, live)
+    live.pending_events.clear()
+    for kept in live.kept:
+        kept.pending_events.clear()
+    found = folded(codec, stored)
+    assert found == live
+    assert isinstance(found, Draft)
+    assert [vars(kept) for kept in found.kept] == [vars(kept) for kept in live.kept]
 
 
 @settings(deadline=None, max_examples=80)
