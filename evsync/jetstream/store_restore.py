@@ -15,7 +15,7 @@ from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.store_sends import Answer, Outgoing, Refused, Sender
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, default_name, store_config
-from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name, new_command
+from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name, new_command, new_incarnation
 from evsync.stores.plan import check_follows
 
 _SUBJECTS_OVERLAP = 10065
@@ -70,6 +70,7 @@ class JetStreamRestore:
         self._sender = Sender(conn, self._form, name)
         self._tops: dict[str, int] = {}  # the greatest version of each aggregate's stream
         self._head = 0
+        self._token = new_incarnation()  # of this restore: another one may have begun at the same name since
         self._completed = False
 
     async def _begin(self) -> None:
@@ -99,7 +100,7 @@ class JetStreamRestore:
             part = events[start : start + MAX_COMMIT_EVENTS]
             answer: Answer = None
             try:
-                answer = await self._sender.batch([self._outgoing(e) for e in part], _ANSWER_S)
+                answer = await self._sender.batch([self._outgoing(e) for e in part], _ANSWER_S, behind=self._head)
             except BrokerError as e:
                 raise StoreUnavailable(f"stream {self.stream} was not restored: {e}. Begin the restore again.") from e
             if answer != part[-1].position:
@@ -111,6 +112,11 @@ class JetStreamRestore:
         stored = [(follower, of_follower) for follower, of_follower in kept.items() if of_follower]
         await self.load([self._event_of(identity, n, item) for n, item in enumerate(stored, self._head + 1)])
         try:
+            if not await self._is_mine():
+                raise StoreUnavailable(
+                    f"stream {self.stream} was not restored: another restore has begun there. Wait for it, or end it, "
+                    "then begin again."
+                )
             await self._conn.api(f"STREAM.UPDATE.{self.stream}", self._config(identity, restoring=False))
         except BrokerError as e:
             raise StoreUnavailable(
@@ -122,14 +128,22 @@ class JetStreamRestore:
         """Release everything, and take away what is not complete, as far as the server answers."""
         if not self._completed:
             with contextlib.suppress(BrokerError):
-                await asyncio.shield(streams.delete(self._conn, self.stream))
+                await asyncio.shield(self._take_away())
         self._sender.close()
         await self._conn.close()
+
+    async def _take_away(self) -> None:
+        if await self._is_mine():
+            await streams.delete(self._conn, self.stream)
+
+    async def _is_mine(self) -> bool:
+        state = await streams.info(self._conn, self.stream)
+        return state is not None and (state.config.get("metadata") or {}).get(streams.RESTORING_KEY) == self._token
 
     def _config(self, identity: LogIdentity, *, restoring: bool) -> dict[str, object]:
         config = store_config(self.stream, identity, self._replicas)
         if restoring:
-            config["metadata"] = {**config["metadata"], streams.RESTORING_KEY: "1"}
+            config["metadata"] = {**config["metadata"], streams.RESTORING_KEY: self._token}
         return config
 
     def _outgoing(self, event: StoredEvent) -> Outgoing:

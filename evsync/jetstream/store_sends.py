@@ -89,12 +89,17 @@ class Sender:
         """
         return await self._send([self._message(event, b"") for event in events], {*range(len(events))}, timeout_s)
 
-    async def batch(self, events: Sequence[Outgoing], timeout_s: float) -> Answer:
-        """Publish all events as one atomic batch; the sequence of its last one. Raises as `one_by_one`."""
+    async def batch(self, events: Sequence[Outgoing], timeout_s: float, *, behind: int | None = None) -> Answer:
+        """Publish all events as one atomic batch; the sequence of its last one. Raises as `one_by_one`.
+
+        With `behind` nothing is stored unless that is the stream's last sequence.
+        """
         batch, last = uuid4().hex, len(events)
         messages = []
         for n, event in enumerate(events, 1):
             lines = f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {n}\r\n"
+            if n == 1 and behind is not None:
+                lines += f"Nats-Expected-Last-Sequence: {behind}\r\n"
             messages.append(self._message(event, (lines + "Nats-Batch-Commit: 1\r\n" * (n == last)).encode()))
         return (await self._send(messages, {last - 1}, timeout_s))[last - 1]
 

@@ -15,6 +15,7 @@ from evsync.stores.plan import check_follows
 from evsync.stores.postgres_connections import Connections, settings_of, words
 
 _SUFFIX = "_restoring"
+_CLAIM = 0x7265_7374  # with the name of the schema, an advisory lock of its own
 _FULL = ("53100", "53400")
 _UNWRITABLE = ("22", "23")
 
@@ -69,6 +70,13 @@ class PostgresRestore:
                 raise ConfigurationError(
                     f"there is a store in {self._database.where} already, and a restore makes a new one: nothing was "
                     "touched. Restore to another ?schema=, then let the service use that; or rename the old schema."
+                )
+            # Held until the connection ends, however it does: nobody else fills, or takes away, what this one fills.
+            claim = await c.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, %s))", (self._part, _CLAIM))
+            if await claim.fetchone() != (True,):
+                raise ConfigurationError(
+                    f"another restore is filling the schema {self._part} in {self._database.where}, and nothing of it "
+                    "was touched: wait for it, or end it, then begin again"
                 )
             await self._drop()
             await c.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._part)))

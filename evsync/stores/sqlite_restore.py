@@ -35,16 +35,16 @@ class SqliteRestore:
         check_name("service", service)
         check_name("shard", shard)
         file = schema.check_path(path, create=True)
-        found = [f for f in (file, file.with_name(file.name + "-wal")) if f.exists()]
+        found = [f for suffix in ("", "-wal", "-journal") if (f := file.with_name(file.name + suffix)).exists()]
         if found:  # a write-ahead log that stayed behind would be applied to whatever file has the name then
             raise ConfigurationError(
                 f"{found[0]} is there already, and a restore makes a new store: nothing was touched. Restore to "
                 "another path, then let the service use that; or move the old file away first, with its -wal file."
             )
         part = file.with_name(file.name + SUFFIX)
-        _clear(part)
+        claim = _claim(part)
         threads = ConnectionThreads(lambda: _connect(part), threads=1, name=f"evsync-restore-{service}")
-        restore = cls(file, part, threads)
+        restore = cls(file, part, claim, threads)
         try:
             await restore._run(lambda c: schema.make_tables(c, LogIdentity(service, shard, "restoring", slots)))
         except BaseException:
@@ -52,9 +52,10 @@ class SqliteRestore:
             raise
         return restore
 
-    def __init__(self, path: Path, part: Path, threads: ConnectionThreads) -> None:
+    def __init__(self, path: Path, part: Path, claim: int, threads: ConnectionThreads) -> None:
         """For `begin`, which everybody else uses."""
         self.path, self._part, self._threads = path, part, threads
+        self._claim: int | None = claim
         self._head = 0
 
     async def load(self, events: Sequence[StoredEvent]) -> None:
@@ -84,6 +85,7 @@ class SqliteRestore:
         await self._threads.close()
         try:
             _finish(self._part, self.path)
+            self._let_go()  # before anybody opens the store: that would take SQLite's own locks off the file
         except FileExistsError as e:
             raise ConfigurationError(f"{self.path} was made by somebody else meanwhile; it was not touched") from e
         except OSError as e:
@@ -92,7 +94,14 @@ class SqliteRestore:
     async def close(self) -> None:
         """Release everything, and take away what is not complete."""
         await self._threads.close()
-        _clear(self._part)
+        if self._claim is not None:
+            _clear(self._part)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            os.close(claim)
 
     async def _run(self, work: Callable[[sqlite3.Connection], None]) -> None:
         try:
@@ -119,6 +128,50 @@ def _finish(part: Path, path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _claim(part: Path) -> int:
+    """A new, empty file for this restore alone: its descriptor, which holds the claim while it is open.
+
+    Raises ConfigurationError where another restore is filling it; what one that was killed has left is taken away.
+    """
+    try:
+        with part.open("rb") as f:
+            _lock(f.fileno(), part)
+            if not os.path.samestat(os.fstat(f.fileno()), part.stat()):  # somebody was between the two lines above
+                raise _busy(part)
+            _clear(part)
+    except FileNotFoundError:
+        pass
+    try:
+        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    except FileExistsError as e:
+        raise _busy(part) from e
+    except OSError as e:
+        raise StoreUnavailable(f"{part} cannot be made: {e}") from e
+    try:
+        _lock(descriptor, part)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, part: Path) -> None:
+    try:
+        import fcntl  # noqa: PLC0415  (not on Windows, where a file that is open cannot be taken away)
+    except ImportError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise _busy(part) from e
+
+
+def _busy(part: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"another restore is filling {part}, and nothing of it was touched: wait for it, or end it, then begin again"
+    )
 
 
 def _clear(part: Path) -> None:

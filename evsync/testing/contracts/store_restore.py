@@ -100,6 +100,28 @@ class StoreRestoreContract:
             assert isinstance(outcomes[0], Conflict)
             assert isinstance(outcomes[1], int)
 
+    async def test_two_restores_at_one_place_are_never_mixed(self) -> None:
+        """One of them is refused or fails, at whichever step, and takes nothing from the other, which becomes whole."""
+        events, identity = a_log(self.shard)
+        first = await self.new_restore()
+        await first.load(events[:7])
+        try:
+            whole, broken = await self.again(), first
+        except ConfigurationError:
+            whole, broken, rest = first, None, events[7:]
+        else:
+            rest = events
+        if broken is not None:
+            with pytest.raises(StoreError):
+                await broken.load(events[7:])
+            await broken.close()
+        await whole.load(rest)
+        await whole.complete(identity, {})
+        await whole.close()
+        store = await self.open(whole)
+        assert await store.read(0, 1000) == events
+        await store.close()
+
     async def test_an_unfinished_restore_is_no_store(self) -> None:
         """Before it is complete nobody can open it; broken off it leaves nothing, and can be begun again."""
         events, identity = a_log(self.shard)
