@@ -62,10 +62,11 @@ class OneStore:
 
     def __init__(self, store: Store, commits: GroupCommit) -> None:
         self._store, self._commits = store, commits
+        self._movable = store if isinstance(store, SlotStore) else None
         self.slots = store.identity.slots
 
     async def commit(self, commit: Commit) -> Position:
-        """See Home. Raises StoreUnavailable for a slot that is on another shard by now."""
+        """See Home. Raises StoreUnavailable for a slot that is on another shard by now; so do reads."""
         try:
             return self._store.identity.at(await self._commits.commit(commit))
         except SlotMoved as e:
@@ -75,13 +76,16 @@ class OneStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """See Home."""
+        await self._check_here(stream)
         return await self._store.read_stream(stream, after_version=after_version, to_version=to_version)
 
-    def read_changes(
+    async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See Home."""
-        return self._store.read_changes(stream, after_version=after_version, to_version=to_version)
+        await self._check_here(stream)
+        async for changes in self._store.read_changes(stream, after_version=after_version, to_version=to_version):
+            yield changes
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """See Home."""
@@ -98,6 +102,14 @@ class OneStore:
     def end_of(self, event: StoredEvent) -> Position:
         """See Home."""
         return self._store.identity.at(event.position + event.remaining)
+
+    async def _check_here(self, stream: str) -> None:
+        """Raise StoreUnavailable where the stream goes on in another shard's store: what is here is its past."""
+        if self._movable is not None:
+            slot = slot_of(stream, self.slots)
+            state = await self._movable.slot_state(slot)
+            if state is None or state.to is not None:
+                raise StoreUnavailable(str(SlotMoved(stream, slot, state.to if state is not None else None)))
 
 
 class ShardedStores:

@@ -262,6 +262,23 @@ async def test_a_process_with_an_old_map_is_told_at_its_first_write(tmp_path: Pa
             await check_order(old, {"x": 1})
 
 
+async def test_a_process_with_one_store_reads_nothing_old(tmp_path: Path) -> None:
+    """It is told that a stream has left, and reads all of it when it is back, with what was done elsewhere."""
+    async with opened(tmp_path, "main", "b", router=RangeRouter({"main": range(256)}), run="none") as mover:
+        alone = counts()
+        async with alone.open(store=f"sqlite:///{tmp_path}/main.db", run="none"):
+            await alone.save(Counted(id="x"))
+            assert (await alone.get(Counted, "x")).n == 0
+            await move_all(mover, RangeRouter({"b": range(256)}))
+            await mover.execute(Counted, "x", Counted.add, 1)
+            with pytest.raises(StoreUnavailable, match="shard 'b'"):
+                await alone.get(Counted, "x")
+            await move_all(mover, RangeRouter({"main": range(256)}))
+            assert (await alone.get(Counted, "x")).n == 1
+            await alone.execute(Counted, "x", Counted.add, 1)
+            assert (await mover.get(Counted, "x")).n == 2
+
+
 async def test_stores_that_are_not_of_one_service_are_refused(tmp_path: Path) -> None:
     """Two first shards, a missing one, a router for others: nothing is touched."""
     for shard in ("a", "b"):
