@@ -24,7 +24,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.opening import open_store, restore_store
-from evsync.ports import BackupTarget, EventLog, LogReader, Store
+from evsync.ports import BackupTarget, EventLog, Store
 from evsync.records import OWN_STREAMS, LogIdentity, is_control, to_datetime
 from evsync.repository import Repository
 from evsync.stores.group_commit import GroupCommit
@@ -59,7 +59,7 @@ async def restore_log(
             await tail.close()
 
 
-async def stream_of(connection: Connection, identity: LogIdentity) -> LogReader:
+async def stream_of(connection: Connection, identity: LogIdentity) -> JetStreamReader:
     """A reader of the stream that mirrors this incarnation of a log. Raises ArchiveIncomplete where there is none."""
     name = streams.stream_name(identity)
     state = await streams.info(connection, name)

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from evsync.archive.copies import Copy, Progress, incarnations_of, read_copies
 from evsync.archive.segments import Header
@@ -50,6 +50,15 @@ class Until:
         while kept and events[kept - 1].remaining:
             kept -= 1
         return events[:kept], ends
+
+
+class Tail(LogReader, Protocol):
+    """Where the end of a log comes from that its archive does not have yet."""
+
+    @property
+    def seen(self) -> int:
+        """The last position that was read, also of a commit whose end has not come."""
+        ...
 
 
 @dataclass(slots=True)
@@ -122,7 +131,7 @@ async def restore(
     into: StoreRestore,
     *,
     until: Until,
-    tail: LogReader | None = None,
+    tail: Tail | None = None,
     clock: Callable[[], float] = time.time,
     tell: Progress | None = None,
 ) -> RestoreReport:
@@ -177,7 +186,7 @@ async def restore(
 
 
 async def _events(
-    archive: Archive, until: Until, tail: LogReader | None, worked_around: dict[str, None]
+    archive: Archive, until: Until, tail: Tail | None, worked_around: dict[str, None]
 ) -> AsyncIterator[tuple[Header | None, Sequence[StoredEvent], bool]]:
     """The events to restore, with the header of the segment they are from; and whether it was cut short."""
     after = 0
@@ -189,16 +198,28 @@ async def _events(
         after = segment.header.last
     if tail is None:
         return
-    last = await tail.head() or 0
+    last = await tail.head()
+    if last is None:
+        raise _silent(archive, after)
     while after < last:
         found = await tail.read(after, TAIL_EVENTS, TAIL_PATIENCE_S)
-        if not found:  # the end of the last commit never came
-            return
+        if not found:
+            if tail.seen < last:
+                raise _silent(archive, after)
+            return  # all is read, and the end of the last commit never came
         events, ends = until.cut([e for e in found if e.position > after])
         yield None, events, ends
         if ends:
             return
         after = found[-1].position
+
+
+def _silent(archive: Archive, after: int) -> ArchiveIncomplete:
+    return ArchiveIncomplete(
+        f"the stream of log {archive.identity.name} did not answer, and it may have what the archive has not, after "
+        f"position {after}; nothing was restored. Begin again when the NATS server can be reached, or restore without "
+        "--from-stream what the archive has."
+    )
 
 
 class Followers:

@@ -122,6 +122,11 @@ class JetStreamReader:
             if consumer is not None:
                 await self._wait(consumer, left)
 
+    @property
+    def seen(self) -> int:
+        """The last position that was read, also of a commit whose end has not come."""
+        return self._next - 1
+
     async def head(self) -> int | None:
         """The stream's last sequence, or None while it cannot be told."""
         try:

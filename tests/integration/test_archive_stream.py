@@ -12,8 +12,10 @@ from evsync.archive.restore import Archive, Until
 from evsync.archive.targets import open_target
 from evsync.errors import ArchiveIncomplete, HistoryGone, OtherIncarnation
 from evsync.jetstream import streams
+from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
+from evsync.records import StoredEvent
 from evsync.recovery import restore_log
 from evsync.service import Service
 from tests.integration.test_archive_restore import Post, a_bank, pay
@@ -86,6 +88,33 @@ async def test_what_the_stream_still_holds_is_not_lost(tmp_path: Path, nats_serv
             await post.until(5)
             await post.service.wait(bank.runtime.store.identity.at(await bank.runtime.store.head()))
             assert await post.total() == 60
+
+
+@pytest.mark.parametrize("silent", ["head", "read"])
+async def test_a_stream_that_does_not_answer_is_no_empty_one(
+    silent: str, tmp_path: Path, nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server goes away in the middle of a restore: an error, and no store that lacks what the stream has."""
+    bank, url = a_bank(), f"sqlite:///{tmp_path}/restored.db"
+    async with bank.open(store=f"sqlite:///{tmp_path}/bank.db", nats=nats_server.url):
+        await pay(bank, 1, 2)
+        archive = await archive_of(bank, tmp_path)
+        await pay(bank, 3, 4)
+        await relayed(bank)
+
+    async def nothing(*_: object) -> list[StoredEvent] | None:
+        return None if silent == "head" else []
+
+    async with connected(nats_server.url) as connection:
+        with monkeypatch.context() as away:
+            away.setattr(JetStreamReader, silent, nothing)
+            with pytest.raises(
+                ArchiveIncomplete, match=r"after position 4; nothing was restored.*without --from-stream"
+            ):
+                await restore_log(archive, url, Until(), connection=connection)
+        assert not [name for name in os.listdir(tmp_path) if name.startswith("restored")]
+        report = await restore_log(archive, url, Until(), connection=connection)
+    assert (report.position, report.from_stream) == (8, 4)
 
 
 async def test_a_stream_that_goes_on_elsewhere_does_not_help(tmp_path: Path, nats_server: EmbeddedServer) -> None:
