@@ -34,7 +34,7 @@ from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
 from evsync.stores.sqlite_errors import BUSY, primary_code, translated
 from evsync.stores.sqlite_movable import MovableSlots, file_id
 from evsync.stores.sqlite_pace import Pace
-from evsync.stores.sqlite_threads import ConnectionThreads
+from evsync.stores.sqlite_threads import ConnectionThreads, rolled_back
 from evsync.stores.tail import Tail
 
 T = TypeVar("T")
@@ -129,7 +129,8 @@ class SqliteStore(MovableSlots):
         """For `open`, which everybody else uses."""
         self.path, self.identity = path, identity
         self._patience_s, self._poll_s, self._read_on_loop_s = patience_s, poll_s, read_on_loop_s
-        self._writer, self._writer_here, self._reader = writer, writer_here, reader
+        self._writer, self._reader = writer, reader
+        self._writer_here: sqlite3.Connection | None = writer_here
         self._pace = Pace(on_loop=read_on_loop_s > 0)
         self._checkpointing: asyncio.Task[None] | None = None
         self._readers = ConnectionThreads(
@@ -171,6 +172,8 @@ class SqliteStore(MovableSlots):
         self._check_open()
         if self._checkpointing is not None or not self._pace.allows(commits):
             return None
+        if self._writer_here is None:  # the one before could not let go of its transaction
+            return None
         c, began = self._writer_here, time.monotonic()
         try:
             written = self._write(commits, c, patience_s=0)
@@ -182,7 +185,7 @@ class SqliteStore(MovableSlots):
             raise translated(e, self.path) from e
         finally:
             if c.in_transaction:
-                c.execute("ROLLBACK")
+                self._writer_here = rolled_back(c)
             self._pace.took(time.monotonic() - began, commits)
         if self._pace.checkpoint_due():
             self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint())
@@ -253,7 +256,8 @@ class SqliteStore(MovableSlots):
         self._tail.failed(self._closed_error())
         await self._readers.close()
         self._reader.close()
-        self._writer_here.close()
+        if self._writer_here is not None:
+            self._writer_here.close()
         if self._checkpointing is not None:
             await asyncio.wait([self._checkpointing])
         await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it

@@ -79,7 +79,7 @@ class ConnectionThreads:
             except BaseException as e:  # whatever it is, it is the caller's to handle
                 error = e
             if connection is not None and connection.in_transaction:
-                connection = _rolled_back(connection)
+                connection = rolled_back(connection)
             _tell(job.future, _settle, job, result, error)
             del job, result, error  # nothing of a job may outlive it while the thread waits for the next one
         try:
@@ -89,7 +89,7 @@ class ConnectionThreads:
             _tell(job, _end, job)
 
 
-def _rolled_back(connection: sqlite3.Connection) -> sqlite3.Connection | None:
+def rolled_back(connection: sqlite3.Connection) -> sqlite3.Connection | None:
     """The connection without its open transaction; None if not even that could be done, and a new one is needed."""
     try:
         connection.execute("ROLLBACK")

@@ -16,6 +16,7 @@ import pytest
 
 from evsync.errors import (
     EncodingError,
+    OutcomeUnknown,
     StoreFull,
     StoreUnavailable,
 )
@@ -228,6 +229,33 @@ async def test_a_disk_that_fails_within_a_commit_leaves_its_outcome_unknown(tmp_
     assert (found, again) == (False, 2)
     store = await opened(path)
     assert [e.version for e in await store.read_stream("ada")] == [1, 2]
+    await store.close()
+
+
+class _FailingDisk(sqlite3.Connection):
+    """A connection that can neither commit nor roll back."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        if arguments[0] in ("COMMIT", "ROLLBACK"):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+        return super().execute(*arguments)
+
+
+async def test_a_disk_that_fails_a_commit_on_the_event_loop_stops_no_later_one(tmp_path: Path) -> None:
+    """Its outcome is said to be unknown, it is not sent again, and the file is not left locked."""
+    path = tmp_path / "events.db"
+    store = await opened(path)
+    assert store._writer_here is not None
+    store._writer_here.close()
+    store._writer_here = sqlite3.connect(path, isolation_level=None, factory=_FailingDisk, check_same_thread=False)
+    queue = GroupCommit(store)
+    with pytest.raises(OutcomeUnknown):
+        await queue.commit(one("ada"))
+    assert await queue.commit(one("bob")) == 1
+    assert await queue.commit(one("ada")) == 2
+    await queue.close()
     await store.close()
 
 
