@@ -53,7 +53,7 @@ def test_a_projection_started_twice_is_applied_once_and_survives_the_one_that_is
     until(lambda: len(workers.shares()) == 2)
     both[1].kill()
     until(lambda: workers.position() == EVENTS)
-    assert workers.shares() == {str(third.pid): 16}
+    until(lambda: workers.shares() == {str(third.pid): 16}, 5)
     assert workers.assert_is_a_fold_over_the_log() == EVENTS
 
 
