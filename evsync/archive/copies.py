@@ -207,8 +207,10 @@ async def read_copies(
     """The segments behind a position, in order, with those of their events that are behind it.
 
     From the first copy that has them whole: where one is damaged, another one's segment takes its place, though it may
-    be cut elsewhere; `report` is told of what was worked around. Ends where no copy goes on. Raises ArchiveDamaged
-    where all are damaged, ArchiveIncomplete where positions are in none, TargetUnavailable where none can be reached.
+    be cut elsewhere; `report` is told of what was worked around. Ends where no copy goes on: a segment whose beginning
+    was read from another copy, and that cannot say how far it reached, is reported and does not keep the rest back.
+    Raises ArchiveDamaged where all are damaged, ArchiveIncomplete where positions are in none, TargetUnavailable where
+    none can be reached.
     """
     lists: list[list[int]] = []
     absent: list[ArchiveError] = []
@@ -241,7 +243,14 @@ async def read_copies(
                 yield segment, events
                 break
         else:
-            if damaged := [e for e in errors if isinstance(e, ArchiveDamaged)]:
+            if before is not None and report is not None:
+                for error in errors:
+                    if isinstance(error, _EndUnknown):
+                        report(error)
+            damaged = [
+                e for e in errors if isinstance(e, ArchiveDamaged) and not (before and isinstance(e, _EndUnknown))
+            ]
+            if damaged:
                 raise damaged[0] from (damaged[1] if len(damaged) > 1 else None)
             beyond = [firsts[-1] for firsts in lists if firsts and firsts[-1] > after]
             if beyond:
@@ -254,6 +263,10 @@ async def read_copies(
             return
 
 
+class _EndUnknown(ArchiveDamaged):
+    """A segment that begins before the position that is due, and cannot say whether it reaches so far."""
+
+
 async def _covering(
     copy: Copy, firsts: Sequence[int], due: int, before: Segment | None
 ) -> tuple[Segment, list[StoredEvent]] | None:
@@ -262,11 +275,18 @@ async def _covering(
     Raises ArchiveDamaged.
     """
     damage: ArchiveDamaged | None = None
+    unknown: _EndUnknown | None = None
     # The one that begins last before the position, or a merged one that begins earlier and reaches farther.
     for first in reversed(firsts[: bisect_right(firsts, due)]):
         try:
-            if (await copy.header(first)).last < due:
-                continue
+            header = await copy.header(first)
+        except ArchiveDamaged as e:
+            unknown = unknown or _EndUnknown(e.target, e.name, e.what)
+            damage = damage or (e if first == due else None)
+            continue
+        if header.last < due:
+            continue
+        try:
             segment = await copy.segment(first)
             if before is not None and segment.header.first == due and not before.precedes(segment.header):
                 what = f"it does not name the segment before it ({before.header.name}) as its predecessor"
@@ -276,6 +296,6 @@ async def _covering(
             damage = damage or e
             continue
         return segment, events[due - segment.header.first :]
-    if damage is not None:
-        raise damage
+    if damage or unknown:
+        raise damage or unknown  # type: ignore[misc]  # one of them is there
     return None

@@ -28,7 +28,7 @@ from evsync.archive.backup import Backups
 from evsync.archive.copies import verify_copy
 from evsync.archive.restore import Archive, Until, restore
 from evsync.archive.targets import open_target
-from evsync.errors import ArchiveIncomplete, ConfigurationError, OtherIncarnation
+from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
 from evsync.opening import open_store, restore_store
 from evsync.ports import BackupTarget, Inspectable
 from evsync.records import StoredEvent, is_control
@@ -92,6 +92,34 @@ async def test_a_position_beyond_the_archive_is_refused() -> None:
         await restore_to_memory(Until(position=len(events) + 1), target)
     with pytest.raises(ArchiveIncomplete, match=r"no archive of log bank\.main"):
         await restore_to_memory(Until(), MemoryTarget("empty"))
+
+
+@pytest.mark.parametrize("content", [b"", b"EVSYNC"])
+async def test_a_copy_whose_last_segment_says_nothing_does_not_keep_a_whole_copy_back(content: bytes) -> None:
+    """Emptied or cut in its header, it cannot say where it ended: the whole copy is restored, and the damage told."""
+    one, two = MemoryTarget("memory://one"), MemoryTarget("memory://two")
+    _, events = await archived(40, one, two)
+    for name in await two.list(""):
+        await two.put(name, content, replace=True)
+    for targets in ((one, two), (two, one)):
+        into = MemoryRestore()
+        found = await Archive.find(targets, IDENTITY.name, IDENTITY.incarnation)
+        report = await restore(found, into, until=Until())
+        assert report.position == len(events)
+        assert any(two.url in told for told in report.worked_around)
+
+
+async def test_a_segment_that_nobody_else_has_is_still_missed() -> None:
+    """Its name says that there were positions which no other copy holds: restoring less would be silent loss."""
+    one, two = MemoryTarget("memory://one"), MemoryTarget("memory://two")
+    store, _ = await archived(40, one, two)
+    await fill(store, 20, seed=1)
+    await Backups(store, [two], copies=1).run()
+    for name in await two.list(""):
+        if name not in await one.list(""):
+            await two.put(name, b"", replace=True)
+    with pytest.raises(ArchiveDamaged):
+        await restore_to_memory(Until(), one, two)
 
 
 async def test_restores_of_restores_remember_where_they_come_from() -> None:
