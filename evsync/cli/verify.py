@@ -81,6 +81,8 @@ def _verdict(log: LogReport) -> str:
     end = max((g.position for g in log.groups), default=0)
     if log.ok:
         return f"exactly the {log.events:,} events up to position {end}, once" if log.groups else "nothing applied yet"
+    if any(f.kind == "unread" for f in log.findings):
+        return f"NOT known up to position {end}: the log cannot be read so far"
     wrong = sum(not g.ok for g in log.groups)
     groups = f"{wrong} of {len(log.groups)} groups differ" if wrong else "the sums are right"
     return f"NOT exactly the {log.events:,} events up to position {end}; {groups}"

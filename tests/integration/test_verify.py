@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evsync.codec.values import pack
+from evsync.errors import HistoryGone
 from evsync.ports import LogReader
 from evsync.projections import ProjectionRunner, ViewsDatabase
 from evsync.projections.batch import digest_of
@@ -165,3 +166,25 @@ async def test_another_history_under_the_same_name_is_told(checkpoints: list[Che
     log = [e._replace(incarnation="000000000000") for e in bank_events(EVENTS, 7)]
     report = await verify(log, checkpoints)
     assert {f.kind for f in report.findings} == {"incarnation"}
+
+
+class Trimmed(Table):
+    """A log whose beginning was taken out of its stream."""
+
+    async def readers(self) -> Sequence[LogReader]:
+        return [Gone(self)]
+
+
+class Gone(Rows):
+    """Says so when it is read."""
+
+    async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
+        raise HistoryGone("the stream begins at position 6, and the next one needed is 1")
+
+
+async def test_a_log_that_cannot_be_read_accuses_no_group(checkpoints: list[Checkpoint]) -> None:
+    """What was not read was not compared: no event was applied too often because of it."""
+    verification = Verification(Ledger().projection.handlers, GROUPS, checkpoints)
+    (report,) = await verification.run([Trimmed("bank", bank_events(EVENTS, 7))])
+    assert not report.ok
+    assert [f.kind for f in report.findings] == ["unread"]
