@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from evsync.runtime import Runtime
 
 _CONNECT_S = 3.0
+_FOUND_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ async def verify(
         copies=_copies(runtime, projection),
         advance=advance,
     )
-    logs = await verification.run(sources_of(runtime, projection))
+    logs = await verification.run(_there(sources_of(runtime, projection)))
     return VerifyReport(projection.name, logs, len(seen.parked), len(seen.skipped))
 
 
@@ -107,6 +109,29 @@ def _copies(runtime: Runtime, projection: Projection[Any]) -> list[LogSource]:
     if name not in projection.sources or connection is None or is_on_nats(str(runtime.settings["store"])):
         return []
     return [_IfThere(JetStreamSource(connection, name))]
+
+
+def _there(sources: Sequence[LogSource]) -> list[LogSource]:
+    return [_There(source) for source in sources]
+
+
+class _There:
+    """A source that must be there: for a person who waits for an answer. Implements LogSource."""
+
+    def __init__(self, source: LogSource) -> None:
+        self.service, self._source = source.service, source
+
+    async def readers(self) -> Sequence[LogReader]:
+        """What the source has. Raises StoreUnavailable if that is nothing for some seconds."""
+        try:
+            async with asyncio.timeout(_FOUND_S):
+                return await self._source.readers()
+        except TimeoutError:
+            why = getattr(self._source, "waiting_for", "") or "its source says nothing"
+            raise StoreUnavailable(
+                f"no log of service {self.service!r} was found within {_FOUND_S:.0f} s: {why}. Nothing was changed; "
+                "try again when it is there."
+            ) from None
 
 
 class _IfThere:
@@ -154,20 +179,20 @@ async def explain(
         parsed = parse_key(found, key)
         where = [found.c[name] == value for name, value in parsed.items()]
         seen = await look_at(runtime, projection)
-        row = (await runtime.views.query(sa.select(found).where(*where))).mappings().one_or_none()
+        row = await runtime.views.read(partial(_row_of, table=found, where=where))
         explanation = await explain_row(
             projection,
             model.metadata,
             found,
             parsed,
             applied=seen,
-            sources=sources_of(runtime, projection),
+            sources=_there(sources_of(runtime, projection)),
             place=runtime.views.place,
             dialect=runtime.views.dialect,
             chosen=chosen,
             advance=advance,
         )
-        reports.append(RowReport(projection.name, dict(row) if row is not None else None, explanation))
+        reports.append(RowReport(projection.name, row, explanation))
     if not reports:
         tables = sorted({t for p in runtime.service.projections for t in tables_of(p)})
         raise ConfigurationError(
@@ -175,6 +200,14 @@ async def explain(
             f"{', '.join(tables) or 'none'}"
         )
     return reports
+
+
+def _row_of(connection: sa.Connection, table: sa.Table, where: Sequence[Any]) -> Mapping[str, Any] | None:
+    """The row as it is; None also where the table is not made yet, or was dropped by `evsync reset`."""
+    if not sa.inspect(connection).has_table(table.name, schema=table.schema):
+        return None
+    row = connection.execute(sa.select(table).where(*where)).mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 async def rebuild(
@@ -232,7 +265,7 @@ async def diff(
     Workers may go on meanwhile: the read model is looked at in one moment. Raises ConfigurationError for a model in
     memory, EvsyncError for an event that the code cannot apply.
     """
-    model, views, sources = _tables(projection), runtime.views, sources_of(runtime, projection)
+    model, views, sources = _tables(projection), runtime.views, _there(sources_of(runtime, projection))
     assert views is not None
     loop = asyncio.get_running_loop()
     seen = await look_at(runtime, projection)
@@ -271,7 +304,7 @@ async def diff_with(
             f"the other projection {other.name!r} reads the logs of {', '.join(sorted(unknown))}, which service "
             f"{runtime.service.name!r} does not"
         )
-    theirs, ours = sources_of(runtime, other), sources_of(runtime, projection)
+    theirs, ours = _there(sources_of(runtime, other)), _there(sources_of(runtime, projection))
     end = await heads_of(list({id(s): s for s in (*theirs, *ours)}.values()), 1)
     with scratch(views.place, old) as before, scratch(views.place, new) as after:
         await Fold(other, old, before, 1).go_on(theirs, end, lambda done, total: advance(done, 2 * total))

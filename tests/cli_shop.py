@@ -65,3 +65,17 @@ async def build(e: Event[Listed], stock: Service) -> Shelf:
 
 stock = Service("stock", aggregates=[Item, Shelf], projections=[view], reactions=[builder])
 idle = Service("idle", aggregates=[Shelf])
+
+
+copies = sa.MetaData()
+sa.Table("copies", copies, sa.Column("id", sa.String, primary_key=True))
+copied = Projection("copied", model=SqlModel(copies))
+
+
+@copied.on(Listed)
+def copy(e: Event[Listed], db: Tables) -> None:
+    """An item of another service."""
+    db.upsert(copies.tables["copies"], id=e.stream_id)
+
+
+reader = Service("reader", projections=[copied])

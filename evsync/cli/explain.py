@@ -12,7 +12,7 @@ import typer
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.tail import as_object, as_utc
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
+from evsync.cli.terminal import plain, print_json, print_lines, print_table, progress, reporting
 from evsync.codec.json_form import as_json
 from evsync.projections.explain import Cause, Chosen
 from evsync.projections.recorder import Change
@@ -77,8 +77,9 @@ def _show(report: RowReport, causes: Any) -> None:
     if found.executed:
         print_lines("Handlers executed statements of their own: shown where the row was another afterwards")
     if causes:
-        print_lines("", table(("log", "position", "time", "type", "stream", "data", "did"), [_cells(c) for c in causes],
-                              right=("position",)))  # fmt: skip
+        print_lines("")
+        headings = ("log", "position", "time", "type", "stream", "data", "did")
+        print_table(headings, [_cells(c) for c in causes], right=("position",), below=("stream", "data", "did"))
 
 
 def _cells(cause: Cause) -> tuple[object, ...]:

@@ -46,8 +46,10 @@ async def _reset(service: Service, name: str) -> list[str]:
 def _ask(service: Service, name: str) -> None:
     if any(p.name == name for p in service.projections):
         say(f"The tables of projection {name} will be dropped, and made anew from its logs when it runs next.")
-    else:
+    elif any(r.name == name for r in service.reactions):
         say(f"Reaction {name} will go on behind the last event that it has in common with the logs that it follows.")
+    else:
+        return  # there is none, and `reset_follower` says which there are
     if not sys.stdin.isatty():
         raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree beforehand")
     typer.confirm("Go on?", abort=True, err=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -70,6 +71,23 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: S
     for row in rows:
         made.add_row(*(Text(plain(str(cell)), style=STYLES.get(str(cell), "")) for cell in row))
     return made
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), below: Sequence[str] = ()
+) -> None:
+    """A table to standard output. Where it is wider than the terminal, the columns `below` go under their row."""
+    to = console()
+    columns = list(zip(headings, *rows, strict=True))
+    width = sum(max(cell_len(plain(str(cell))) for cell in column) + 2 for column in columns)
+    if not to.is_terminal or width <= to.width:
+        print_lines(table(headings, rows, right=right))
+        return
+    for row in rows:
+        cells = {name: str(cell) for name, cell in zip(headings, row, strict=True)}
+        print_lines(plain("  ".join(cell for name, cell in cells.items() if name not in below)))
+        for name in below:
+            print_lines(plain(f"    {name}: {cells[name]}"))
 
 
 def print_lines(*parts: Any) -> None:

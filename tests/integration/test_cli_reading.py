@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from evsync import Position
 from evsync.cli.options import parse_time
-from tests.cli_shop import SUPPLIER
+from tests.cli_shop import SUPPLIER, stock
 from tests.command_line import ANSI, PATIENCE_S, Shop, item
 
 pytestmark = pytest.mark.anyio
@@ -173,3 +173,37 @@ async def test_status_without_a_broker_tells_of_every_part(shop: Shop) -> None:
         }  # fmt: skip
     printed = shop.evsync("status", "tests.cli_shop:stock").stdout
     assert re.search(r"^items +stock\.main +0 +3 +3 +\d+\.\d s +standby$", printed, re.MULTILINE)
+
+
+async def test_what_reads_a_broker_that_is_away_ends_with_an_error(shop: Shop) -> None:
+    """Rather than wait in silence for ever: `tests.cli_shop:reader` reads the log of stock from NATS."""
+    away = {"EVSYNC_NATS": "nats://127.0.0.1:1", "EVSYNC_READER_STORE": f"sqlite:///{shop.directory}/reader.db"}
+    shop.evsync("store", "init", "tests.cli_shop:reader", **away)
+    for command in (["verify"], ["diff", "copied"]):
+        name, *rest = command
+        said = shop.evsync(name, "tests.cli_shop:reader", *rest, code=1, **away).stderr
+        assert "no log of service 'stock' was found within 5 s: NATS at nats://127.0.0.1:1" in said
+
+
+async def test_explain_shows_every_column_on_a_narrow_terminal(shop: Shop) -> None:
+    """Position, type and stream of each event whole, the long ones below; a row that is not there is no error."""
+    said = shop.evsync("explain", "tests.cli_shop:stock", "items", "sku-1").stdout
+    assert "is not there now" in said
+    async with stock.open(store=shop.store, nats=""):
+        position = await stock.save(item("sku-9", 4))
+        await stock.wait(position)
+    code, seen = shop.on_terminal("explain", "tests.cli_shop:stock", "items", "sku-9")
+    assert code == 0
+    seen = ANSI.sub("", seen)
+    assert f"stock.main  {position.number}  " in seen
+    assert "stock.Item.Listed" in seen
+    assert "    stream: sku-9" in seen
+    assert '"price":"4"' in seen
+
+
+async def test_reset_asks_nothing_about_what_is_not_there(shop: Shop) -> None:
+    """It says which projections and reactions there are."""
+    code, seen = shop.on_terminal("reset", "tests.cli_shop:stock", "itmes", answer="y")
+    assert code == 2
+    assert "[y/N]" not in seen
+    assert "it has items, builder" in " ".join(ANSI.sub("", seen).split())
