@@ -55,6 +55,10 @@ async def _trim(service: Service, position: int) -> StreamReport:
     policy = policy_of(service)
     async with service.inspect(), opened_targets(policy.targets) as targets:
         log = service.runtime.store
+        if position > (head := await log.head()):
+            raise ConfigurationError(
+                f"log {log.identity.name!r} ends at position {head}, before {position}; the stream was not touched"
+            )
         connection = await connected(service)
         whole: list[str] = []
         found: list[str] = []

@@ -149,6 +149,8 @@ async def test_a_trim_of_what_is_not_archived_is_refused(
         until(lambda: "positions 1 to 4" in _checked(shop, nats_server.url), "the relay publishes everything")
         refused = shop.evsync(*trim, code=1, EVSYNC_NATS=nats_server.url).stderr
         assert "whole in 0 places" in refused
+        beyond = ("archive", "trim", "archived:stock", "--to", "50", "--yes")
+        assert "ends at position 4, before 50" in shop.evsync(*beyond, code=2, EVSYNC_NATS=nats_server.url).stderr
         shop.evsync("backup", "run", "archived:stock")
         [file] = segments(shop, "disk-a")
         whole = file.read_bytes()
