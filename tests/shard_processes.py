@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+from evsync.errors import StoreUnavailable
 from evsync.sharding.handover import Step, bring_about
 from tests.integration.test_shards import Counted, home, opened
 
@@ -24,7 +26,12 @@ async def write(directory: Path, ids: list[str]) -> None:
         print("writing", flush=True)
         while not ended.done():
             for id in ids:
-                await service.execute(Counted, id, Counted.add, 1)
+                # A process that sleeps may hold one of the locks that SQLite has beside that of a transaction, and on a
+                # busy machine one of many may wait in vain for its turn: nothing was stored then.
+                while True:
+                    with contextlib.suppress(StoreUnavailable):
+                        await service.execute(Counted, id, Counted.add, 1)
+                        break
                 done[id] += 1
             (directory / f"{os.getpid()}.done").write_text(str(sum(done.values())))
     print(json.dumps(done), flush=True)

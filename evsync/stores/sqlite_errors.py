@@ -7,7 +7,8 @@ from pathlib import Path
 
 from evsync.errors import EncodingError, EvsyncError, StoreFull, StoreUnavailable, WrongStore
 
-BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+# PROTOCOL: somebody was in the midst of opening the write-ahead log each time SQLite tried.
+BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 UNWRITABLE_VALUE = (OverflowError, UnicodeEncodeError, sqlite3.DataError, sqlite3.InterfaceError)
 """What the driver raises for a parameter that SQLite cannot hold, before anything is written."""
 
