@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from os import urandom
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from evsync.errors import ConfigurationError, DecodingError
@@ -76,6 +77,9 @@ class StoredEvent(NamedTuple):
     meta: str | None
     """JSON object of text tags in ASCII, or None: correlation_id, causation_id, actor, schema, …"""
 
+
+as_stored_event: Callable[[Sequence[Any]], StoredEvent] = partial(tuple.__new__, StoredEvent)
+"""`StoredEvent._make` without its check of the length, in three quarters of its time: for rows of eleven columns."""
 
 Change = tuple[int, int, str, int, bytes, str | None]
 """What a fold needs of an event: its position, version, type, time_us, data and meta (see StoredEvent).
@@ -215,7 +219,7 @@ class LogIdentity:
 
 def incarnation_at(incarnation: str, ancestry: Sequence[Ancestor], number: int) -> str:
     """The incarnation that the event at a position of a log with this ancestry was appended in."""
-    return next((a.incarnation for a in ancestry if number <= a.last), incarnation)
+    return next((a.incarnation for a in ancestry if number <= a.last), incarnation) if ancestry else incarnation
 
 
 def new_command() -> bytes:

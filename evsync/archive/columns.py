@@ -10,7 +10,6 @@ import re
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import accumulate
 from operator import sub
 from typing import Any
@@ -18,12 +17,11 @@ from typing import Any
 import msgpack
 
 from evsync.errors import DecodingError
-from evsync.records import StoredEvent
+from evsync.records import StoredEvent, as_stored_event
 
 _U32, _I64 = "I", "q"
 _ID_BYTES = 16
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII).fullmatch
-_stored_event = partial(tuple.__new__, StoredEvent)
 
 
 def pack_events(events: Sequence[StoredEvent]) -> bytes:
@@ -65,7 +63,7 @@ def unpack_events(packed: bytes, first: int, count: int) -> list[StoredEvent]:
         if len(ids) != _ID_BYTES * count:
             raise DecodingError(f"{len(ids)} bytes of ids for {count} events")
         return [
-            _stored_event(row)
+            as_stored_event(row)
             for row in zip(
                 range(first, first + count),
                 map(streams.__getitem__, place),

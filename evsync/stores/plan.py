@@ -9,7 +9,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evsync.errors import ConfigurationError, Conflict, EncodingError, SlotMoved
-from evsync.records import SLOTS_STREAM, Checkpoint, Commit, LogIdentity, SlotState, StoredEvent, event_id
+from evsync.records import (
+    SLOTS_STREAM,
+    Checkpoint,
+    Commit,
+    LogIdentity,
+    SlotState,
+    StoredEvent,
+    as_stored_event,
+    event_id,
+)
 
 MAX_COMMIT_EVENTS = 65_536
 """An event's index in its commit is 16 bits of its id."""
@@ -163,26 +172,15 @@ def _add_rows(rows: list[StoredEvent], commit: Commit, head: int, incarnation: s
             f"a commit of {size:,} events was refused and nothing of it stored: {MAX_COMMIT_EVENTS:,} is the most "
             "that one save can hold. Save in several steps."
         )
-    index = 0
+    command, index = commit.command, 0
     for append in commit.appends:
-        for version, event in zip(append.places, append.events, strict=True):
-            type, time_us, data, meta = event
+        stream, slot = append.stream, append.slot
+        for version, (type, time_us, data, meta) in zip(append.places, append.events, strict=True):
+            id = event_id(command, index)
             index += 1
-            rows.append(
-                StoredEvent(
-                    head + index,
-                    append.stream,
-                    version,
-                    append.slot,
-                    type,
-                    time_us,
-                    event_id(commit.command, index - 1),
-                    size - index,
-                    incarnation,
-                    data,
-                    meta,
-                )
-            )
+            remaining = size - index
+            row = (head + index, stream, version, slot, type, time_us, id, remaining, incarnation, data, meta)
+            rows.append(as_stored_event(row))
     return head + size
 
 

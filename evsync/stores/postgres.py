@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, sql
 
 from evsync.errors import Conflict, EncodingError, EvsyncError, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from evsync.ports import Capabilities, StoreFacts, Unreadable
-from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_inspection as inspection
 from evsync.stores import postgres_schema as tables
@@ -31,7 +31,6 @@ _FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
 _REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
 
-_stored_event = partial(tuple.__new__, StoredEvent)
 
 CHANGES_PER_READ = 4_096
 """Events of one round trip when an aggregate is read."""
@@ -136,7 +135,7 @@ class PostgresStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
-        return list(map(_stored_event, await self._of_stream(self._read_stream, stream, after_version, to_version)))
+        return list(map(as_stored_event, await self._of_stream(self._read_stream, stream, after_version, to_version)))
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
@@ -258,7 +257,7 @@ class PostgresStore:
         return await self._fetch(query, (stream, after_version, until, limit))
 
     async def _rows(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[StoredEvent]:
-        return list(map(_stored_event, await self._fetch(query, parameters)))
+        return list(map(as_stored_event, await self._fetch(query, parameters)))
 
     async def _fetch(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         self._check_open()

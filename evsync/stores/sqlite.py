@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
 from evsync.ports import Capabilities, StoreFacts, Unreadable
-from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, check_name
+from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_inspection as inspection
 from evsync.stores import sqlite_schema as schema
@@ -42,8 +42,6 @@ T = TypeVar("T")
 ROWS_PER_READ = 512
 """Rows that are read without a pause for the event loop: about a millisecond."""
 READ_THREADS = 2
-_stored_event = partial(tuple.__new__, StoredEvent)
-"""`StoredEvent._make` without its check of the length, in three quarters of its time."""
 
 
 class SqliteStore(MovableSlots):
@@ -170,11 +168,11 @@ class SqliteStore(MovableSlots):
         long as the disk is quick and nobody holds the file; many events, or large ones, go to the thread.
         """
         self._check_open()
-        if self._checkpointing is not None or not self._pace.allows(commits):
-            return None
-        if self._writer_here is None:  # the one before could not let go of its transaction
-            return None
         c, began = self._writer_here, time.monotonic()
+        if c is None:  # the one before could not let go of its transaction
+            return None
+        if self._checkpointing is not None or not self._pace.allows(commits, began):
+            return None
         try:
             written = self._write(commits, c, patience_s=0)
         except sqlite3.OperationalError as e:
@@ -186,7 +184,7 @@ class SqliteStore(MovableSlots):
         finally:
             if c.in_transaction:
                 self._writer_here = rolled_back(c)
-            self._pace.took(time.monotonic() - began, commits)
+            self._pace.took(began, time.monotonic())
         if self._pace.checkpoint_due():
             self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint())
         self._moved(written)
@@ -209,7 +207,7 @@ class SqliteStore(MovableSlots):
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
         until = statements.MANY if to_version is None else to_version
         sql = statements.READ_STREAM_MOVED if self._known_slots[0] else statements.READ_STREAM
-        return list(map(_stored_event, await self._rows(sql, 2, after_version, statements.MANY, stream, until)))
+        return list(map(as_stored_event, await self._rows(sql, 2, after_version, statements.MANY, stream, until)))
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
@@ -271,9 +269,9 @@ class SqliteStore(MovableSlots):
 
     async def read(self, after: int, limit: int) -> list[StoredEvent]:
         """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
-        rows = list(map(_stored_event, await self._rows(statements.READ_LOG, 0, after, max(limit, 1))))
+        rows = list(map(as_stored_event, await self._rows(statements.READ_LOG, 0, after, max(limit, 1))))
         if rows and (remaining := rows[-1].remaining):
-            rows += map(_stored_event, await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining))
+            rows += map(as_stored_event, await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining))
         return rows
 
     async def wait(self, after: int, timeout_s: float) -> int:
@@ -297,7 +295,7 @@ class SqliteStore(MovableSlots):
 
     async def scan(self, after: int, limit: int) -> list[StoredEvent | Unreadable]:
         """What is stored at up to `limit` positions after `after`, gaps and cut commits included."""
-        return list(map(_stored_event, await self._rows(statements.READ_LOG, 0, after, limit)))
+        return list(map(as_stored_event, await self._rows(statements.READ_LOG, 0, after, limit)))
 
     async def self_check(self) -> Sequence[str]:
         """What SQLite finds wrong with the file, indexes included. Reads all of it."""

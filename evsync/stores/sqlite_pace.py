@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 
 from evsync.records import Commit
@@ -14,9 +13,13 @@ EVENTS_AT_ONCE = 512
 BYTES_AT_ONCE = 256 << 10
 """And no more than that in them: one save may hold 65,536 events, which take half a second."""
 QUICK_S = 0.002
-"""What an append may take there, smoothed over the last few: a single hiccup of the disk changes nothing."""
-SLOW_FOR_S = 1.0
-"""For so long after that, all are made in the thread."""
+"""What an append may take there, smoothed over the last few."""
+HICCUP_S = 0.004
+"""For so long a slow one counts at most: four in a row are needed, the processor was merely elsewhere for one."""
+STALL_S = 0.1
+"""One append of this length is enough: the disk has stalled, and with it all that the event loop had to do."""
+SLOW_FOR_S, SLOW_AT_MOST_S = 1.0, 60.0
+"""For so long after that, all are made in the thread; twice as long when they are found slow again soon after."""
 COMMITS_BETWEEN_CHECKPOINTS = 1_000
 BYTES_BETWEEN_CHECKPOINTS = 8 << 20
 """After so many, the write-ahead log is folded into the database in the thread: some 3,000 pages of it, 12 MB."""
@@ -28,23 +31,35 @@ class Pace:
 
     def __init__(self, *, on_loop: bool) -> None:
         self._not_before = 0.0 if on_loop else math.inf
+        self._slow_for_s = SLOW_FOR_S
         self._mean_s = 0.0
+        self._allowed = (0, 0)
         self._commits = self._bytes = 0
 
-    def allows(self, commits: Sequence[Commit]) -> bool:
-        """Whether these commits may be made on the event loop now."""
-        if len(commits) > COMMITS_AT_ONCE or time.monotonic() < self._not_before:
+    def allows(self, commits: Sequence[Commit], now: float) -> bool:
+        """Whether these commits may be made on the event loop now. `now`, as all times here, is time.monotonic()."""
+        if len(commits) > COMMITS_AT_ONCE or now < self._not_before:
             return False
-        events, size_bytes = size_of(commits)
+        events = size_bytes = 0
+        for commit in commits:
+            for append in commit.appends:
+                events += len(append.events)
+                for event in append.events:
+                    size_bytes += len(event.data)
+        self._allowed = len(commits), size_bytes
         return events <= EVENTS_AT_ONCE and size_bytes <= BYTES_AT_ONCE
 
-    def took(self, seconds: float, commits: Sequence[Commit]) -> None:
-        """An append of these commits was made there and took so long."""
-        self._commits += len(commits)
-        self._bytes += size_of(commits)[1]
-        self._mean_s += _WEIGHT * (seconds - self._mean_s)
-        if self._mean_s > QUICK_S:
-            self._mean_s, self._not_before = 0.0, time.monotonic() + SLOW_FOR_S
+    def took(self, began: float, ended: float) -> None:
+        """The append that was allowed last was made there, and took that time."""
+        commits, size_bytes = self._allowed
+        self._commits += commits
+        self._bytes += size_bytes
+        seconds = ended - began
+        self._mean_s += _WEIGHT * (min(seconds, HICCUP_S) - self._mean_s)
+        if self._mean_s > QUICK_S or seconds > STALL_S:
+            again = began < self._not_before + self._slow_for_s
+            self._slow_for_s = min(2 * self._slow_for_s, SLOW_AT_MOST_S) if again else SLOW_FOR_S
+            self._mean_s, self._not_before = 0.0, ended + self._slow_for_s
 
     def checkpoint_due(self) -> bool:
         """Whether the write-ahead log should be folded into the database; says so once."""
@@ -52,14 +67,3 @@ class Pace:
             return False
         self._commits = self._bytes = 0
         return True
-
-
-def size_of(commits: Sequence[Commit]) -> tuple[int, int]:
-    """How many events, and how many bytes of event data, are in commits."""
-    events = size_bytes = 0
-    for commit in commits:
-        for append in commit.appends:
-            events += len(append.events)
-            for event in append.events:
-                size_bytes += len(event.data)
-    return events, size_bytes
