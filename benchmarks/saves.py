@@ -25,7 +25,7 @@ aggregate, nothing encoded.
 All three keep a write-ahead log and fsync it at every commit (`journal_mode=wal`, `synchronous=FULL`; eventsourcing
 sets only the former, and the run ends if its own connection says otherwise of either). Before the clock starts, each
 has saved so much that its write-ahead log has its final size: while that file grows, an fsync takes up to half as long
-again, and how long it grows is a setting (eventsourcing: SQLite's 1,000 pages; evsync: a thousand commits).
+again, and how long it grows is a setting (eventsourcing: SQLite's 1,000 pages; evsync: a thousand appends).
 
 Aggregates are of the same class for both, evsync's, whose ids are in the order of time. With random ids, as of
 eventsourcing's own class, 64 new streams touch about 64 pages of the index, all of which are written at the commit: 64

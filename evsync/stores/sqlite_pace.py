@@ -16,11 +16,13 @@ QUICK_S = 0.002
 """What an append may take there, smoothed over the last few."""
 HICCUP_S = 0.004
 """For so long a slow one counts at most: four in a row are needed, the processor was merely elsewhere for one."""
+SLOW_FOR_S = 1.0
+"""For so long after that, all are made in the thread."""
 STALL_S = 0.1
 """One append of this length is enough: the disk has stalled, and with it all that the event loop had to do."""
-SLOW_FOR_S, SLOW_AT_MOST_S = 1.0, 60.0
-"""For so long after that, all are made in the thread; twice as long when they are found slow again soon after."""
-COMMITS_BETWEEN_CHECKPOINTS = 1_000
+STALLED_AT_MOST_S = 60.0
+"""Then they are made in the thread twice as long as after the stall before, if that is not long ago, up to this."""
+APPENDS_BETWEEN_CHECKPOINTS = 1_000
 BYTES_BETWEEN_CHECKPOINTS = 8 << 20
 """After so many, the write-ahead log is folded into the database in the thread: some 3,000 pages of it, 12 MB."""
 _WEIGHT = 0.2
@@ -31,10 +33,9 @@ class Pace:
 
     def __init__(self, *, on_loop: bool) -> None:
         self._not_before = 0.0 if on_loop else math.inf
-        self._slow_for_s = SLOW_FOR_S
+        self._stalled_for_s = SLOW_FOR_S
         self._mean_s = 0.0
-        self._allowed = (0, 0)
-        self._commits = self._bytes = 0
+        self._allowed_bytes = self._appends = self._bytes = 0
 
     def allows(self, commits: Sequence[Commit], now: float) -> bool:
         """Whether these commits may be made on the event loop now. `now`, as all times here, is time.monotonic()."""
@@ -46,24 +47,25 @@ class Pace:
                 events += len(append.events)
                 for event in append.events:
                     size_bytes += len(event.data)
-        self._allowed = len(commits), size_bytes
+        self._allowed_bytes = size_bytes
         return events <= EVENTS_AT_ONCE and size_bytes <= BYTES_AT_ONCE
 
     def took(self, began: float, ended: float) -> None:
         """The append that was allowed last was made there, and took that time."""
-        commits, size_bytes = self._allowed
-        self._commits += commits
-        self._bytes += size_bytes
+        self._appends += 1
+        self._bytes += self._allowed_bytes
         seconds = ended - began
         self._mean_s += _WEIGHT * (min(seconds, HICCUP_S) - self._mean_s)
-        if self._mean_s > QUICK_S or seconds > STALL_S:
-            again = began < self._not_before + self._slow_for_s
-            self._slow_for_s = min(2 * self._slow_for_s, SLOW_AT_MOST_S) if again else SLOW_FOR_S
-            self._mean_s, self._not_before = 0.0, ended + self._slow_for_s
+        if seconds > STALL_S:
+            again = began < self._not_before + self._stalled_for_s
+            self._stalled_for_s = min(2 * self._stalled_for_s, STALLED_AT_MOST_S) if again else SLOW_FOR_S
+            self._mean_s, self._not_before = 0.0, ended + self._stalled_for_s
+        elif self._mean_s > QUICK_S:
+            self._mean_s, self._not_before = 0.0, ended + SLOW_FOR_S
 
     def checkpoint_due(self) -> bool:
         """Whether the write-ahead log should be folded into the database; says so once."""
-        if self._commits < COMMITS_BETWEEN_CHECKPOINTS and self._bytes < BYTES_BETWEEN_CHECKPOINTS:
+        if self._appends < APPENDS_BETWEEN_CHECKPOINTS and self._bytes < BYTES_BETWEEN_CHECKPOINTS:
             return False
-        self._commits = self._bytes = 0
+        self._appends = self._bytes = 0
         return True

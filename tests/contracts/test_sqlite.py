@@ -155,7 +155,7 @@ async def test_few_commits_of_many_bytes_are_folded_in_too(tmp_path: Path, monke
 async def test_the_write_ahead_log_is_folded_in_by_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits on the event loop never stop to do it, and yet the file does not grow without limit."""
     monkeypatch.setattr(pace, "QUICK_S", 60.0)
-    monkeypatch.setattr(pace, "COMMITS_BETWEEN_CHECKPOINTS", 20)
+    monkeypatch.setattr(pace, "APPENDS_BETWEEN_CHECKPOINTS", 20)
     store = await SqliteStore.open(tmp_path / "events.db", service="users")
     queue = GroupCommit(store)
     sizes = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from evsync.records import Append, Commit, NewEvent, new_command
 from evsync.stores.sqlite_pace import (
+    APPENDS_BETWEEN_CHECKPOINTS,
     BYTES_AT_ONCE,
     COMMITS_AT_ONCE,
-    COMMITS_BETWEEN_CHECKPOINTS,
     HICCUP_S,
-    SLOW_AT_MOST_S,
     SLOW_FOR_S,
     STALL_S,
+    STALLED_AT_MOST_S,
     Pace,
 )
 
@@ -61,7 +61,7 @@ def test_one_stall_is_enough_and_the_next_tries_come_more_and_more_rarely() -> N
         _append(pace, at, 2 * STALL_S)
         at += 2 * STALL_S
         pauses.append(next(s for s in (2**n for n in range(12)) if pace.allows(_commits(1), at + min(s, 60) + 0.01)))
-        at += min(pauses[-1], SLOW_AT_MOST_S) + 0.02
+        at += min(pauses[-1], STALLED_AT_MOST_S) + 0.02
     assert pauses == [1, 2, 4, 8, 16, 32, *[64] * 6]
 
 
@@ -75,11 +75,11 @@ def test_a_disk_that_was_quick_for_as_long_again_is_taken_for_a_quick_one() -> N
     assert pace.allows(_commits(1), 121 + SLOW_FOR_S + 0.01)
 
 
-def test_a_checkpoint_is_due_once_after_so_many_commits() -> None:
+def test_a_checkpoint_is_due_once_after_so_many_appends() -> None:
     """Counted over all appends that were made on the event loop."""
     pace, due = Pace(on_loop=True), []
-    for i in range(2 * COMMITS_BETWEEN_CHECKPOINTS):
+    for i in range(2 * APPENDS_BETWEEN_CHECKPOINTS):
         _append(pace, 100 + i, 0.0001)
         if pace.checkpoint_due():
             due.append(i + 1)
-    assert due == [COMMITS_BETWEEN_CHECKPOINTS, 2 * COMMITS_BETWEEN_CHECKPOINTS]
+    assert due == [APPENDS_BETWEEN_CHECKPOINTS, 2 * APPENDS_BETWEEN_CHECKPOINTS]
