@@ -162,7 +162,8 @@ def _create_schema(connection: Any, quoted: str) -> None:
 
 
 def _sqlite(url: sa.URL, in_memory: bool, *, readers: int) -> sa.Engine:
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_S, "check_same_thread": False}}
+    patience_s = BUSY_S if readers else 0  # a writer waits in `_begin_to_write`
+    options: dict[str, Any] = {"connect_args": {"timeout": patience_s, "check_same_thread": False}}
     if in_memory:
         options["poolclass"] = StaticPool  # one connection for all: another would be another database
     else:
@@ -180,10 +181,32 @@ def _sqlite(url: sa.URL, in_memory: bool, *, readers: int) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        # A writer takes the lock at once: one that began by reading could find that it must not write any more.
-        connection.exec_driver_sql("BEGIN" if readers else "BEGIN IMMEDIATE")
+        if readers:
+            connection.exec_driver_sql("BEGIN")
+        else:
+            _begin_to_write(connection)
 
     return engine
+
+
+def _begin_to_write(connection: sa.Connection) -> None:
+    """Take the write lock at once: who began by reading could find that it must not write any more.
+
+    Another worker holds it for some milliseconds at a time. SQLite's own busy handler asks after 1, 2, 5, 10, 15, 20, …
+    ms, and so sleeps through most of the time in which the file is free.
+    """
+    deadline = time.monotonic() + BUSY_S
+    pause_s = 0.0003
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        except sa.exc.OperationalError as e:
+            code = getattr(e.orig, "sqlite_errorcode", 0) & 0xFF
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(1.3 * pause_s, 0.002)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
