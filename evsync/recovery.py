@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 
 from evsync.archive.copies import Progress
+from evsync.archive.marks import MarkedLog
 from evsync.archive.restore import Archive, RestoreReport, Until, restore
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveIncomplete, NotFound, TargetUnavailable
@@ -37,21 +38,22 @@ async def restore_log(
     to: str,
     until: Until,
     *,
+    marked: MarkedLog | None = None,
     connection: Connection | None = None,
     tell: Progress | None = None,
 ) -> RestoreReport:
     """Restore an archived log into a new store at a URL.
 
-    With a connection to NATS, what the archive does not have yet comes from the log's stream there. Raises
-    ArchiveError, StoreError, ConfigurationError where there is a store already, RelayError for a stream that cannot go
-    on where the archive ends.
+    With a mark of the log, to that. With a connection to NATS, what the archive does not have yet comes from the log's
+    stream there. Raises ArchiveError, StoreError, ConfigurationError where there is a store already, RelayError for a
+    stream that cannot go on where the archive ends.
     """
     identity = archive.identity
     tail = await stream_of(connection, identity) if connection is not None else None
     try:
         into = await restore_store(to, service=identity.service, shard=identity.shard, slots=identity.slots)
         try:
-            return await restore(archive, into, until=until, tail=tail, tell=tell)
+            return await restore(archive, into, until=until, marked=marked, tail=tail, tell=tell)
         finally:
             await into.close()
     finally:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from evsync.archive.copies import Copy, Progress, incarnations_of, read_copies
+from evsync.archive.followers import Followers
+from evsync.archive.marks import MarkedLog
 from evsync.archive.segments import Header
-from evsync.codec.values import unpack
-from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, DecodingError
+from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
 from evsync.ports import BackupTarget, LogReader, StoreRestore
-from evsync.records import (
-    CHECKPOINTS_EVENT,
-    REACTION_TAG,
-    RESTORES_STREAM,
-    Checkpoint,
-    LogIdentity,
-    StoredEvent,
-    checkpoint_of,
-    decode_meta,
-    new_incarnation,
-)
+from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
 from evsync.restores import restored_event
 
 TAIL_EVENTS = 1_000
@@ -131,12 +121,14 @@ async def restore(
     into: StoreRestore,
     *,
     until: Until,
+    marked: MarkedLog | None = None,
     tail: Tail | None = None,
     clock: Callable[[], float] = time.time,
     tell: Progress | None = None,
 ) -> RestoreReport:
     """Fill a store from an archive, and from `tail` what the archive does not have yet. Completes the store.
 
+    With a mark of the log, that says up to where, whatever `until` says, and where the service's reactions were.
     The log goes on as a new incarnation, with an event that says where it was restored. Raises ArchiveDamaged,
     ArchiveIncomplete, TargetUnavailable, StoreError, and what `tail` raises; the store is then not complete.
     """
@@ -145,6 +137,8 @@ async def restore(
     worked_around: dict[str, None] = {}
     position = restores = latest_us = from_stream = 0
     total = await archive.end()
+    if marked is not None:
+        until = Until(position=marked.position)
 
     async for header, events, ends in _events(archive, until, tail, worked_around):
         await into.load(events)
@@ -154,7 +148,7 @@ async def restore(
         if header is None:
             from_stream += len(events)
         elif not ends:
-            followers.at(header)
+            followers.at(header.checkpoints)
         if events:
             position = events[-1].position
             latest_us = max(latest_us, *(e.time_us for e in events))
@@ -165,10 +159,18 @@ async def restore(
             f"position {until.position} is not in the archive of log {archive.identity.name}, which ends at {position}"
             f" ({', '.join(c.target.url for c in archive.copies)})"
         )
+    if marked is not None and position != marked.position:
+        raise ArchiveIncomplete(
+            f"the mark of log {archive.identity.name} is at position {marked.position}, and no commit ends there: its "
+            f"last whole one before ends at {position}. Nothing was restored"
+        )
     parent = archive.identity
     identity = parent.restored(position, new_incarnation())
     version = restores + 1
     await into.load([restored_event(identity, position, version, int(clock() * 1_000_000))])
+    if marked is not None:
+        followers = Followers()
+        followers.at(marked.checkpoints)
     checkpoints = followers.checkpoints()
     await into.complete(identity, checkpoints)
     return RestoreReport(
@@ -220,43 +222,3 @@ def _silent(archive: Archive, after: int) -> ArchiveIncomplete:
         f"position {after}; nothing was restored. Begin again when the NATS server can be reached, or restore without "
         "--from-stream what the archive has."
     )
-
-
-class Followers:
-    """How far a service's reactions had come, from what the log and its segments say."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, dict[tuple[str, int], Checkpoint]] = defaultdict(dict)
-
-    def at(self, header: Header) -> None:
-        """A whole segment was restored."""
-        for kept in header.checkpoints:
-            self._learn(kept.follower, kept.checkpoint)
-
-    def see(self, event: StoredEvent) -> None:
-        """An event was restored. Raises DecodingError for one that tells of a checkpoint and cannot be read."""
-        if event.meta is not None and f'"{REACTION_TAG}":' in event.meta:
-            tag = decode_meta(event.meta).get(REACTION_TAG, "")
-            try:
-                self._learn(*checkpoint_of(tag))
-            except DecodingError:
-                return  # a tag of the user's own
-        elif event.type.endswith(CHECKPOINTS_EVENT):
-            self._read(event)
-
-    def checkpoints(self) -> dict[str, list[Checkpoint]]:
-        """By follower."""
-        return {follower: list(kept.values()) for follower, kept in self._found.items()}
-
-    def _read(self, event: StoredEvent) -> None:
-        """A JetStream store keeps checkpoints in events: see evsync.jetstream.store_checkpoints."""
-        fields: dict[str, Any] = unpack(event.data)
-        follower = event.stream.rpartition("/")[2]
-        for each in fields["checkpoints"]:
-            self._learn(follower, Checkpoint(**each))
-
-    def _learn(self, follower: str, checkpoint: Checkpoint) -> None:
-        """Later in the log, or farther: what comes last counts, unless it is what a segment knew before its end."""
-        known = self._found[follower].get((checkpoint.log, checkpoint.group))
-        if known is None or known.position <= checkpoint.position or known.incarnation != checkpoint.incarnation:
-            self._found[follower][checkpoint.log, checkpoint.group] = checkpoint

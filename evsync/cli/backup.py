@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 
 from evsync.archive.backup import BackupReport, Backups
 from evsync.archive.copies import CopyReport, incarnations_of, verify_copy
+from evsync.archive.marking import MarkReport, ToMark, make_mark
+from evsync.archive.marks import Mark, marks_in, name_for, verify_marks
 from evsync.archive.policy import BackupPolicy
 from evsync.archive.schedule import problem_of
 from evsync.archive.targets import opened_targets
@@ -107,6 +111,38 @@ def drill_(target: Target, json: Json = False, debug: Debug = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def mark(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="module:service", show_default=False, help="All services that follow one another."),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the mark; the present time if none is given.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Mark a place in the logs of several services to which they can be restored together.
+
+    No log has an answer there to what another one has not. All logs are brought to their places up to the mark, and
+    the mark is put beside them. The services go on meanwhile.
+
+    \b
+        evsync backup mark shop.orders:orders shop.payments:payments --name before-the-move
+        evsync restore shop.orders:orders --to sqlite:///orders2.db --mark before-the-move
+        evsync restore shop.payments:payments --to sqlite:///payments2.db --mark before-the-move
+    """
+    with reporting(debug):
+        services = [load(target) for target in targets]
+        report = asyncio.run(_mark(services, name or name_for(datetime.now(UTC))))
+        left_out = _left_out(services)
+    if json:
+        print_json({**asdict(report), "left_out": left_out})
+    else:
+        _show_mark(report, left_out)
+
+
 def policy_of(service: Service) -> BackupPolicy:
     """The service's policy. Raises ConfigurationError if it has none."""
     if service.backups is None:
@@ -125,6 +161,29 @@ async def _run(service: Service) -> BackupReport:
             return await backups.run(advance)
 
 
+async def _mark(services: Sequence[Service], name: str) -> MarkReport:
+    async with AsyncExitStack() as stack:
+        logs = []
+        for service in services:
+            policy = policy_of(service)
+            await stack.enter_async_context(service.inspect())
+            targets = await stack.enter_async_context(opened_targets(policy.targets))
+            followers = [reaction.name for reaction in service.reactions]
+            logs.append(ToMark(service.runtime.store, targets, policy, followers))
+        with progress("Archiving") as advance:
+            return await make_mark(name, logs, advance)
+
+
+def _left_out(services: Sequence[Service]) -> dict[str, list[str]]:
+    """Services whose events these answer and that are not among them, each with those that do."""
+    names = {service.name for service in services}
+    found: dict[str, list[str]] = {}
+    for service in services:
+        for source in dict.fromkeys(s for reaction in service.reactions for s in reaction.sources if s not in names):
+            found.setdefault(source, []).append(service.name)
+    return found
+
+
 async def _list(service: Service) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     async with opened_targets(policy_of(service).targets) as targets:
@@ -136,6 +195,7 @@ async def _list(service: Service) -> list[dict[str, Any]]:
 async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
     try:
         drilled = await last_drill(target, log)
+        marks = await marks_in(target, log)
         rows = []
         for incarnation, [copy] in (await incarnations_of([target], log)).items():
             headers = [await copy.header(first) for first in await copy.firsts()]
@@ -148,8 +208,14 @@ async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
                     "latest_event": as_utc(to_datetime(max(h.latest_us for h in headers))),
                     "made": as_utc(to_datetime(max(h.made_us for h in headers))),
                     "drill": drilled if drilled and drilled.get("incarnation") == incarnation else None,
+                    "marks": [
+                        _mark_as_object(m, log)
+                        for m in marks
+                        if isinstance(m, Mark) and m.logs[log].incarnation == incarnation
+                    ],
                 }
             )
+        rows += [{"target": target.url, "problem": str(m)} for m in marks if not isinstance(m, Mark)]
     except TargetUnavailable as e:
         return [{"target": target.url, "problem": str(e)}]
     return rows or [{"target": target.url, "problem": f"there is no archive of log {log} yet"}]
@@ -169,6 +235,7 @@ async def _verify(service: Service) -> tuple[list[CopyReport], list[str]]:
                 for [copy] in found.values():
                     with progress(f"Reading {target.url}") as advance:
                         reports.append(await verify_copy(copy, advance))
+                problems += map(str, await verify_marks(target, log, reports))
             except TargetUnavailable as e:
                 problems.append(str(e))
     for report in reports:
@@ -206,6 +273,31 @@ def _show_run(report: BackupReport) -> None:
     )
 
 
+def _show_mark(report: MarkReport, left_out: Mapping[str, list[str]]) -> None:
+    rows = [
+        (m.log, m.incarnation, m.position, m.head - m.position, len(m.places), ", ".join(m.places)) for m in report.logs
+    ]
+    headings = ("log", "incarnation", "position", "left out", "places", "")
+    print_lines(
+        plain(f"mark {report.name}"),
+        table(headings, rows, right=("position", "left out", "places")),
+        *(plain(f"log {m.log}: {problem}") for m in report.logs for problem in m.problems),
+        *(
+            plain(f"{source} is not marked: restored, {' and '.join(by)} would answer its later events once more")
+            for source, by in left_out.items()
+        ),
+    )
+
+
+def _mark_as_object(mark: Mark, log: str) -> dict[str, Any]:
+    return {
+        "name": mark.name,
+        "made": as_utc(to_datetime(mark.made_us)),
+        "position": mark.logs[log].position,
+        "logs": {name: part.position for name, part in mark.logs.items()},
+    }
+
+
 def _show_list(found: list[dict[str, Any]]) -> None:
     rows = [
         (f["target"], f["incarnation"], f["segments"], f["last"], f["latest_event"], _drilled(f["drill"]))
@@ -213,8 +305,14 @@ def _show_list(found: list[dict[str, Any]]) -> None:
         if "problem" not in f
     ]
     headings = ("place", "incarnation", "segments", "position", "latest event", "last drill")
+    marks = [
+        (m["name"], m["position"], ", ".join(f"{log} {at}" for log, at in m["logs"].items()), f["target"])
+        for f in found
+        for m in f.get("marks", ())
+    ]
     print_lines(
         *([table(headings, rows, right=("segments", "position"))] if rows else ()),
+        *(["", table(("mark", "position", "of", "place"), marks, right=("position",))] if marks else ()),
         *(plain(f"{f['target']}: {f['problem']}") for f in found if "problem" in f),
     )
 

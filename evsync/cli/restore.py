@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from evsync.archive.marks import find_mark
 from evsync.archive.restore import Archive, RestoreReport, Until
 from evsync.archive.targets import opened_targets
 from evsync.cli.backup import policy_of
@@ -33,6 +34,9 @@ def restore(
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only as it was then, such as 2026-01-31T12:00:00Z.")
     ] = None,
+    mark: Annotated[
+        str | None, typer.Option(metavar="NAME", help="To this mark, which `evsync backup mark` has made.")
+    ] = None,
     places: Annotated[
         list[str] | None,
         typer.Option("--from", metavar="PLACE", help="Read this place, not those of the policy. May be repeated."),
@@ -56,10 +60,17 @@ def restore(
         evsync restore shop.users:users --to sqlite:///restored.db
         evsync restore shop.users:users --to postgresql://localhost/shop?schema=users2 --at 2026-01-31T12:00:00Z
         evsync restore shop.users:users --to sqlite:///restored.db --from-stream
+        evsync restore shop.users:users --to sqlite:///restored.db --mark before-the-move
     """
+    if mark is not None and (position is not None or at is not None or incarnation is not None or from_stream):
+        raise typer.BadParameter(
+            "a mark says itself up to where, and of which incarnation: leave --position, --at, --incarnation and "
+            "--from-stream out",
+            param_hint="--mark",
+        )
     until = Until(position=position, time_us=to_time_us(parse_time(at, "--at")) if at is not None else None)
     with reporting(debug):
-        report = asyncio.run(_restore(load(target), to, until, places or [], incarnation, from_stream))
+        report = asyncio.run(_restore(load(target), to, until, mark, places or [], incarnation, from_stream))
     if json:
         print_json(asdict(report))
         return
@@ -78,17 +89,24 @@ def restore(
 
 
 async def _restore(
-    service: Service, to: str, until: Until, places: list[str], incarnation: str | None, from_stream: bool
+    service: Service,
+    to: str,
+    until: Until,
+    mark: str | None,
+    places: list[str],
+    incarnation: str | None,
+    from_stream: bool,
 ) -> RestoreReport:
     log = f"{service.name}.main"
     connection = None
     async with opened_targets(places or policy_of(service).targets) as targets:
-        archive = await Archive.find(targets, log, incarnation)
+        marked = (await find_mark(targets, log, mark)).logs[log] if mark is not None else None
+        archive = await Archive.find(targets, log, marked.incarnation if marked is not None else incarnation)
         try:
             if from_stream:
                 connection = await _connect(service)
             with progress("Restoring") as advance:
-                return await restore_log(archive, to, until, connection=connection, tell=advance)
+                return await restore_log(archive, to, until, marked=marked, connection=connection, tell=advance)
         finally:
             if connection is not None:
                 await connection.close()

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,8 +19,9 @@ from evsync import Service
 from evsync.codec.values import unpack
 from evsync.jetstream.server import EmbeddedServer
 from evsync.records import StoredEvent, decode_meta, event_uuid
-from tests.docs.pages import ROOT, page
+from tests.docs.pages import ROOT
 from tests.relaying import eventually
+from tests.saga import saga_modules
 
 pytestmark = pytest.mark.anyio
 
@@ -42,12 +42,7 @@ class Shop:
             "PYTHONPATH": str(ROOT),
         }
         self.processes: dict[str, list[Process]] = {"orders": [], "payments": []}
-        code: dict[str, str] = {}
-        for block in page("docs/howto/sagas.md").blocks():
-            if block.file in ("orders.py", "payments.py"):
-                (directory / block.file).write_text(block.text)
-                code[block.file] = block.text
-        self.orders_module, self.payments_module = (_module(name, text) for name, text in sorted(code.items()))
+        self.orders_module, self.payments_module = saga_modules(directory)
         self.orders: Service = self.orders_module.orders
         self.payments: Service = self.payments_module.payments
 
@@ -121,13 +116,6 @@ class Shop:
         while found := await store.read(len(events), 1_000):
             events += found
         return events
-
-
-def _module(name: str, text: str) -> ModuleType:
-    module = ModuleType(f"saga_{name.removesuffix('.py')}")
-    sys.modules[module.__name__] = module
-    exec(compile(text, name, "exec"), module.__dict__)
-    return module
 
 
 async def test_every_order_ends_paid_or_cancelled_and_no_money_is_lost_whoever_is_killed(

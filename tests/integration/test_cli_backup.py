@@ -179,3 +179,27 @@ async def test_a_reset_asks_first(shop: Shop) -> None:
     assert code == 0, screen
     assert "Go on?" in screen
     assert "are made anew" in screen
+
+
+async def test_services_are_marked_and_restored_to_the_mark(shop: Shop) -> None:
+    """The mark is listed and verified; a restore to it stops there, whatever was archived since."""
+    await shop.save(item("sku-1", 5))
+    shown = shop.evsync("backup", "mark", "archived:stock", "--name", "noon").stdout.splitlines()
+    assert shown[0] == "mark noon"
+    assert shown[2].split()[2:] == ["1", "0", "2", "disk-a,", "disk-b"]
+    await shop.save(item("sku-2", 6))
+    [second] = shop.json("backup", "mark", "archived:stock")
+    assert [(m["log"], m["position"], m["places"]) for m in second["logs"]] == [("stock.main", 2, ["disk-a", "disk-b"])]
+    [listed] = shop.json("backup", "list", "archived:stock")
+    assert [[(m["name"], m["logs"]) for m in c["marks"]] for c in listed] == [
+        [("noon", {"stock.main": 1}), (second["name"], {"stock.main": 2})]
+    ] * 2
+    assert "noon" in shop.evsync("backup", "list", "archived:stock").stdout
+    [restored] = shop.json("restore", "archived:stock", "--to", "sqlite:///restored.db", "--mark", "noon")
+    assert (restored["position"], restored["parent"]) == (1, second["logs"][0]["incarnation"])
+    (shop.directory / "disk-a" / "stock.main" / "marks" / "noon.json").write_text("{}")
+    assert "noon.json in disk-a" in shop.evsync("backup", "verify", "archived:stock", code=1).stdout
+    assert "noon.json in disk-a" in shop.evsync("backup", "list", "archived:stock").stdout
+    shop.evsync("restore", "archived:stock", "--to", "sqlite:///other.db", "--mark", "noon")  # from the other place
+    both = ("--mark", "noon", "--position", "1")
+    assert "--mark" in shop.evsync("restore", "archived:stock", "--to", "sqlite:///x.db", *both, code=2).stderr

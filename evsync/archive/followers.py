@@ -1,0 +1,65 @@
+"""How far a service's reactions had come at a place in its log, from what the log and its segments say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from evsync.archive.segments import FollowerCheckpoint
+from evsync.codec.values import unpack
+from evsync.errors import DecodingError
+from evsync.records import (
+    CHECKPOINTS_EVENT,
+    REACTION_TAG,
+    Checkpoint,
+    StoredEvent,
+    checkpoint_of,
+    decode_meta,
+)
+
+
+class Followers:
+    """Is told of events in the order of the log, and knows the checkpoints then."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[tuple[str, int], Checkpoint]] = defaultdict(dict)
+
+    def at(self, checkpoints: Iterable[FollowerCheckpoint]) -> None:
+        """So far they had come, as a segment or a mark says."""
+        for kept in checkpoints:
+            self._learn(kept)
+
+    def see(self, event: StoredEvent) -> None:
+        """The next event. Raises DecodingError for one that tells of a checkpoint and cannot be read."""
+        for kept in checkpoints_in(event):
+            self._learn(kept)
+
+    def checkpoints(self) -> dict[str, list[Checkpoint]]:
+        """By follower."""
+        return {follower: list(kept.values()) for follower, kept in self._found.items()}
+
+    def _learn(self, kept: FollowerCheckpoint) -> None:
+        """Later in the log, or farther: what comes last counts, unless it is what a segment knew before its end."""
+        checkpoint = kept.checkpoint
+        known = self._found[kept.follower].get((checkpoint.log, checkpoint.group))
+        if known is None or known.position <= checkpoint.position or known.incarnation != checkpoint.incarnation:
+            self._found[kept.follower][checkpoint.log, checkpoint.group] = checkpoint
+
+
+def checkpoints_in(event: StoredEvent) -> list[FollowerCheckpoint]:
+    """The checkpoints that were stored in one commit with the event, as far as it tells of them. Raises DecodingError.
+
+    A reaction's answer has its checkpoint among its tags; a JetStream store keeps checkpoints in events (see
+    evsync.jetstream.store_checkpoints).
+    """
+    if event.meta is not None and f'"{REACTION_TAG}":' in event.meta:
+        try:
+            return [FollowerCheckpoint(*checkpoint_of(decode_meta(event.meta).get(REACTION_TAG, "")))]
+        except DecodingError:
+            return []  # a tag of the user's own
+    if event.type.endswith(CHECKPOINTS_EVENT):
+        fields: dict[str, Any] = unpack(event.data)
+        follower = event.stream.rpartition("/")[2]
+        return [FollowerCheckpoint(follower, Checkpoint(**each)) for each in fields["checkpoints"]]
+    return []
