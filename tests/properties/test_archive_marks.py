@@ -52,9 +52,7 @@ def holds(marks: dict[str, int], found: Sequence[Dependent]) -> bool:
 
 @settings(database=None)
 @given(heads=heads, found=dependents)
-def test_a_mark_is_the_greatest_that_depends_on_nothing_beyond_it(
-    heads: dict[str, int], found: list[Dependent]
-) -> None:
+def test_a_mark_is_the_greatest_place_that_keeps_the_rule(heads: dict[str, int], found: list[Dependent]) -> None:
     """Of all places at or below the heads that keep the rule, each log's is the greatest; there is one such mark."""
     marks = lowered(heads, found)
     assert holds(marks, found)
