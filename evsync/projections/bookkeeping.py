@@ -128,37 +128,25 @@ def made_by(connection: sa.Connection, projection: str) -> Claim | None:
     """Version and number of groups of the projection that has made a read model; None if nothing was applied yet."""
     if (version := version_of(connection, projection)) is None:
         return None
-    groups = sa.select(sa.func.count()).select_from(LEASES).where(LEASES.c.projection == projection)
-    return Claim(projection, version, connection.execute(groups).scalar_one(), "", 0.0)
+    return Claim(projection, version, _groups_of(connection, projection), "", 0.0)
 
 
 def enroll(connection: sa.Connection, claim: Claim) -> bool:
-    """Make the projection known; whether anything was applied for it already.
-
-    Raises ConfigurationError for a read model made by another version, or with another number of groups.
-    """
-    begun = check_version(connection, claim)
-    groups = connection.scalar(
-        sa.select(sa.func.count()).select_from(LEASES).where(LEASES.c.projection == claim.projection)
-    )
-    if not groups:
+    """Make the projection known; whether anything was applied for it already. Raises as `check_model`."""
+    begun = check_model(connection, claim)
+    if not _groups_of(connection, claim.projection):
         rows = [_lease(claim, group) for group in range(claim.groups)]
         connection.execute(sa.insert(LEASES), rows)
         # Left by somebody who has deleted the other rows, to build the read model anew.
         connection.execute(sa.delete(PARKED).where(PARKED.c.projection == claim.projection))
-    elif groups != claim.groups:
-        raise ConfigurationError(
-            f"the read model of projection {claim.projection!r} was made with groups={groups}, and this is "
-            f"groups={claim.groups}. Nothing was touched. {mend(claim.projection)}"
-        )
     return begun
 
 
-def check_version(connection: sa.Connection, claim: Claim) -> bool:
-    """Whether anything was applied by this version of the projection.
+def check_model(connection: sa.Connection, claim: Claim) -> bool:
+    """Whether anything was applied by this version of the projection, in so many groups.
 
-    Raises ConfigurationError if it was another: that is so too for a worker that was at work when the model was
-    rebuilt.
+    Raises ConfigurationError if it was another version, or another number of groups: that is so too for a worker that
+    was at work when the model was rebuilt.
     """
     mine = _checkpoints.c.projection == claim.projection
     versions = connection.scalars(sa.select(_checkpoints.c.version).where(mine).distinct()).all()
@@ -170,7 +158,22 @@ def check_version(connection: sa.Connection, claim: Claim) -> bool:
                 f"version {claim.version}. Nothing was touched. "
                 f"{newer if version > claim.version else mend(claim.projection)}"
             )
+    if (groups := _groups_of(connection, claim.projection)) not in (0, claim.groups):
+        raise ConfigurationError(
+            f"the read model of projection {claim.projection!r} was made with groups={groups}, and this is "
+            f"groups={claim.groups}. Nothing was touched. Start this process again if its code is the older one; else "
+            f"{mend(claim.projection)}"
+        )
     return bool(versions)
+
+
+def superseded(connection: sa.Connection, claim: Claim) -> ConfigurationError | None:
+    """Why nothing of this claim can be seen any more, if the read model was made anew by later code."""
+    try:
+        check_model(connection, claim)
+    except ConfigurationError as e:
+        return e if (version_of(connection, claim.projection) or 0) >= claim.version else None
+    return None
 
 
 def mend(projection: str) -> str:
@@ -219,6 +222,11 @@ def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint
         Checkpoint(r["log"], r["group"], r["incarnation"], r["position"], r["count"], int(r["digest"], 16))
         for r in rows.mappings()
     ]
+
+
+def _groups_of(connection: sa.Connection, projection: str) -> int:
+    groups = sa.select(sa.func.count()).select_from(LEASES).where(LEASES.c.projection == projection)
+    return connection.execute(groups).scalar_one()
 
 
 def _lease(claim: Claim, group: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 import sqlalchemy as sa
 
 from evsync.projections import parked_rows
-from evsync.projections.bookkeeping import LEASES, WORKERS, check_version, read_checkpoints
+from evsync.projections.bookkeeping import LEASES, WORKERS, check_model, read_checkpoints, superseded
+from evsync.projections.halt import write_note
 from evsync.projections.parking import ParkedStream
 from evsync.projections.read_model import Claim, Fenced, Holding, Observation, Worker
 from evsync.projections.shares import Lease, decide
@@ -29,10 +30,13 @@ def balance(
 
     Tokens of groups that are taken are raised first and their checkpoints read afterwards, in this one transaction.
     Without a holding nothing is taken to be held: groups that still stand under the claim's name are taken anew.
-    `plan` is `plan_of_workers`. Raises Fenced, and ConfigurationError where another version has made the model since.
+    `plan` is `plan_of_workers`. Raises Fenced, and ConfigurationError where other code has made the model since: who
+    cannot work on it is not to be counted among its workers.
     """
     held = dict(holding.tokens) if holding is not None else {}
     check(connection, claim, held)
+    if not held:
+        check_model(connection, claim)
     now = time(connection)
     worker = {"projection": claim.projection, "owner": claim.owner, "expires": now + claim.lease_s, "reason": reason}
     plan.write(connection, tuple(WORKERS.c.keys()), (), [worker])
@@ -46,7 +50,7 @@ def balance(
     taken = _take(connection, claim, change.take, now) if change.take else {}
     tokens = {group: token for group, token in held.items() if group not in change.give} | taken
     if taken:
-        check_version(connection, claim)
+        check_model(connection, claim)  # again: it may have been exchanged before these were locked
         _forget_the_dead(connection, claim, now)
     checkpoints = [c for c in (holding.checkpoints if holding is not None else ()) if c.group in tokens]
     parked: list[ParkedStream] = []
@@ -90,11 +94,15 @@ def observe(connection: sa.Connection, claim: Claim) -> Observation:
         sa.select(WORKERS).where(WORKERS.c.projection == claim.projection).order_by(WORKERS.c.owner)
     ).all()
     running = [lease for lease in leases if _runs(lease.expires, now)]
+    halted = next((lease.halted for lease in leases if lease.halted and lease not in running), None)
+    checkpoints = read_checkpoints(connection, claim)
+    if (not checkpoints or len(leases) != claim.groups) and (error := superseded(connection, claim)) is not None:
+        checkpoints, halted = [], write_note(error)
     return Observation(
-        checkpoints=read_checkpoints(connection, claim),
+        checkpoints=checkpoints,
         parked=parked_rows.count(connection, claim),  # afterwards: none is missing that a checkpoint has passed
         held=bool(running),
-        halted=next((lease.halted for lease in leases if lease.halted and lease not in running), None),
+        halted=halted,
         workers=[
             Worker(row.owner, sorted(lease.group for lease in running if lease.owner == row.owner), row.reason)
             for row in rows

@@ -80,7 +80,8 @@ class Observation:
     held: bool
     """Whether any worker's lease is running."""
     halted: str | None
-    """What a worker said when it halted (see evsync.projections.halt), until another takes its groups over."""
+    """What a worker said when it halted (see evsync.projections.halt), until another takes its groups over; or that the
+    model was made anew by later code than that of whoever looks."""
     parked: int = 0
     """How many events are parked."""
     workers: Sequence[Worker] = ()
