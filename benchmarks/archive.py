@@ -35,7 +35,7 @@ The {PURCHASES:,} orders of the example at full size in an SQLite store, archive
 and restored from there into a new SQLite store; each segment is read back when it is written, and verified when it is
 read. History: what a projection's reader does with the archive, and all of a projection that reads there. The size is
 that of all segments, of the store's file after `VACUUM`. Saves during a backup: the same saves, 64 in flight, with and
-without backups that begin again as soon as they end, which no interval does; each pauses between segments, as a
+without backups that begin again as soon as they end, which no interval does; they rest between two pieces of work, as a
 service's own do.
 
 What limits it: Python on one core. A backup is SQLite's rows becoming Python values, then columns of them; a restore
@@ -43,7 +43,7 @@ the columns becoming values, and SQLite's index of streams. Reading history is f
 the handler, the contract and the read model's own statements are.
 """
 
-SAVES = 12_800
+SAVES = 40_000
 
 
 def measure(rounds: int, advance: Advance) -> list[Row]:

@@ -8,21 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from evsync.archive.columns import EventColumns
 from evsync.archive.compression import check_installed
 from evsync.archive.copies import Copy, Progress
+from evsync.archive.pace import Pace
 from evsync.archive.policy import Keep
 from evsync.archive.segments import FollowerCheckpoint, Header, Segment, encode_segment
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
 from evsync.ports import BackupTarget, Store
-from evsync.records import StoredEvent
 
 SEGMENT_EVENTS = 20_000
 SEGMENT_BYTES = 8 << 20
 """A segment ends with the commit that reaches one of these, at the latest."""
 MERGED_EVENTS = 50_000
-READ_EVENTS = 2_000
+READ_EVENTS = 1_000
+"""What is read and taken in at a time: a few milliseconds, for which nothing else of the process goes on."""
 GENTLE = 0.1
-"""The share of the time that the backups of a service take, which has other things to do."""
+"""The share of the time that the backups of a service take while it has other things to do."""
 _ATTEMPTS = 5
 
 
@@ -82,14 +84,14 @@ class Backups:
         share: float = 1.0,
     ) -> None:
         """`followers` are the names of the service's reactions, whose checkpoints are part of the store. `share` is how
-        much of the time a backup may work: one beside other work of the process pauses between segments.
+        much of the time a backup may work while the process has other work: see Pace.
 
         Raises ConfigurationError where zstd is not installed.
         """
         check_installed()
         self._store, self._copies, self._keep = store, copies, keep or Keep()
         self._followers, self._clock, self._segment_events = followers, clock, segment_events
-        self._pause_per_s = 1 / share - 1
+        self._pace = Pace(share)
         identity = store.identity
         self._of = [Copy(target, identity.name, identity.incarnation) for target in targets]
         self._encoded: dict[tuple[int, bytes], asyncio.Task[_Encoded]] = {}
@@ -151,7 +153,6 @@ class Backups:
         result.end = end
         lost_races = 0
         while end < head:
-            began = time.monotonic()
             encoded = await self._encode(end + 1, link, head, checkpoints)
             if await copy.target.put(copy.name(end + 1), encoded.content, replace=end + 1 in damaged):
                 damaged.discard(end + 1)
@@ -169,7 +170,6 @@ class Backups:
             result.end = end
             if tell is not None:
                 tell(min(end, head), head)
-            await asyncio.sleep((time.monotonic() - began) * self._pause_per_s)
         for first in damaged:
             if first <= end:  # what it held is in a new segment
                 await copy.target.delete(copy.name(first))
@@ -196,7 +196,7 @@ class Backups:
         if tail.header.last > head:
             what = f"holds positions up to {tail.header.last}, and the log ends at {head}"
         else:
-            archived = (await copy.events(tail))[-1]
+            archived = (await self._pace.step(copy.events(tail)))[-1]
             if (await self._store.read(archived.position - 1, 1))[:1] != [archived]:
                 what = f"holds another event at position {archived.position} than the log"
         if what is not None:
@@ -221,28 +221,34 @@ class Backups:
     async def _make(
         self, first: int, previous: bytes, head: int, checkpoints: Sequence[FollowerCheckpoint]
     ) -> _Encoded:
-        events: list[StoredEvent] = []
-        size = 0
-        while (last := first + len(events) - 1) < head and len(events) < self._segment_events and size < SEGMENT_BYTES:
-            part = await self._store.read(last, min(READ_EVENTS, self._segment_events - len(events)))
-            if not part:
-                raise ArchiveIncomplete(f"log {self._store.identity.name} ended at {last}, and its head was {head}")
-            if part[0].position != last + 1:
-                raise ArchiveIncomplete(
-                    f"log {self._store.identity.name} has no position {last + 1} any more; nothing was archived beyond"
-                )
-            events += part
-            size += sum(len(e.data) for e in part)
-        last = events[-1].position
-        content = await asyncio.to_thread(
-            encode_segment,
-            self._store.identity,
-            events,
-            previous,
-            made_us=int(self._clock() * 1_000_000),
-            checkpoints=checkpoints if last >= head else (),
+        events = EventColumns()
+        while (
+            (last := first + events.count - 1) < head
+            and events.count < self._segment_events
+            and events.size_bytes < SEGMENT_BYTES
+        ):
+            await self._pace.step(self._read(events, last))
+        content = await self._pace.step(
+            asyncio.to_thread(
+                encode_segment,
+                self._store.identity,
+                events,
+                previous,
+                made_us=int(self._clock() * 1_000_000),
+                checkpoints=checkpoints if last >= head else (),
+            )
         )
         return _Encoded(content, content[-32:], last)
+
+    async def _read(self, events: EventColumns, after: int) -> None:
+        """Take in the next events behind a position."""
+        part = await self._store.read(after, min(READ_EVENTS, self._segment_events - events.count))
+        name = self._store.identity.name
+        if not part:
+            raise ArchiveIncomplete(f"log {name} ended at {after}, and its head was greater")
+        if part[0].position != after + 1:
+            raise ArchiveIncomplete(f"log {name} has no position {after + 1} any more; nothing was archived beyond")
+        events.add(part)
 
     # ---- what has grown old
 
@@ -268,28 +274,34 @@ class Backups:
 
     async def _merge_these(self, copy: Copy, headers: Sequence[Header]) -> None:
         pieces: list[Segment] = []
-        events: list[StoredEvent] = []
+        events = EventColumns()
         for header in headers:
             segment = await copy.segment(header.first)
             if pieces and not pieces[-1].precedes(segment.header):
                 raise ArchiveDamaged(copy.target.url, header.name, "it does not name the segment before it")
             pieces.append(segment)
-            events += await copy.events(segment)
+            await self._pace.step(self._take_in(events, copy, segment))
         last = pieces[-1]
-        content = await asyncio.to_thread(
-            encode_segment,
-            last.header.identity,
-            events,
-            pieces[0].header.previous,
-            made_us=last.header.made_us,
-            stands_for=(last.sha256, *last.header.stands_for),
-            checkpoints=last.header.checkpoints,
+        content = await self._pace.step(
+            asyncio.to_thread(
+                encode_segment,
+                last.header.identity,
+                events,
+                pieces[0].header.previous,
+                made_us=last.header.made_us,
+                stands_for=(last.sha256, *last.header.stands_for),
+                checkpoints=last.header.checkpoints,
+            )
         )
         # In this order: killed in between, the pieces are there twice, which harms nobody.
         await copy.target.put(headers[0].name, content, replace=True)
         copy.forget()
         for header in headers[1:]:
             await copy.target.delete(header.name)
+
+    async def _take_in(self, events: EventColumns, copy: Copy, segment: Segment) -> None:
+        found = await copy.events(segment)
+        await asyncio.to_thread(events.add, found)
 
     async def _take_away(self, copy: Copy, first: int, header: Header) -> None:
         """Delete a segment whose events are in another one too, if that one is whole."""

@@ -24,36 +24,76 @@ _ID_BYTES = 16
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII).fullmatch
 
 
-def pack_events(events: Sequence[StoredEvent]) -> bytes:
-    """The columns of events at consecutive positions, as a msgpack map."""
-    _, streams, versions, slots, types, times, ids, remaining, incarnations, data, metas = zip(*events, strict=True)
-    places, place = _indexed(zip(streams, slots, strict=True))
-    type_names, type_ = _indexed(types)
-    incarnation_names, incarnation = _indexed(incarnations)
-    meta_texts, meta = _indexed(metas)
-    found: bytes = msgpack.packb(
-        {
-            "streams": [_shortened(stream) for stream, _ in places],
-            "slots": [slot for _, slot in places],
-            "stream": _numbers(_U32, place),
-            "version": _numbers(_I64, versions),
-            "types": type_names,
-            "type": _numbers(_U32, type_),
-            "time_us": _numbers(_I64, [times[0], *map(sub, times[1:], times)]),
-            "id": b"".join(ids),
-            "remaining": _numbers(_U32, remaining),
-            "incarnations": incarnation_names,
-            "incarnation": _numbers(_U32, incarnation),
-            "data": data,
-            "metas": meta_texts,
-            "meta": _numbers(_U32, meta),
-        }
-    )
-    return found
+class EventColumns:
+    """Events at consecutive positions on their way into a segment: taken in piece by piece, kept column by column."""
+
+    def __init__(self, events: Sequence[StoredEvent] = ()) -> None:
+        self.first, self.count, self.size_bytes = 0, 0, 0
+        """Position of the first event; how many there are; and the bytes of their data."""
+        self.earliest_us, self.latest_us = sys.maxsize, -sys.maxsize
+        """The least and the greatest time of an event."""
+        self._places: dict[tuple[str, int], int] = {}
+        self._types: dict[str, int] = {}
+        self._incarnations: dict[str, int] = {}
+        self._metas: dict[str | None, int] = {}
+        self._place, self._type, self._incarnation, self._meta = (array(_U32) for _ in range(4))
+        self._versions, self._times, self._remaining = array(_I64), array(_I64), array(_U32)
+        self._ids: list[bytes] = []
+        self._data: list[bytes] = []
+        self._last_us = 0
+        if events:
+            self.add(events)
+
+    @property
+    def last(self) -> int:
+        """Position of the last event."""
+        return self.first + self.count - 1
+
+    def add(self, events: Sequence[StoredEvent]) -> None:
+        """The next ones."""
+        positions, streams, versions, slots, types, times, ids, remaining, incarnations, data, metas = zip(
+            *events, strict=True
+        )
+        self.first = self.first or positions[0]
+        self.count += len(events)
+        self.size_bytes += sum(map(len, data))
+        self.earliest_us, self.latest_us = min(self.earliest_us, *times), max(self.latest_us, *times)
+        self._place.extend(_indexed(self._places, zip(streams, slots, strict=True)))
+        self._type.extend(_indexed(self._types, types))
+        self._incarnation.extend(_indexed(self._incarnations, incarnations))
+        self._meta.extend(_indexed(self._metas, metas))
+        self._versions.extend(versions)
+        self._times.extend(map(sub, times, (self._last_us, *times)))
+        self._last_us = times[-1]
+        self._remaining.extend(remaining)
+        self._ids += ids
+        self._data += data
+
+    def pack(self) -> bytes:
+        """All of it as a msgpack map."""
+        found: bytes = msgpack.packb(
+            {
+                "streams": [_shortened(stream) for stream, _ in self._places],
+                "slots": [slot for _, slot in self._places],
+                "stream": _numbers(self._place),
+                "version": _numbers(self._versions),
+                "types": list(self._types),
+                "type": _numbers(self._type),
+                "time_us": _numbers(self._times),
+                "id": b"".join(self._ids),
+                "remaining": _numbers(self._remaining),
+                "incarnations": list(self._incarnations),
+                "incarnation": _numbers(self._incarnation),
+                "data": self._data,
+                "metas": list(self._metas),
+                "meta": _numbers(self._meta),
+            }
+        )
+        return found
 
 
 def unpack_events(packed: bytes, first: int, count: int) -> list[StoredEvent]:
-    """The events that `pack_events` wrote, at the positions from `first` on. Raises DecodingError for anything else."""
+    """The events that `EventColumns.pack` wrote, at the positions from `first` on. Raises DecodingError for others."""
     try:
         columns: dict[str, Any] = msgpack.unpackb(packed)
         streams = [_restored(name) for name in columns["streams"]]
@@ -87,12 +127,10 @@ def unpack_events(packed: bytes, first: int, count: int) -> list[StoredEvent]:
         ) from e
 
 
-def _indexed(values: Iterable[Any]) -> tuple[list[Any], list[int]]:
-    """The different values in the order in which they come first, and for each value its place among them."""
-    places: dict[Any, int] = {}
+def _indexed(places: dict[Any, int], values: Iterable[Any]) -> list[int]:
+    """For each value its place among the different ones so far, in the order in which they came first."""
     place_of = places.setdefault
-    index = [place_of(value, len(places)) for value in values]
-    return list(places), index
+    return [place_of(value, len(places)) for value in values]
 
 
 def _shortened(stream: str) -> str | bytes:
@@ -107,9 +145,9 @@ def _restored(name: str | bytes) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
-def _numbers(code: str, values: Iterable[int]) -> bytes:
-    column = array(code, values)
+def _numbers(column: array[int]) -> bytes:
     if sys.byteorder == "big":
+        column = column[:]
         column.byteswap()
     return column.tobytes()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgpack
 
-from evsync.archive.columns import pack_events, unpack_events
+from evsync.archive.columns import EventColumns, unpack_events
 from evsync.archive.compression import compress, decompress
 from evsync.errors import DecodingError
 from evsync.records import Ancestor, Checkpoint, LogIdentity, StoredEvent
@@ -121,7 +121,7 @@ def incarnation_of(name: str) -> str | None:
 
 def encode_segment(
     identity: LogIdentity,
-    events: Sequence[StoredEvent],
+    events: EventColumns,
     previous: bytes,
     *,
     made_us: int,
@@ -129,19 +129,18 @@ def encode_segment(
     checkpoints: Sequence[FollowerCheckpoint] = (),
 ) -> bytes:
     """The bytes of a segment of these events, which stand at consecutive positions and end at the end of a commit."""
-    times = [e.time_us for e in events]
     header = {
         "log": identity.name,
         "slots": identity.slots,
         "incarnation": identity.incarnation,
         "ancestry": [[a.incarnation, a.last] for a in identity.ancestry],
-        "first": events[0].position,
-        "last": events[-1].position,
-        "count": len(events),
+        "first": events.first,
+        "last": events.last,
+        "count": events.count,
         "previous": previous,
         "stands_for": list(stands_for),
-        "earliest_us": min(times),
-        "latest_us": max(times),
+        "earliest_us": events.earliest_us,
+        "latest_us": events.latest_us,
         "made_us": made_us,
         "checkpoints": [
             [c.follower, c.checkpoint.log, c.checkpoint.group, c.checkpoint.incarnation, c.checkpoint.position,
@@ -150,7 +149,7 @@ def encode_segment(
         ],
     }  # fmt: skip
     packed: bytes = msgpack.packb(header)
-    content = b"".join([MAGIC, len(packed).to_bytes(4, "big"), packed, compress(pack_events(events))])
+    content = b"".join([MAGIC, len(packed).to_bytes(4, "big"), packed, compress(events.pack())])
     return content + sha256(content).digest()
 
 

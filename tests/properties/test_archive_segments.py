@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evsync.archive.columns import EventColumns
 from evsync.archive.copies import verify_copy
 from evsync.archive.segments import (
     FollowerCheckpoint,
@@ -64,7 +65,7 @@ def test_what_was_archived_is_read_again(events: list[StoredEvent], previous: by
     """Every field of every event, and everything that the header says."""
     identity = LogIdentity("users", "main", "3f9a2b1c7d5e", 64, (Ancestor("000000000000", 7),))
     checkpoints = (FollowerCheckpoint("billing", Checkpoint("orders.main", 0, "0a", 5, 3, 2**64 - 1)),)
-    content = encode_segment(identity, events, previous, made_us=made_us, checkpoints=checkpoints)
+    content = encode_segment(identity, EventColumns(events), previous, made_us=made_us, checkpoints=checkpoints)
     name = segment_name(identity, events[0].position)
     segment = decode_segment(name, content)
     header = segment.header
@@ -81,7 +82,7 @@ def test_what_was_archived_is_read_again(events: list[StoredEvent], previous: by
 @given(events=stretches(), data=st.data())
 def test_any_bit_that_is_flipped_is_found(events: list[StoredEvent], data: st.DataObject) -> None:
     """Wherever it is: in the header, the events, or the hash itself."""
-    content = bytearray(encode_segment(IDENTITY, events, b"", made_us=1))
+    content = bytearray(encode_segment(IDENTITY, EventColumns(events), b"", made_us=1))
     place = data.draw(st.integers(0, len(content) * 8 - 1))
     content[place // 8] ^= 1 << (place % 8)
     with pytest.raises(DecodingError):
@@ -92,7 +93,7 @@ def test_any_bit_that_is_flipped_is_found(events: list[StoredEvent], data: st.Da
 @given(events=stretches(), data=st.data())
 def test_a_segment_that_is_cut_or_goes_on_is_found(events: list[StoredEvent], data: st.DataObject) -> None:
     """Wherever it ends."""
-    content = encode_segment(IDENTITY, events, b"", made_us=1)
+    content = encode_segment(IDENTITY, EventColumns(events), b"", made_us=1)
     name = segment_name(IDENTITY, events[0].position)
     for wrong in (content[: data.draw(st.integers(0, len(content) - 1))], content + b"\0", b""):
         with pytest.raises(DecodingError):
@@ -147,7 +148,7 @@ async def test_damage_to_a_chain_is_found_and_named(data: st.DataObject) -> None
         target.kept[name], target.kept[other] = target.kept[other], content
     else:
         segment = decode_segment(name, content)
-        target.kept[name] = encode_segment(IDENTITY, segment.events(), b"\7" * 32, made_us=1)
+        target.kept[name] = encode_segment(IDENTITY, EventColumns(segment.events()), b"\7" * 32, made_us=1)
     report = await verify_copy(copy_of(target))
     found = {e.name for e in report.problems if isinstance(e, ArchiveDamaged)}
     before = decode_segment(names[which - 1], target.kept[names[which - 1]]).header.last if which else 0
