@@ -151,7 +151,8 @@ class SlotSize(NamedTuple):
 class SlotStore(Protocol):
     """A store that says which slots are open in it, and that slots can be moved from and to.
 
-    Laws: an append to a slot that is not open here is refused with SlotMoved, in the transaction that would store it.
+    Laws: an append to a slot that is not open here is refused with SlotMoved, which says where it went if the store
+    knows, in the transaction that would store it.
     Each method is one transaction; those that change say False or None, having changed nothing, where what they
     presuppose is not so. An import has the position and incarnation of the log that it was appended to. It is read
     with its stream, counts for its versions, and is in no log.

@@ -30,16 +30,17 @@ async def open_store(
         postgresql://user:password@host/database?schema=users
                                        a schema of its own in a PostgreSQL database (needs evsync[postgres])
 
+    `owns_slots`: whether all slots are open in a store that is made, as in the first shard of a service, or none.
     `create=False` opens an existing store only (StoreUnavailable if there is none; a memory store is always new).
     Raises ConfigurationError for any other URL, and what the store raises when it cannot be opened.
     """
-    if not owns_slots and url.partition(":")[0] != "sqlite":
+    if not owns_slots and url.partition(":")[0] in ("postgresql", "postgres"):
         raise ConfigurationError(f"shard {shard!r} cannot be in {url.partition(':')[0]} in this version: use SQLite")
     scheme, separator, rest = url.partition("://")
     if scheme == "memory" and separator and not rest:
         check_name("service", service)
         check_name("shard", shard)
-        return MemoryStore(LogIdentity(service, shard, new_incarnation()))
+        return MemoryStore(LogIdentity(service, shard, new_incarnation()), owns_slots=owns_slots)
     if (path := _sqlite_path(url)) is not None:
         return await SqliteStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
     if scheme in ("postgresql", "postgres") and rest:

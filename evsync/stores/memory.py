@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import AsyncIterator, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from evsync.errors import Conflict, StoreUnavailable
-from evsync.ports import Capabilities
-from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of
+from evsync.ports import Arrived, Capabilities, SlotSize
+from evsync.records import (
+    OWN_STREAMS,
+    SLOTS_STREAM,
+    Change,
+    Checkpoint,
+    Commit,
+    History,
+    LogIdentity,
+    SlotState,
+    Snapshot,
+    StoredEvent,
+    change_of,
+)
 from evsync.stores.plan import CheckpointKey, check_follows, doubtful, keys_of, plan, streams_of
+from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
 
 _version = attrgetter("version")
 
 
-class MemoryStore:
+class MemoryStore(Steps):
     """An EventStore and EventLog that keeps everything in this process, for as long as the object lives.
 
-    Keeps every law of `evsync.ports` but durability. Belongs to one event loop at a time.
+    Keeps every law of `evsync.ports` but durability, those of SlotStore included. Belongs to one event loop at a time.
     """
 
     capabilities = Capabilities(durable=False, several_processes=False, given_versions=True)
 
-    def __init__(self, identity: LogIdentity) -> None:
+    def __init__(self, identity: LogIdentity, *, owns_slots: bool = True) -> None:
+        """An empty store; `owns_slots`: whether all slots are open in it, as in the first shard of a service."""
         self.identity = identity
+        self._slots = unmoved(identity.slots) if owns_slots else {}
+        self._moves = 0 if owns_slots else 1
+        self._arrived: dict[int, History] = {}
+        self._imports: list[Arrived] = []
         self._log: list[StoredEvent] = []
         self._streams: dict[str, list[StoredEvent]] = {}
         self._checkpoints: dict[CheckpointKey, Checkpoint] = {}
@@ -38,10 +56,10 @@ class MemoryStore:
         versions = {s: events[-1].version for s in streams_of(commits) if (events := self._streams.get(s))}
         positions = {k: c.position for k in keys_of(commits) if (c := self._checkpoints.get(k)) is not None}
         taken = {place for place in doubtful(commits, versions) if self._holds(*place)}
-        planned = plan(self.identity, len(self._log), versions, positions, commits, taken)
-        for row in planned.rows:
-            self._log.append(row)
-            insort(self._streams.setdefault(row.stream, []), row, key=_version)
+        planned = plan(
+            self.identity, len(self._log), versions, positions, commits, taken, self._slots if self._moves else None
+        )
+        self._add(planned.rows)
         self._checkpoints.update(planned.checkpoints)
         self._tail.moved(planned.head)
         return planned.outcomes
@@ -104,10 +122,76 @@ class MemoryStore:
         self._closed = True
         self._tail.failed(self._closed_error())
 
-    def _fill(self, events: Sequence[StoredEvent], checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
-        self._log = list(events)
-        for event in events:
+    # ---- SlotStore
+
+    async def slot_states(self) -> Mapping[int, SlotState]:
+        """What the store says of each slot that is, or was, open in it."""
+        self._check_open()
+        return dict(self._slots)
+
+    async def slot_state(self, slot: int) -> SlotState | None:
+        """What the store says of one slot now."""
+        self._check_open()
+        return self._slots.get(slot)
+
+    async def arrived(self, slots: Sequence[int]) -> Mapping[int, History]:
+        """What has arrived of the histories of slots that are not open here."""
+        self._check_open()
+        return {slot: self._arrived.get(slot, History()) for slot in slots}
+
+    async def slot_events(self, slots: Sequence[int], after: tuple[int, int], limit: int) -> list[Arrived]:
+        """The next events of these slots, own and imported, in the order in which they came."""
+        self._check_open()
+        wanted = set(slots)
+        own = [((e.position, 0), e) for e in self._log if not e.stream.startswith(OWN_STREAMS)]
+        found = [arrived for arrived in own + self._imports if arrived[1].slot in wanted and arrived[0] > after]
+        return sorted(found, key=itemgetter(0))[:limit]
+
+    async def slot_size(self) -> SlotSize:
+        """How much there is in the store."""
+        self._check_open()
+        own = [e for e in self._log if not e.stream.startswith(OWN_STREAMS)]
+        here = {slot for slot, state in self._slots.items() if state.to is None}
+        streams = {e.stream for e in [*own, *(e for _, e in self._imports)] if e.slot in here}
+        return SlotSize(len(own), sum(len(e.data) for e in own), len(streams))
+
+    async def _step(self, slots: Sequence[int], decide: Decide, *, seen: int | None = None) -> SlotChange | None:
+        head, wanted = len(self._log), set(slots)
+        change = decide(
+            Found(
+                moves=self._moves,
+                states=self._slots,
+                arrived=await self.arrived(slots),
+                head=head,
+                version=len(self._streams.get(SLOTS_STREAM, [])),
+                later=[] if seen is None else [
+                    (e.slot, e.id)
+                    for e in self._log[seen:]
+                    if e.slot in wanted and not e.stream.startswith(OWN_STREAMS)
+                ],
+            )
+        )  # fmt: skip
+        if change is None:
+            return None
+        self._add(change.rows)
+        for event in change.imports:
+            self._imports.append(((head, len(self._imports) + 1), event))
             insort(self._streams.setdefault(event.stream, []), event, key=_version)
+        self._arrived |= change.arrived
+        self._slots |= change.states
+        self._moves += bool(change.states)
+        for slot in change.opened:
+            self._arrived.pop(slot, None)
+        self._tail.moved(len(self._log))
+        return change
+
+    def _add(self, rows: Sequence[StoredEvent]) -> None:
+        self._log += rows
+        for row in rows:
+            insort(self._streams.setdefault(row.stream, []), row, key=_version)
+
+    def _fill(self, events: Sequence[StoredEvent], checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+        self._add(events)
         self._checkpoints = {(name, c.log, c.group): c for name, kept in checkpoints.items() for c in kept}
         self._tail.moved(len(events))
 

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from evsync.errors import StoreUnavailable
 from evsync.ports import Arrived, SlotSize
-from evsync.records import History, LogIdentity, Opening, SlotState, StoredEvent
+from evsync.records import History, SlotState
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
+from evsync.stores.slot_steps import Decide, SlotChange, Steps
 from evsync.stores.sqlite_errors import translated
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
 
-T = TypeVar("T")
 
-
-class MovableSlots:
+class MovableSlots(Steps):
     """What SqliteStore is too. Implements SlotStore, whose docstrings say what its methods do."""
 
     path: Path
     _name: str
     _file: tuple[int, int] | None
-    identity: LogIdentity
     _readers: ConnectionThreads
     _writer: ConnectionThreads
     _tail: Tail
     _patience_s: float
     _known_slots: tuple[int, Mapping[int, SlotState]]
     """As of which move, and the states then ({}: not read yet)."""
-
-    async def head(self) -> int:
-        """See SqliteStore."""
-        raise NotImplementedError
 
     async def _fetch(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
         raise NotImplementedError
@@ -83,37 +77,23 @@ class MovableSlots:
         """How much there is in the store."""
         return await self._readers.run(lambda c: slots_of.size(c, self.identity))
 
-    async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
-        """Import the events behind what is expected to have arrived; False, and nothing done, if that is not so."""
-        return await self._change_slots(lambda c: slots_of.bring(c, self.identity, events, expected))
-
-    async def close_slots(
-        self, closing: Mapping[int, int], to: str, seen: int, histories: Mapping[int, History]
-    ) -> Mapping[int, SlotState] | None:
-        """Close slots, each into the epoch given; None, and nothing done, if one is not open in the epoch before."""
-        return await self._change_slots(lambda c: slots_of.close(c, self.identity, closing, to, seen, histories))
-
-    async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
-        """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
-        return await self._change_slots(lambda c: slots_of.open_(c, self.identity, opening))
-
-    async def _change_slots(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def change(c: sqlite3.Connection) -> T:
+    async def _step(self, slots: Sequence[int], decide: Decide, *, seen: int | None = None) -> SlotChange | None:
+        def change(c: sqlite3.Connection) -> SlotChange | None:
             self._check_file()
             schema.begin(c, self._patience_s)
-            result = work(c)
-            if result:
+            done = slots_of.carry_out(c, self.identity, slots, decide, seen)
+            if done is not None:
                 self._commit(c)
-            return result
+            return done
 
         self._check_open()
         try:
-            result = await self._writer.run(change)
+            done = await self._writer.run(change)
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
-        if result:
-            self._tail.moved(await self.head())
-        return result
+        if done is not None and done.rows:
+            self._tail.moved(done.rows[-1].position)
+        return done
 
     def _states(self, c: sqlite3.Connection, moves: int) -> Mapping[int, SlotState]:
         known, states = self._known_slots

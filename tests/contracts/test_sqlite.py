@@ -19,7 +19,7 @@ from evsync.records import Commit
 from evsync.stores import sqlite_pace as pace
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.sqlite import SqliteStore
-from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import event, one, rows_of
 
@@ -34,7 +34,7 @@ class OnTheLoop(SqliteStore):
         return now if now is not None else await super().append(commits)
 
 
-class TestSqliteStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
+class TestSqliteStore(EventStoreContract, EventLogContract, SnapshotStoreContract, SlotStoreContract):
     read_on_loop_s = 1.0
 
     @pytest.fixture(autouse=True)
@@ -44,9 +44,14 @@ class TestSqliteStore(EventStoreContract, EventLogContract, SnapshotStoreContrac
     async def new_store(self) -> Store:
         return await OnTheLoop.open(next(self.paths), service="users", read_on_loop_s=self.read_on_loop_s)
 
+    async def new_shard(self, shard: str, *, owns_slots: bool) -> Store:
+        return await OnTheLoop.open(
+            next(self.paths), service="users", shard=shard, owns_slots=owns_slots, read_on_loop_s=self.read_on_loop_s
+        )
+
     async def reopen(self, store: Store) -> Store:
         assert isinstance(store, SqliteStore)
-        return await OnTheLoop.open(store.path, service="users", create=False)
+        return await OnTheLoop.open(store.path, service="users", shard=store.identity.shard, create=False)
 
     def url_of(self, store: Store) -> str:
         assert isinstance(store, SqliteStore)

@@ -12,7 +12,8 @@ ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
     {"records", "ports", "domain", "tags"},
-    {"codec", "replay", "restores", "sharding.slots", "snapshots", "cache", "stores.plan", "stores.tail"},
+    {"codec", "replay", "restores", "sharding.slots", "snapshots", "cache"}
+    | {"stores.plan", "stores.tail", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "stream_locks", "homes", "shards", "repository", "config", "interop"}
     | {"contracts", "store_check"},

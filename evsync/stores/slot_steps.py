@@ -1,0 +1,163 @@
+"""The steps by which slots move, decided before anything is written: pure, and the same for every kind of store.
+
+A store locks what steps and appends agree on, looks up what the decision needs to know, asks for it, and writes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgpack
+
+from evsync.records import (
+    SLOT_CLOSED,
+    SLOT_OPENED,
+    SLOTS_STREAM,
+    Append,
+    Commit,
+    History,
+    LogIdentity,
+    NewEvent,
+    Opening,
+    SlotState,
+    StoredEvent,
+    new_command,
+)
+from evsync.stores.plan import plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a store says before a step, all of one moment."""
+
+    moves: int
+    """How often its states have changed; 0: all slots are open, as in a first shard."""
+    states: Mapping[int, SlotState]
+    """See SlotStore.slot_states."""
+    arrived: Mapping[int, History]
+    """See SlotStore.arrived; of the slots of the step."""
+    head: int
+    version: int
+    """Of SLOTS_STREAM."""
+    later: Sequence[tuple[int, bytes]] = ()
+    """Slots and ids of the log's events of these slots behind the position asked for, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotChange:
+    """What a step writes, in one transaction."""
+
+    rows: Sequence[StoredEvent] = ()
+    """Of the log, behind its head."""
+    imports: Sequence[StoredEvent] = ()
+    states: Mapping[int, SlotState] = field(default_factory=dict)
+    """In place of what the store said of these slots; `moves` is raised by one if there are any."""
+    arrived: Mapping[int, History] = field(default_factory=dict)
+    """In place of what had arrived of these slots; nothing has for those that `states` opens."""
+
+    @property
+    def opened(self) -> list[int]:
+        """The slots that are open from now on."""
+        return [slot for slot, state in self.states.items() if state.to is None]
+
+
+Decide = Callable[[Found], SlotChange | None]
+
+
+def unmoved(slots: int) -> dict[int, SlotState]:
+    """The states of a first shard's slots."""
+    return dict.fromkeys(range(slots), SlotState(1))
+
+
+class Steps:
+    """The methods of SlotStore that change something, for a store that can carry out a step."""
+
+    identity: LogIdentity
+
+    async def _step(self, slots: Sequence[int], decide: Decide, *, seen: int | None = None) -> SlotChange | None:
+        """Carry out what is decided on these slots, in one transaction; `later` is found behind `seen`."""
+        raise NotImplementedError
+
+    async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
+        """Import the events behind what is expected to have arrived; False, and nothing done, if that is not so."""
+        return await self._step(list(expected), partial(importing, events, expected)) is not None
+
+    async def close_slots(
+        self, closing: Mapping[int, int], to: str, seen: int, histories: Mapping[int, History]
+    ) -> Mapping[int, SlotState] | None:
+        """Close slots, each into the epoch given; None, and nothing done, if one is not open in the epoch before."""
+        change = await self._step(list(closing), partial(close, self.identity, closing, to, histories), seen=seen)
+        return None if change is None else {slot: change.states[slot] for slot in closing}
+
+    async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
+        """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
+        return await self._step(list(opening), partial(open_, self.identity, opening)) is not None
+
+
+def importing(events: Sequence[StoredEvent], expected: Mapping[int, History], found: Found) -> SlotChange | None:
+    """Import events behind what is expected to have arrived; None where that is not so."""
+    if any(slot in found.states and found.states[slot].to is None for slot in expected):
+        return None  # it is open here: somebody has finished the move
+    if dict(found.arrived) != dict(expected):
+        return None
+    return SlotChange(imports=events, arrived=_longer(expected, [(e.slot, e.id) for e in events]))
+
+
+def close(
+    identity: LogIdentity, closing: Mapping[int, int], to: str, histories: Mapping[int, History], found: Found
+) -> SlotChange | None:
+    """Close slots, each into the epoch given, for the shard `to`; None if one is not open in the epoch before.
+
+    `histories` are those of the events that come before the `later` ones.
+    """
+    known = found.states
+    if any((s := known.get(slot)) is None or s.to is not None or s.epoch + 1 != e for slot, e in closing.items()):
+        return None
+    full = _longer({slot: histories[slot] for slot in closing}, found.later)
+    said = {
+        slot: {"epoch": epoch, "to": to, "length": full[slot].length, "digest": full[slot].digest}
+        for slot, epoch in closing.items()
+    }
+    rows = _control(identity, SLOT_CLOSED, said, found)
+    closed = {row.slot: SlotState(closing[row.slot], to, row.position, full[row.slot]) for row in rows}
+    return SlotChange(rows=rows, states={**known, **closed} if found.moves == 0 else closed, arrived=full)
+
+
+def open_(identity: LogIdentity, opening: Mapping[int, Opening], found: Found) -> SlotChange | None:
+    """Open slots whose whole history has arrived; None if one is further on or not complete."""
+    if any(slot in found.states and found.states[slot].epoch >= o.epoch for slot, o in opening.items()):
+        return None
+    if dict(found.arrived) != {slot: o.history for slot, o in opening.items()}:
+        return None
+    said = {
+        slot: {"epoch": o.epoch, "from": o.source, "incarnation": o.incarnation, "position": o.position}
+        for slot, o in opening.items()
+    }
+    rows = _control(identity, SLOT_OPENED, said, found)
+    return SlotChange(rows=rows, states={slot: SlotState(o.epoch) for slot, o in opening.items()})
+
+
+def _longer(histories: Mapping[int, History], ids: Iterable[tuple[int, bytes]]) -> dict[int, History]:
+    by_slot: dict[int, list[bytes]] = {slot: [] for slot in histories}
+    for slot, id in ids:
+        by_slot[slot].append(id)
+    return {slot: histories[slot].with_ids(found) for slot, found in by_slot.items()}
+
+
+def _control(
+    identity: LogIdentity, type: str, said: Mapping[int, Mapping[str, Any]], found: Found
+) -> list[StoredEvent]:
+    """One control event for each slot, all in one commit behind the head."""
+    now = time.time_ns() // 1000
+    appends = [
+        Append(
+            SLOTS_STREAM, slot, found.version + n, [NewEvent(f"{identity.service}.{type}", now, msgpack.packb(d), None)]
+        )
+        for n, (slot, d) in enumerate(said.items())
+    ]
+    commit = Commit(new_command(), appends)
+    return plan(identity, found.head, {SLOTS_STREAM: found.version}, {}, [commit]).rows
