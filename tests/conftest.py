@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("evsync", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("evsync")
 pytest.register_assert_rewrite("tests.relaying", "tests.spine")  # so that their failures show the values too
 
 
