@@ -83,10 +83,10 @@ def _relay(log: Path, directory: Path) -> float:
 async def relayed(service: Service) -> None:
     """Return when everything the service has saved is in its stream. Raises what the relay halted with."""
     while True:
-        status = await service.status()
-        if status.relay is None or status.relay.state == "halted":
-            raise RuntimeError(f"the relay does not run: {status.relay}")
-        if status.relay.confirmed >= status.head:
+        (log,) = (await service.status()).logs.values()
+        if log.relay is None or log.relay.state == "halted":
+            raise RuntimeError(f"the relay does not run: {log.relay}")
+        if log.relay.confirmed >= log.head:
             return
         await asyncio.sleep(0.005)
 

@@ -59,6 +59,11 @@ async def restore_store(url: str, *, service: str, shard: str = "main", slots: i
     return await restore_database(url, service=service, shard=shard, slots=slots)
 
 
+def urls_by_shard(store: str | Mapping[str, str]) -> Mapping[str, str]:
+    """The URLs that a service's store= names; one alone is that of shard "main"."""
+    return {"main": store} if isinstance(store, str) else store
+
+
 def first_url(store: str | Mapping[str, str]) -> str:
     """The URL of the store, or that of the first shard's."""
-    return store if isinstance(store, str) else next(iter(store.values()))
+    return next(iter(urls_by_shard(store).values()))

@@ -1,22 +1,49 @@
-"""The parts of a service: which of them a process runs, and whose logs they read."""
+"""The parts of a service: which of them a process runs, whose logs they read, and how far they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evsync.archive.backup import GENTLE, Backups
 from evsync.archive.policy import BackupPolicy
-from evsync.archive.schedule import ScheduledBackups
+from evsync.archive.schedule import BackupStatus, ScheduledBackups
 from evsync.archive.targets import opened_targets
 from evsync.config import Deployment
 from evsync.errors import ConfigurationError
+from evsync.jetstream.relay import RelayStatus
 from evsync.ports import Store
 from evsync.projections import Projection, Reaction
+from evsync.projections.status import FollowerStatus
 
 if TYPE_CHECKING:
     from evsync.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLogStatus:
+    """One of a service's own logs at one moment."""
+
+    incarnation: str
+    head: int
+    relay: RelayStatus | None
+    """None where this process runs none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A service at one moment."""
+
+    service: str
+    logs: Mapping[str, OwnLogStatus]
+    """By name: one for each shard."""
+    nats: str | None
+    """Where the broker is, and why it is not reached if it is not; None without one."""
+    followers: Sequence[FollowerStatus] = field(default_factory=tuple)
+    backups: BackupStatus | None = None
+    """Of this process; None where it makes none."""
 
 
 def parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
@@ -48,13 +75,18 @@ async def scheduled_backups(
     service: Service, stores: Mapping[str, Store], policy: BackupPolicy, stack: AsyncExitStack
 ) -> ScheduledBackups:
     """The backups that its policy asks for, to targets that are open as long as the stack is."""
-    if len(stores) > 1:
-        raise ConfigurationError(
-            f"service {service.name!r} has {len(stores)} shards and a BackupPolicy, and shards are not archived in "
-            "this version: back their databases up by the databases' own means, and leave backups= out"
-        )
-    (store,) = stores.values()
+    store = stores[shard_to_archive(service, stores)]
     targets = await stack.enter_async_context(opened_targets(policy.targets))
     followers = [reaction.name for reaction in service.reactions]
     backups = Backups(store, targets, copies=policy.copies, keep=policy.keep, followers=followers, share=GENTLE)
     return ScheduledBackups(backups, policy.interval)
+
+
+def shard_to_archive(service: Service, shards: Collection[str]) -> str:
+    """The only shard. Raises ConfigurationError where there are several."""
+    if len(shards) > 1:
+        raise ConfigurationError(
+            f"service {service.name!r} has {len(shards)} shards ({', '.join(shards)}), and shards are not archived in "
+            "this version, nor restored: back their databases up by the databases' own means, and leave backups= out"
+        )
+    return next(iter(shards))

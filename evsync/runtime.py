@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,19 +21,19 @@ from sqlalchemy.sql import visitors
 from typing_extensions import TypeVarTuple
 
 from evsync.archive.reader import ArchivedSource
-from evsync.archive.schedule import BackupStatus, ScheduledBackups
+from evsync.archive.schedule import ScheduledBackups
 from evsync.cache import AggregateCache
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
 from evsync.homes import Home, OneStore
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.relay import Relay, RelayStatus
+from evsync.jetstream.relay import Relay
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import first_url, is_on_nats, open_store, views_beside
-from evsync.parts import parts_to_run, scheduled_backups, services_read_by
+from evsync.parts import OwnLogStatus, Status, parts_to_run, scheduled_backups, services_read_by
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -62,22 +62,6 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
 logger = logging.getLogger("evsync")
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A service at one moment."""
-
-    service: str
-    log: str
-    incarnation: str
-    head: int
-    nats: str | None
-    """Where the broker is, and why it is not reached if it is not; None without one."""
-    relay: RelayStatus | None
-    followers: Sequence[FollowerStatus] = field(default_factory=tuple)
-    backups: BackupStatus | None = None
-    """Of this process; None where it makes none."""
 
 
 class Runtime:
@@ -396,14 +380,14 @@ class Runtime:
 
     async def status(self) -> Status:
         """See Service.status."""
-        identity, connection = self.store.identity, self.connection
+        logs, connection = {}, self.connection
+        for shard, store in self.stores.items():
+            relay = self.relays[shard].status() if shard in self.relays else None
+            logs[store.identity.name] = OwnLogStatus(store.identity.incarnation, await store.head(), relay)
         return Status(
             service=self.service.name,
-            log=identity.name,
-            incarnation=identity.incarnation,
-            head=await self.store.head(),
+            logs=logs,
             nats=_shown(connection) if connection is not None else None,
-            relay=self.relay.status() if self.relay is not None else None,
             followers=[await self._follower(follower) for follower in self.followers()],
             backups=self.backups.status() if self.backups is not None else None,
         )

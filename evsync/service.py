@@ -17,10 +17,11 @@ from evsync.codec.values import unpack
 from evsync.config import Deployment, resolve
 from evsync.domain import AnyAggregate, BaseAggregate
 from evsync.errors import ConfigurationError, DecodingError, StoreUnavailable
+from evsync.parts import Status
 from evsync.ports import Store
 from evsync.projections import Event, MemoryModel, Projection, Reaction
 from evsync.records import Position, StoredEvent, check_name
-from evsync.runtime import Runtime, Status
+from evsync.runtime import Runtime
 from evsync.sharding import Router
 from evsync.snapshots import SnapshotPolicy
 from evsync.tags import current_tags

@@ -15,7 +15,7 @@ from evsync.codec.values import unpack
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
 from evsync.interop import states
 from evsync.ports import Inspectable, Unreadable
-from evsync.records import LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
+from evsync.records import SLOTS_STREAM, LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
 from evsync.sharding.slots import slot_of
 
 BATCH = 500
@@ -172,7 +172,10 @@ class LogCheck:
         self._tops[e.stream] = max(top, e.version)
 
     def _place(self, e: StoredEvent) -> Iterator[Problem]:
-        if e.slot != (slot := slot_of(e.stream, self._identity.slots)):
+        slot = slot_of(e.stream, self._identity.slots)
+        if e.stream == SLOTS_STREAM:  # an event about a slot is of that slot
+            slot = e.slot if 0 <= e.slot < self._identity.slots else slot
+        if e.slot != slot:
             text = f"stream {e.stream!r} belongs to slot {slot} of {self._identity.slots}, and the event says {e.slot}"
             yield Problem(e.position, "slots", text, RESTORE)
         if e.incarnation != (right := self._identity.incarnation_at(e.position)):  # a restored log has earlier ones too

@@ -55,9 +55,9 @@ class Shop:
         assert done.returncode == code, f"code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def json(self, *arguments: str) -> list[Any]:
+    def json(self, *arguments: str, **environment: str) -> list[Any]:
         """The JSON lines that a command prints."""
-        return [json.loads(line) for line in self.evsync(*arguments, "--json").stdout.splitlines()]
+        return [json.loads(line) for line in self.evsync(*arguments, "--json", **environment).stdout.splitlines()]
 
     @contextmanager
     def running(self, *arguments: str, **environment: str) -> Iterator[Running]:

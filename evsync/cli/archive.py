@@ -10,14 +10,13 @@ import typer
 
 from evsync.archive.copies import Copy, verify_copy
 from evsync.archive.targets import opened_targets
-from evsync.cli.backup import policy_of
+from evsync.cli.backup import policy_of, shard_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.stream import connected, tell
+from evsync.cli.stream import connected, mirrored, tell
 from evsync.cli.terminal import progress, reporting, say
 from evsync.errors import ArchiveError, ArchiveIncomplete, ConfigurationError
 from evsync.jetstream.trimming import trim_stream
-from evsync.jetstream.verification import StreamReport
 from evsync.service import Service
 
 app = typer.Typer(name="archive", help="Give up elsewhere what the archive holds.", no_args_is_help=True)
@@ -42,19 +41,20 @@ def trim(
     """
     with reporting(debug):
         service = load(target)
+        shard_of(service)
         if not yes:
             say(f"The stream of service {service.name} will be made anew, beginning at position {to + 1}.")
             if not sys.stdin.isatty():
                 raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree")
             typer.confirm("Go on?", abort=True, err=True)
-        report = asyncio.run(_trim(service, to))
-        tell(report, f"beyond position {to} published anew and compared with the log", json)
+        if not asyncio.run(_trim(service, to, json)):
+            raise typer.Exit(1)
 
 
-async def _trim(service: Service, position: int) -> StreamReport:
+async def _trim(service: Service, position: int, json: bool) -> bool:
     policy = policy_of(service)
     async with service.inspect(), opened_targets(policy.targets) as targets:
-        log = service.runtime.store
+        (log,) = mirrored(service).values()
         if position > (head := await log.head()):
             raise ConfigurationError(
                 f"log {log.identity.name!r} ends at position {head}, before {position}; the stream was not touched"
@@ -79,4 +79,5 @@ async def _trim(service: Service, position: int) -> StreamReport:
                 + " ".join(found)
             )
         with progress("Publishing") as advance:
-            return await trim_stream(log, connection, position, advance)
+            made = await trim_stream(log, connection, position, advance)
+        return tell(log, made, f"beyond position {position} published anew and compared with the log", json)

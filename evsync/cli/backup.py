@@ -24,6 +24,8 @@ from evsync.cli.options import Debug, Json, Target
 from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ArchiveIncomplete, ConfigurationError, TargetUnavailable
+from evsync.opening import urls_by_shard
+from evsync.parts import shard_to_archive
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime
 from evsync.recovery import DrillReport, drill, last_drill
@@ -158,8 +160,22 @@ def policy_of(service: Service) -> BackupPolicy:
     return service.backups
 
 
+def shard_of(service: Service) -> str:
+    """The shard whose log is archived, or to be restored. Raises ConfigurationError where there are several."""
+    try:
+        store = service.settings()["store"]
+    except ConfigurationError:  # the places are enough for most, and what needs the store says what is wrong
+        return "main"
+    return shard_to_archive(service, urls_by_shard(store).keys())
+
+
+def log_of(service: Service) -> str:
+    """The name of that shard's log."""
+    return f"{service.name}.{shard_of(service)}"
+
+
 async def _run(service: Service) -> BackupReport:
-    policy = policy_of(service)
+    policy, _ = policy_of(service), shard_of(service)
     async with service.inspect(), opened_targets(policy.targets) as targets:
         followers = [reaction.name for reaction in service.reactions]
         backups = Backups(service.runtime.store, targets, copies=policy.copies, keep=policy.keep, followers=followers)
@@ -192,9 +208,10 @@ def _left_out(services: Sequence[Service]) -> dict[str, list[str]]:
 
 async def _list(service: Service) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
+    log = log_of(service)
     async with opened_targets(policy_of(service).targets) as targets:
         for target in targets:
-            found += await _list_one(target, f"{service.name}.main")
+            found += await _list_one(target, log)
     return found
 
 
@@ -231,7 +248,7 @@ async def _verify(service: Service) -> tuple[list[CopyReport], list[str]]:
     """What was found in each copy, and what is wrong."""
     reports: list[CopyReport] = []
     problems: list[str] = []
-    log = f"{service.name}.main"
+    log = log_of(service)
     async with opened_targets(policy_of(service).targets) as targets:
         for target in targets:
             try:
@@ -256,6 +273,7 @@ async def _verify(service: Service) -> tuple[list[CopyReport], list[str]]:
 
 
 async def _drill(service: Service) -> DrillReport:
+    shard_of(service)
     async with service.inspect(), opened_targets(policy_of(service).targets) as targets:
         if not targets:
             raise ArchiveIncomplete("there is no place to restore from")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from evsync.errors import ConfigurationError
+
+T = TypeVar("T")
 
 Target = Annotated[
     str,
@@ -16,7 +21,20 @@ Target = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+OneShard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="NAME", show_default=False, help="Only this shard's log; else those of all."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show what evsync logs, and tracebacks of errors.")]
+
+
+def of_shards(all_: Mapping[str, T], shard: str | None) -> Mapping[str, T]:
+    """What there is of each shard, or of the one that was asked for. Raises ConfigurationError for one there is not."""
+    if shard is None:
+        return all_
+    if shard not in all_:
+        raise ConfigurationError(f"there is no shard {shard!r}: the service's settings name {', '.join(all_)}")
+    return {shard: all_[shard]}
 
 
 def parse_time(text: str, option: str) -> datetime:

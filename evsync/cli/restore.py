@@ -12,7 +12,7 @@ import typer
 from evsync.archive.marks import find_mark
 from evsync.archive.restore import Archive, RestoreReport, Until
 from evsync.archive.targets import opened_targets
-from evsync.cli.backup import policy_of
+from evsync.cli.backup import log_of, policy_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
 from evsync.cli.stream import CONNECT_S
@@ -97,7 +97,7 @@ async def _restore(
     incarnation: str | None,
     from_stream: bool,
 ) -> RestoreReport:
-    log = f"{service.name}.main"
+    log = log_of(service)
     connection = None
     async with opened_targets(places or policy_of(service).targets) as targets:
         marked = (await find_mark(targets, log, mark)).logs[log] if mark is not None else None

@@ -68,7 +68,7 @@ async def _run(service: Service, only: Sequence[str]) -> None:
 
 
 def _parts(runtime: Runtime) -> list[str]:
-    own = ["relay"] if runtime.relay is not None else []
+    own = ["relay"] if runtime.relays else []
     if runtime.backups is not None:
         own.append("backup")
     followers = [*runtime.projections, *runtime.reactions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
 from evsync.errors import ConfigurationError
 from evsync.homes import ShardedStores
-from evsync.ports import SlotStore, Store
+from evsync.ports import Inspectable, SlotSize, SlotStore, Store
 from evsync.service import Service
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import Move, Step, bring_about, moves_between, placement_of
@@ -31,13 +32,14 @@ Shard = Annotated[
 ]
 Planner = Callable[[Router, Placement], Placement]
 
+_SLOTS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 SHOWN = 20
 """Commits that a dry run lists."""
 
 
 @app.command()
 def show(target: Target, json: Json = False, debug: Debug = False) -> None:
-    """Show slots, streams, events and bytes by shard.
+    """Show slots, streams, events and bytes by shard. A service with one store has one, "main".
 
     \b
         evsync shards show shop.users:users
@@ -181,16 +183,17 @@ def _tell(step: Step) -> None:
 
 async def _shown(service: Service) -> list[dict[str, Any]]:
     async with service.inspect():
-        stores: Mapping[str, SlotStore] = _home(service).slot_stores
-        now = await truth(stores)
+        stores = service.stores
+        movable = {shard: store for shard, store in stores.items() if isinstance(store, SlotStore)}
+        now = await truth(movable) if movable else {}
         rows = []
         for shard, store in stores.items():
-            size = await store.slot_size()
             held = [h for h in now.values() if h.shard == shard]
+            size = await _size(store)
             rows.append(
                 {
                     "shard": shard,
-                    "slots": sum(h.is_open for h in held),
+                    "slots": sum(h.is_open for h in held) if shard in movable else store.identity.slots,
                     "leaving": sum(not h.is_open for h in held),
                     "streams": size.streams,
                     "events": size.events,
@@ -199,6 +202,15 @@ async def _shown(service: Service) -> list[dict[str, Any]]:
                 }
             )
         return rows
+
+
+async def _size(store: Store) -> SlotSize:
+    if isinstance(store, SlotStore):
+        return await store.slot_size()
+    if not isinstance(store, Inspectable):
+        raise ConfigurationError(f"a {type(store).__name__} cannot be looked at from outside")
+    facts = await store.facts()
+    return SlotSize(facts.events, facts.size_bytes, facts.streams)
 
 
 def _home(service: Service) -> ShardedStores:
@@ -224,12 +236,12 @@ def _ring(router: Router, shards: tuple[str, ...]) -> HashRing:
 def _parse_slots(text: str, slots: int) -> set[int]:
     chosen: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            begin, end = int(first), int(last) if dash else int(first)
-        except ValueError:
-            raise ConfigurationError(f"{part!r} is not a slot, nor a range of slots such as 0-63") from None
-        if not 0 <= begin <= end < slots:
+        if (found := _SLOTS.fullmatch(part.strip())) is None:
+            raise ConfigurationError(f"{part!r} is not a slot, nor a range of slots such as 0-63")
+        begin, end = int(found[1]), int(found[2] or found[1])
+        if begin > end:
+            raise ConfigurationError(f"{part!r} ends before it begins; write {end}-{begin} for the slots between")
+        if end >= slots:
             raise ConfigurationError(f"{part!r}: slots are 0 to {slots - 1}")
         chosen.update(range(begin, end + 1))
     return chosen

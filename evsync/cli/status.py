@@ -87,19 +87,19 @@ async def _watch(service: Service, every_s: float, *, json: bool, groups: bool) 
 
 
 async def _look(service: Service) -> dict[str, Any]:
-    runtime = service.runtime
-    identity, head = runtime.store.identity, await runtime.store.head()
+    runtime, status = service.runtime, await service.status()
+    connection, logs = runtime.connection, {}
+    for store in runtime.stores.values():
+        identity, head = store.identity, status.logs[store.identity.name].head
+        relay = await _relay(connection, identity, head) if connection is not None else None
+        logs[identity.name] = {"incarnation": identity.incarnation, "head": head, "relay": relay}
     reactions = {r.name for r in service.reactions}
     return {
         "service": service.name,
-        "log": identity.name,
-        "incarnation": identity.incarnation,
-        "head": head,
-        "nats": runtime.connection.settings.shown if runtime.connection is not None else None,
-        "relay": await _relay(runtime.connection, identity, head) if runtime.connection is not None else None,
+        "logs": logs,
+        "nats": connection.settings.shown if connection is not None else None,
         "followers": [
-            {"kind": "reaction" if f.name in reactions else "projection", **_follower(f)}
-            for f in (await service.status()).followers
+            {"kind": "reaction" if f.name in reactions else "projection", **_follower(f)} for f in status.followers
         ],
     }
 
@@ -186,10 +186,12 @@ def _rendered(found: dict[str, Any], *, groups: bool) -> list[Any]:
     rows: list[tuple[Any, ...]] = []
     reasons: dict[str, None] = {}  # each once, in order
     notes: list[str] = []
-    if relay := found["relay"]:
-        rows.append(("relay", found["log"], relay["confirmed"], found["head"], relay["lag"], "", relay["state"]))
-        if relay["reason"]:
-            reasons[f"relay: {relay['reason']}"] = None
+    for log, at in found["logs"].items():
+        if relay := at["relay"]:
+            rows.append(("relay", log, relay["confirmed"], at["head"], relay["lag"], "", relay["state"]))
+            if relay["reason"]:
+                of = f" of {log}" if len(found["logs"]) > 1 else ""
+                reasons[f"relay{of}: {relay['reason']}"] = None
     for follower in found["followers"]:
         name, logs = follower["name"], follower["logs"]
         for at in logs:
@@ -211,7 +213,7 @@ def _rendered(found: dict[str, Any], *, groups: bool) -> list[Any]:
     headings = ("part", "log", "position", "head", "lag", "behind", "state")
     cells = [["-" if cell is None else cell for cell in row] for row in rows]
     return [
-        plain(f"log {found['log']}, incarnation {found['incarnation']}, head {found['head']}"),
+        *(plain(f"log {log}, incarnation {at['incarnation']}, head {at['head']}") for log, at in found["logs"].items()),
         f"NATS {found['nats'] or 'none: EVSYNC_NATS is not set'}",
         *([table(headings, cells, right=("position", "head", "lag", "behind"))] if rows else ()),
         *map(plain, notes),

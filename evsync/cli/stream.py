@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.verification import StreamReport, check_stream
-from evsync.opening import is_on_nats
+from evsync.opening import is_on_nats, urls_by_shard
+from evsync.ports import Store
 from evsync.service import Service
 
 CONNECT_S = 3.0
@@ -27,8 +29,8 @@ app = typer.Typer(
 
 
 @app.command()
-def check(target: Target, json: Json = False, debug: Debug = False) -> None:
-    """Compare a service's stream with its log.
+def check(target: Target, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
+    """Compare a service's stream with its log, or those of all its shards.
 
     The whole stream is read, and every message compared with the event at its position. Nothing is changed, and the
     service may run meanwhile. The exit code is 1 if a difference was found.
@@ -37,8 +39,8 @@ def check(target: Target, json: Json = False, debug: Debug = False) -> None:
         evsync stream check shop.users:users
     """
     with reporting(debug):
-        report = asyncio.run(_check(load(target)))
-        tell(report, "compared with the log", json)
+        if not asyncio.run(_check(load(target), shard, json)):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -48,10 +50,11 @@ def rebuild(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Also where the stream holds events that the log does not have.")
     ] = False,
+    shard: OneShard = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a service's stream anew from its log.
+    """Make a service's stream anew from its log, or those of all its shards one after the other.
 
     The stream is deleted, the whole log published into a new one, and the two are compared. The log is only read.
     Consumers wait meanwhile and go on where they were; so does a relay that runs or has halted.
@@ -63,56 +66,79 @@ def rebuild(
     """
     with reporting(debug):
         service = load(target)
-        if not yes:
-            _ask(asyncio.run(_planned(service)))  # outside of the event loop: a connection would not outlive the wait
-        report = asyncio.run(_rebuild(service, allow_loss))
-        tell(report, "published anew and compared with the log", json)
+        if not yes:  # outside of the event loop: a connection would not outlive the wait
+            _ask(asyncio.run(_planned(service, shard)))
+        if not asyncio.run(_rebuild(service, shard, allow_loss, json)):
+            raise typer.Exit(1)
 
 
-async def _check(service: Service) -> StreamReport:
+async def _check(service: Service, shard: str | None, json: bool) -> bool:
+    """Whether every stream is as its log."""
+    same = True
     async with service.inspect():
-        connection = await connected(service)
-        with progress("Comparing") as advance:
-            return await check_stream(service.runtime.store, connection, advance)
+        logs, connection = mirrored(service, shard), await connected(service)
+        for log in logs.values():
+            with progress(f"Comparing {log.identity.name}") as advance:
+                report = await check_stream(log, connection, advance)
+            same &= tell(log, report, "compared with the log", json)
+    return same
 
 
-async def _rebuild(service: Service, allow_loss: bool) -> StreamReport:
+async def _rebuild(service: Service, shard: str | None, allow_loss: bool, json: bool) -> bool:
+    """Whether every stream is as its log now."""
+    same = True
     async with service.inspect():
-        connection = await connected(service)
-        with progress("Publishing") as advance:
-            return await rebuild_stream(service.runtime.store, connection, advance, allow_loss=allow_loss)
+        logs, connection = mirrored(service, shard), await connected(service)
+        for log in logs.values():
+            with progress(f"Publishing {log.identity.name}") as advance:
+                report = await rebuild_stream(log, connection, advance, allow_loss=allow_loss)
+            same &= tell(log, report, "published anew and compared with the log", json)
+    return same
 
 
-async def _planned(service: Service) -> str | None:
-    """What a rebuild would delete, and what it would put there; None if nothing would be deleted."""
+async def _planned(service: Service, shard: str | None) -> list[str]:
+    """What a rebuild would delete, and what it would put there."""
+    planned = []
     async with service.inspect():
-        connection, log = await connected(service), service.runtime.store
-        old = await streams.info(connection, streams.stream_name(log.identity))
-        old = old or await streams.occupant(connection, log.identity)
-        if old is None or old.last < old.first:
-            return None
-        return (
-            f"Stream {old.name} at {connection.settings.shown} holds positions {old.first} to {old.last}. It will be "
-            f"deleted, and the {await log.head()} events of log {log.identity.name} published into a new one."
-        )
+        logs, connection = mirrored(service, shard), await connected(service)
+        for log in logs.values():
+            old = await streams.info(connection, streams.stream_name(log.identity))
+            old = old or await streams.occupant(connection, log.identity)
+            if old is not None and old.last >= old.first:
+                planned.append(
+                    f"Stream {old.name} at {connection.settings.shown} holds positions {old.first} to {old.last}. It "
+                    f"will be deleted, and the {await log.head()} events of log {log.identity.name} published into a "
+                    "new one."
+                )
+    return planned
 
 
-def _ask(planned: str | None) -> None:
-    if planned is None:
+def _ask(planned: list[str]) -> None:
+    if not planned:
         return
-    say(planned)
+    for text in planned:
+        say(text)
     if not sys.stdin.isatty():
         raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree beforehand")
-    typer.confirm("Delete it?", abort=True, err=True)
+    typer.confirm("Delete it?" if len(planned) == 1 else "Delete them?", abort=True, err=True)
+
+
+def mirrored(service: Service, shard: str | None = None) -> Mapping[str, Store]:
+    """The logs that a stream mirrors, by shard. Raises ConfigurationError where the stream is the log."""
+    stores, urls = service.runtime.stores, urls_by_shard(service.runtime.settings["store"])
+    chosen = of_shards(stores, shard)
+    found = {name: store for name, store in chosen.items() if not is_on_nats(urls[name])}
+    if found:
+        return found
+    whose = f"service {service.name!r}" if len(stores) == 1 else f"shard {', '.join(chosen)} of {service.name!r}"
+    raise ConfigurationError(
+        f"the events of {whose} are in a stream and nowhere else: there is no log to compare it with, or to make it "
+        "anew from"
+    )
 
 
 async def connected(service: Service) -> Connection:
-    """The service's connection. Raises ConfigurationError where it has none, or where the stream is its store."""
-    if is_on_nats(str(service.runtime.settings["store"])):
-        raise ConfigurationError(
-            f"the events of service {service.name!r} are in a stream and nowhere else: there is no log to compare it "
-            "with, or to make it anew from"
-        )
+    """The service's connection. Raises ConfigurationError where it has none."""
     connection = service.runtime.connection
     if connection is None:
         raise ConfigurationError(
@@ -122,10 +148,10 @@ async def connected(service: Service) -> Connection:
     return connection
 
 
-def tell(report: StreamReport, done: str, json: bool) -> None:
-    """Print what became of a stream; exit with 1 if it is not as its log."""
+def tell(log: Store, report: StreamReport, done: str, json: bool) -> bool:
+    """Print what became of a log's stream; whether it is as its log."""
     if json:
-        print_json(_as_object(report))
+        print_json({"log": log.identity.name, **_as_object(report)})
     else:
         print_lines(
             f"{report.stream}: {report.compared} messages {done}, "
@@ -133,8 +159,7 @@ def tell(report: StreamReport, done: str, json: bool) -> None:
             f"positions {report.first} to {report.last}; the log's head is {report.head}",
             *(plain(str(problem)) for problem in report.problems),
         )
-    if not report.ok:
-        raise typer.Exit(1)
+    return report.ok
 
 
 def _as_object(report: StreamReport) -> dict[str, Any]:

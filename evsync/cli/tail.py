@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, NamedTuple
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.terminal import console, plain, print_json, reporting, say
 from evsync.codec.json_form import as_json
 from evsync.projections import Event
@@ -33,21 +35,22 @@ def tail(
         typer.Option(metavar="N|POSITION", help="Begin behind this place: a number, or what save() returned."),
     ] = None,
     last: Annotated[
-        int | None, typer.Option("--last", "-n", metavar="N", min=0, help="Only the last N events.")
+        int | None, typer.Option("--last", "-n", metavar="N", min=0, help="Only the last N events of a log.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
     type: Annotated[
         str, typer.Option(metavar="PATTERN", help="Only events of these types; * stands for any text: 'users.User.*'")
     ] = "*",
+    shard: OneShard = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print the events of a service, one line each.
 
     A line has position, time, type, stream and data, in the order of the log. Without --after or --last it begins at
-    the log's beginning. Times are in UTC. On a terminal a line is cut to its
-    width; into a pipe it goes whole. With --json each line is an object; what JSON lacks (times, UUIDs, decimals) is
-    text in it.
+    the log's beginning. Times are in UTC. On a terminal a line is cut to its width; into a pipe it goes whole. With
+    --json each line is an object; what JSON lacks (times, UUIDs, decimals) is text in it. Of a service with several
+    shards, the logs come one after the other, and with --follow as they come: between two logs there is no order.
 
     \b
         evsync tail shop.users:users --last 10 --follow
@@ -59,44 +62,87 @@ def tail(
         service = load(target)
         if not any(fnmatchcase(known, type) for known in service.codec.types):
             say(f"No event type of {service.name} matches {type!r}; it has {', '.join(service.codec.types)}", "yellow")
-        asyncio.run(_tail(service, after, last, follow, type, json))
+        asyncio.run(_tail(service, after, last, follow, type, shard, json))
 
 
-async def _tail(service: Service, after: str | None, last: int | None, follow: bool, pattern: str, json: bool) -> None:
+async def _tail(
+    service: Service, after: str | None, last: int | None, follow: bool, pattern: str, shard: str | None, json: bool
+) -> None:
     async with service.inspect():
-        head = await service.runtime.store.head()
-        begin = _begin(service.runtime.store.identity, head, after, last)
+        stores = service.runtime.stores
+        chosen = of_shards(stores, shard)
+        heads = {store.identity: await store.head() for store in chosen.values()}
+        begins = _begins(heads, after, last)
+        names = max(map(len, stores)) if len(stores) > 1 else 0
+        cells = _Cells(names, len(f"{max(heads.values())}"), max(map(len, service.codec.types), default=0))
         to = console()
-        cells = _Cells(len(f"{head}"), max(map(len, service.codec.types), default=0))
-        async for e in service.log(after=begin, follow=follow):
-            if not fnmatchcase(e.type, pattern):
-                continue
-            if json:
-                print_json(as_object(e), flush=follow)
-            elif to.is_terminal:
-                to.print(_for_terminal(e, to, cells))
-            else:
-                sys.stdout.write(_for_pipe(e, cells) + "\n")
-                if follow:
-                    sys.stdout.flush()
+        async with aclosing(_events(service, begins, follow)) as events:
+            async for e in events:
+                if not fnmatchcase(e.type, pattern):
+                    continue
+                if json:
+                    print_json(as_object(e), flush=follow)
+                elif to.is_terminal:
+                    to.print(_for_terminal(e, to, cells))
+                else:
+                    sys.stdout.write(_for_pipe(e, cells) + "\n")
+                    if follow:
+                        sys.stdout.flush()
+
+
+async def _events(service: Service, begins: Sequence[Position], follow: bool) -> AsyncGenerator[Event[Any], None]:
+    """What stands behind these places: one log after the other, or as it comes."""
+    if not follow or len(begins) == 1:
+        for begin in begins:
+            async for e in service.log(after=begin, follow=follow):
+                yield e
+        return
+    came: asyncio.Queue[Event[Any] | Exception] = asyncio.Queue(1)
+
+    async def pass_on(begin: Position) -> None:
+        try:
+            async for e in service.log(after=begin, follow=True):
+                await came.put(e)
+        except Exception as e:
+            await came.put(e)
+
+    tasks = [asyncio.create_task(pass_on(begin)) for begin in begins]
+    try:
+        while True:
+            if isinstance(found := await came.get(), Exception):
+                raise found
+            yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 class _Cells(NamedTuple):
-    """How wide two columns are, so that lines stand under one another."""
+    """How wide some columns are, so that lines stand under one another."""
 
+    shard: int
+    """0 where there is one only."""
     number: int
     type: int
 
 
-def _begin(log: LogIdentity, head: int, after: str | None, last: int | None) -> Position:
+def _begins(heads: Mapping[LogIdentity, int], after: str | None, last: int | None) -> list[Position]:
+    """Behind which places to begin, one a log. A position is of one log, and says which."""
     if last is not None:
-        return log.at(max(0, head - last))
+        return [log.at(max(0, head - last)) for log, head in heads.items()]
     if after is None:
-        return log.at(0)
+        return [log.at(0) for log in heads]
     if after.isascii() and after.isdigit():
-        return log.at(int(after))
+        if len(heads) > 1:
+            raise typer.BadParameter(
+                f"{after} is a place in each of {len(heads)} logs: say which with --shard, or give a position such as "
+                f"{next(iter(heads)).at(int(after))}",
+                param_hint="--after",
+            )
+        return [log.at(int(after)) for log in heads]
     try:
-        return Position.parse(after)
+        return [Position.parse(after)]
     except ValueError as e:
         raise typer.BadParameter(f"{e}, or like 42", param_hint="--after") from None
 
@@ -125,15 +171,21 @@ def _words(e: Event[Any]) -> tuple[str, str, str]:
     return plain(e.type), plain(e.stream_id), plain(as_json(e.data))
 
 
+def _place(e: Event[Any], cells: _Cells) -> str:
+    """Its place in the log, behind the shard's name where there are several."""
+    shard = f"{e.position.log.rpartition('.')[2]:<{cells.shard}}  " if cells.shard else ""
+    return f"{shard}{e.position.number:>{cells.number}}"
+
+
 def _for_pipe(e: Event[Any], cells: _Cells) -> str:
     type, stream, data = _words(e)
-    return f"{e.position.number:>{cells.number}}  {as_utc(e.time)}  {type:<{cells.type}}  {stream}  {data}"
+    return f"{_place(e, cells)}  {as_utc(e.time)}  {type:<{cells.type}}  {stream}  {data}"
 
 
 def _for_terminal(e: Event[Any], to: Console, cells: _Cells) -> Text:
     type, stream, data = _words(e)
     line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(f"{e.position.number:>{cells.number}}  {e.time:%Y-%m-%d %H:%M:%S}  ", "dim")
+    line.append(f"{_place(e, cells)}  {e.time:%Y-%m-%d %H:%M:%S}  ", "dim")
     line.append(f"{type:<{cells.type}}  ", "bold")
     room = max(STREAM_CELLS, to.width - line.cell_len - DATA_CELLS)
     return line.append(_cut(stream, room), "dim").append("  " + _cut(data, max(1, to.width - line.cell_len - 2)))

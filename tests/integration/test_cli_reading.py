@@ -161,9 +161,8 @@ async def test_looking_leaves_no_trace_and_makes_no_store(tmp_path: Path) -> Non
 async def test_status_without_a_broker_tells_of_every_part(shop: Shop) -> None:
     """Before anything ran: every projection and reaction at 0, and how many events lie before it."""
     [found] = shop.json("status", "tests.cli_shop:stock")
-    assert (found["service"], found["log"], found["head"], found["nats"], found["relay"]) == (
-        "stock", "stock.main", 3, None, None,
-    )  # fmt: skip
+    own = found["logs"]["stock.main"]
+    assert (found["service"], own["head"], own["relay"], found["nats"]) == ("stock", 3, None, None)
     assert [(f["kind"], f["name"]) for f in found["followers"]] == [("projection", "items"), ("reaction", "builder")]
     for follower in found["followers"]:
         (log,) = follower["logs"]

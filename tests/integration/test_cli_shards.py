@@ -1,13 +1,19 @@
-"""`evsync shards`, as its users run it."""
+"""`evsync shards`, and what the other commands do of several shards, as their users run them."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sqlite3
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evsync.jetstream.server import EmbeddedServer
 from evsync.sharding import HashRing, slot_of
 from tests.command_line import Shop
 from tests.sharded_shop import Cart, shop
@@ -19,9 +25,9 @@ TARGET = "tests.sharded_shop:shop"
 class Shards:
     """A directory with a sharded service of 40 carts, two of which were saved together."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, nats: str = "") -> None:
         self.directory = directory
-        self._shop = Shop(directory)
+        self.shop = Shop(directory, nats)
 
     def stores(self, *shards: str) -> dict[str, str]:
         """A file for each."""
@@ -36,17 +42,24 @@ class Shards:
             pair = [n for n in range(100, 200) if ring.shard_of(f"cart-{n}") == ring.shard_of("cart-100")][:2]
             await shop.save(*(Cart(id=f"cart-{n}") for n in pair))
 
-    def run(self, shards: str, *arguments: str, code: int = 0, **more: str) -> Any:
+    def evsync(self, shards: str, *arguments: str, code: int = 0, target: str = TARGET, **more: str) -> Any:
         """A command, with the stores of these shards."""
         stores = json.dumps(self.stores(*shards.split()))
-        return self._shop.evsync(
-            "shards", arguments[0], TARGET, *arguments[1:], code=code, EVSYNC_SHOP_STORE=stores, **more
-        )
+        words = 2 if arguments[0] in ("shards", "store", "stream", "backup", "archive") else 1
+        named = (*arguments[:words], target, *arguments[words:])
+        return self.shop.evsync(*named, code=code, EVSYNC_SHOP_STORE=stores, **more)
+
+    def run(self, shards: str, *arguments: str, code: int = 0, **more: str) -> Any:
+        """One of `evsync shards`."""
+        return self.evsync(shards, "shards", *arguments, code=code, **more)
+
+    def json(self, shards: str, *arguments: str, code: int = 0) -> list[Any]:
+        """The lines of JSON that a command prints."""
+        return [json.loads(line) for line in self.evsync(shards, *arguments, "--json", code=code).stdout.splitlines()]
 
     def show(self, shards: str) -> dict[str, dict[str, Any]]:
         """What `show --json` says, by shard."""
-        rows = [json.loads(line) for line in self.run(shards, "show", "--json").stdout.splitlines()]
-        return {row["shard"]: row for row in rows}
+        return {row["shard"]: row for row in self.json(shards, "shards", "show")}
 
 
 async def test_shards_are_added_shown_drained_and_evened_out(tmp_path: Path) -> None:
@@ -91,8 +104,10 @@ async def test_a_dry_run_shows_the_plan_and_what_it_would_split_and_moves_nothin
         (("drain", "z"), "has no shard 'z'"),
         (("add", "a"), "holds slots already"),
         (("move", "300", "a"), "slots are 0 to 255"),
-        (("move", "9-3", "a"), "slots are 0 to 255"),
+        (("move", "0-256", "a"), "slots are 0 to 255"),
+        (("move", "5-1", "a"), "'5-1' ends before it begins; write 1-5"),
         (("move", "x", "a"), "'x' is not a slot"),
+        (("move", "7-", "a"), "'7-' is not a slot"),
     ],
 )
 async def test_what_cannot_be_is_refused_and_nothing_moves(tmp_path: Path, arguments: Any, words: str) -> None:
@@ -113,4 +128,103 @@ async def test_the_last_shard_cannot_be_drained_nor_a_service_without_shards_mov
     alone = {"EVSYNC_SHOP_STORE": f"sqlite:///{tmp_path}/main.db"}
     async with shop.open(store=alone["EVSYNC_SHOP_STORE"], run="none"):
         pass
-    assert "one store and no shards" in shards._shop.evsync("shards", "show", TARGET, code=2, **alone).stderr
+    assert "one store and no shards" in shards.shop.evsync("shards", "drain", TARGET, "a", code=2, **alone).stderr
+
+
+async def test_one_store_is_shown_as_one_shard(tmp_path: Path, postgres_url: str) -> None:
+    """Whatever it is: all slots, and what there is in it."""
+    shards = Shards(tmp_path)
+    for url in (f"sqlite:///{tmp_path}/main.db", postgres_url):
+        async with shop.open(store=url, run="none"):
+            await shop.save(Cart(id="one"), Cart(id="two"))
+        [row] = shards.shop.json("shards", "show", TARGET, EVSYNC_SHOP_STORE=url)
+        assert row.pop("bytes") > 0
+        assert row == {"shard": "main", "slots": 256, "leaving": 0, "streams": 2, "events": 2, "head": 2}
+
+
+# ---- the other commands
+
+
+async def test_commands_about_logs_show_those_of_all_shards_or_of_one(
+    tmp_path: Path, nats_server: EmbeddedServer
+) -> None:
+    """One after the other, as JSON an object for each with its log; the exit code is of all."""
+    shards = Shards(tmp_path, nats=nats_server.url)
+    logs = ["shop.a", "shop.b", "shop.c"]
+    assert [(made["log"], made["made"]) for made in shards.json("a b c", "store", "init")] == [
+        (log, True) for log in logs
+    ]
+    await shards.fill("a", "b", "c")
+    assert [report["log"] for report in shards.json("a b c", "stream", "rebuild")] == logs
+
+    [status] = shards.json("a b c", "status")
+    heads = {log: at["head"] for log, at in status["logs"].items()}
+    assert list(heads) == logs
+    assert all(
+        (at["relay"]["confirmed"], at["relay"]["state"]) == (at["head"], "current") for at in status["logs"].values()
+    )
+    assert "relay  shop.c" in shards.evsync("a b c", "status").stdout
+
+    events = shards.json("a b c", "tail")
+    assert Counter(e["position"].partition(":")[0] for e in events) == heads
+    assert sum(e["type"] == "shop.Cart.Begun" for e in events) == 42
+    lines = shards.evsync("a b c", "tail", "--last", "1").stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [[log[-1], f"{head}"] for log, head in heads.items()]
+    beyond = f"{events[-1]['position'].rpartition(':')[0]}:{heads['shop.c'] - 1}"
+    for chosen in (("--after", beyond), ("--shard", "c", "--after", f"{heads['shop.c'] - 1}")):
+        assert [e["position"] for e in shards.json("a b c", "tail", *chosen)] == [events[-1]["position"]]
+
+    for noun in ("store", "stream"):
+        assert [(r["log"], r["ok"]) for r in shards.json("a b c", noun, "check")] == [(log, True) for log in logs]
+    facts = shards.json("a b c", "store", "info")
+    assert {f["log"]: f["events"] for f in facts} == heads
+    assert [f["log"] for f in shards.json("a b c", "store", "info", "--shard", "b")] == ["shop.b"]
+    [cart] = shards.json("a b c", "replay", "Cart", "cart-7")
+    assert (cart["version"], cart["history"][0]["stream"]) == (1, "cart-7")
+
+    with closing(sqlite3.connect(tmp_path / "b.db", isolation_level=None)) as c:
+        c.execute("UPDATE events SET slot = 256 WHERE position IN (1, ?)", (heads["shop.b"],))
+    checked = shards.json("a b c", "store", "check", code=1)
+    assert [(r["log"], [p["position"] for p in r["problems"]]) for r in checked] == [
+        ("shop.a", []), ("shop.b", [1, heads["shop.b"]]), ("shop.c", []),
+    ]  # fmt: skip
+    shards.json("a b c", "stream", "check", "--shard", "a")
+    compared = shards.json("a b c", "stream", "check", code=1)
+    assert [(r["log"], r["ok"]) for r in compared] == [("shop.a", True), ("shop.b", False), ("shop.c", True)]
+
+
+async def test_all_shards_are_followed_at_once(tmp_path: Path) -> None:
+    """`evsync tail --follow` prints what comes, of whichever log."""
+    shards = Shards(tmp_path)
+    await shards.fill("a", "b")
+    with shards.shop.running(
+        "tail", TARGET, "--follow", "--last", "1", "--json", EVSYNC_SHOP_STORE=json.dumps(shards.stores("a", "b"))
+    ) as tail:
+        assert {json.loads(tail.line())["position"].partition(":")[0] for _ in "ab"} == {"shop.a", "shop.b"}
+        async with shop.open(store=shards.stores("a", "b"), run="none"):
+            for n in range(50, 60):
+                await shop.save(Cart(id=f"cart-{n}"))
+        seen = [json.loads(tail.line()) for _ in range(10)]
+        assert tail.end(signal.SIGINT)[2] == ""
+    assert sorted(e["stream"] for e in seen) == [f"cart-{n}" for n in range(50, 60)]
+    assert {e["position"].partition(":")[0] for e in seen} == {"shop.a", "shop.b"}
+
+
+async def test_what_makes_no_sense_yet_with_several_shards_is_refused(tmp_path: Path) -> None:
+    """Nothing of it is done for the first shard alone, which would look as if it were done."""
+    shards = Shards(tmp_path)
+    await shards.fill("a", "b")
+    (tmp_path / "archived.py").write_text(
+        "from evsync import BackupPolicy, Service\nfrom tests.sharded_shop import Cart\n"
+        "shop = Service('shop', aggregates=[Cart], backups=BackupPolicy(targets=['disk'], loss=0.01))\n"
+    )
+    for command in (
+        ("backup", "run"), ("backup", "list"), ("backup", "verify"), ("backup", "drill"),
+        ("archive", "trim", "--to", "1", "--yes"), ("restore", "--to", "sqlite:///restored.db"),
+    ):  # fmt: skip
+        said = shards.evsync("a b", *command, code=2, target="archived:shop").stderr
+        assert "service 'shop' has 2 shards (a, b), and shards are not archived" in said
+    assert {"disk", "restored.db"}.isdisjoint(os.listdir(tmp_path))
+    assert "is a place in each of 2 logs" in shards.evsync("a b", "tail", "--after", "3", code=2).stderr
+    assert "is in none of the shards b: a shard is missing" in shards.evsync("b", "store", "check", code=1).stderr
+    assert "there is no shard 'z'" in shards.evsync("a b", "store", "check", "--shard", "z", code=2).stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,13 @@ async def stream_of(shop: Shop, nats_server: EmbeddedServer) -> streams.StreamSt
             return await streams.info(conn, streams.stream_name(log.identity))
     finally:
         await log.close()
+
+
+def relay_of(shop: Shop) -> dict[str, Any]:
+    """What `evsync status` says of the relay."""
+    [found] = shop.json("status", "tests.cli_shop:stock")
+    relay: dict[str, Any] = found["logs"]["stock.main"]["relay"]
+    return relay
 
 
 async def test_a_stream_is_compared_and_made_anew(shop: Shop, nats_server: EmbeddedServer) -> None:
@@ -86,7 +94,7 @@ async def test_a_stream_needs_a_broker_that_is_there(shop: Shop, nats_server: Em
         shop.running("stream", "check", "tests.cli_shop:stock") as check,
         shop.running("status", "tests.cli_shop:stock", "--json") as status,
     ):
-        found = json.loads(status.line())
+        found = json.loads(status.line())["logs"]["stock.main"]
         code, _, said = check.wait()
     assert code == 1
     assert "no connection within 3 s" in said
@@ -95,13 +103,13 @@ async def test_a_stream_needs_a_broker_that_is_there(shop: Shop, nats_server: Em
 
 async def test_status_tells_what_is_wrong_with_a_stream(shop: Shop, nats_server: EmbeddedServer) -> None:
     """Behind, current, or faulty with the reason: all that can be told without reading the stream."""
-    relay = shop.json("status", "tests.cli_shop:stock")[0]["relay"]
+    relay = relay_of(shop)
     assert (relay["state"], relay["lag"], relay["reason"]) == ("behind", 3, "no relay has made the stream yet")
     shop.evsync("stream", "rebuild", "tests.cli_shop:stock")
-    assert shop.json("status", "tests.cli_shop:stock")[0]["relay"]["state"] == "current"
+    assert relay_of(shop)["state"] == "current"
     async with connected(nats_server.url) as conn:
         config = await conn.api(f"STREAM.INFO.{relay['stream']}")
         await conn.api(f"STREAM.UPDATE.{relay['stream']}", {**config["config"], "discard": "old"})
-    found = shop.json("status", "tests.cli_shop:stock")[0]["relay"]
+    found = relay_of(shop)
     assert (found["state"], found["lag"]) == ("faulty", 0)
     assert "discard = 'old'" in found["reason"]

@@ -101,7 +101,7 @@ async def test_a_service_works_as_with_any_store(nats_server: EmbeddedServer, tm
         with pytest.raises(EventTooLarge):
             await bank.save(big)
         assert (await bank.query(sa.select(balances), after=last)).all() == [("ada.*", 6)]
-        assert (await bank.status()).relay is None
+        assert (await bank.status()).logs["bank.main"].relay is None
     async with bank.open(**on_nats(nats_server, tmp_path)):
         assert [e.data.get("token") for e in await bank.history(Account, "ada.*")] == [None, "a", "b", "b", "c"]
         assert [e.position.number async for e in bank.log()] == [1, 2, 3, 4, 5]

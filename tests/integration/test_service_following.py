@@ -374,17 +374,18 @@ async def test_the_status_tells_how_far_everybody_is(nats_server: EmbeddedServer
             await desk.wait(position)
             status = await desk.status()
             [follower] = status.followers
-            assert (status.service, status.log, status.head, status.nats) == ("desk", "desk.main", 0, nats_server.url)
+            assert (status.service, list(status.logs), status.nats) == ("desk", ["desk.main"], nats_server.url)
+            assert status.logs["desk.main"].head == 0
             assert (follower.state, follower.reason, list(follower.waiting_for)) == ("running", None, [])
             assert [(log.log, log.position, log.head) for log in follower.logs] == [("bank.main", 2, 2)]
-            of_bank = await bank.status()
+            of_bank = (await bank.status()).logs["bank.main"]
             assert of_bank.relay is not None
             assert (of_bank.head, of_bank.relay.confirmed, of_bank.relay.lag, of_bank.relay.reason) == (2, 2, 0, "")
             nats_server.stop()
             await moved(bank, "bob", 5)
 
             async def behind() -> bool:
-                relay = (await bank.status()).relay
+                relay = (await bank.status()).logs["bank.main"].relay
                 assert relay is not None
                 return relay.lag == 2 and bool(relay.reason)
 
@@ -412,7 +413,7 @@ async def test_a_relay_that_halts_inside_an_application_goes_on_by_itself_after_
         await conn.request("evsync.bank.main.7.Account.Moved.ada", b"boo", timeout_s=5)
         position = await moved(bank, "bob", 5)
         await eventually(lambda: relay.halted, "the relay halted")
-        status = (await bank.status()).relay
+        status = (await bank.status()).logs["bank.main"].relay
         assert status is not None
         assert "sequence 3" in status.reason
         assert "`evsync stream rebuild`" in status.reason

@@ -133,7 +133,7 @@ async def test_an_id_that_nothing_could_carry_is_refused_everywhere(bank: Servic
             with pytest.raises(ConfigurationError, match="an aggregate's id") as refused:
                 await operation()
             assert len(str(refused.value)) < 300
-        assert (await bank.status()).head == 0
+        assert (await bank.status()).logs["bank.main"].head == 0
 
 
 # ---- too large
@@ -203,13 +203,13 @@ async def test_an_event_saved_before_the_limit_was_known_waits_in_the_log(tmp_pa
             assert (error.position, error.stream, error.limit_bytes) == (2, "large", 4_096)
             assert "Raise max_payload" in str(error)
             await service.save(Account("later", "o"))
-            status = (await service.status()).relay
+            status = (await service.status()).logs["bank.main"].relay
             assert status is not None
             assert (status.confirmed, status.reason) == (1, str(error))
             server.stop()
             with EmbeddedServer.start(tmp_path / "nats", port=port, max_payload=65_536):
                 await eventually(lambda: relay.confirmed == 3, lambda: f"all published: {relay.status()}")
-                assert (await service.status()).relay is not None
+                assert (await service.status()).logs["bank.main"].relay is not None
                 assert relay.halted is None
 
 
@@ -372,7 +372,7 @@ async def test_an_aggregate_class_that_was_not_registered_is_refused() -> None:
         ):
             with pytest.raises(ConfigurationError, match=r"Add it: Service\('bank', aggregates=\[…, Note\]\)"):
                 await operation()
-        assert (await service.status()).head == 0
+        assert next(iter((await service.status()).logs.values())).head == 0
         assert len(note.pending_events) == 1
         with pytest.raises(NotFound):
             await service.get(Account, "ada")
@@ -409,7 +409,7 @@ async def test_a_full_disk_loses_nothing(bank: Service, desk: Service) -> None:
             assert str(store.path) in str(outcomes[0])
             assert "nothing was stored" in str(outcomes[0])
             assert (await bank.get(Account, "ada")).owner == "o"
-            assert (await bank.status()).head == 1
+            assert (await bank.status()).logs["bank.main"].head == 1
             assert [len(a.pending_events) for a in large] == [1] * 20
         position = await bank.save(*large)
         assert position.number == 21

@@ -82,7 +82,7 @@ async def test_a_service_is_open_once_at_a_time() -> None:
     await first
     async with service as opened:
         assert opened is service
-        assert (await service.status()).head == 0
+        assert next(iter((await service.status()).logs.values())).head == 0
 
 
 async def test_an_opening_that_fails_can_be_tried_again(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ async def test_closing_answers_everybody(tmp_path: Path) -> None:
             await waiting
     assert "ada" in streams
     async with service.open(store=f"sqlite:///{tmp_path}/bank.db", run="none"):
-        assert (await service.status()).head == max(numbers) == 102
+        assert next(iter((await service.status()).logs.values())).head == max(numbers) == 102
 
 
 # ---- settings
@@ -280,7 +280,7 @@ async def test_only_the_parts_that_run_names_run(nats_server: EmbeddedServer, ru
                 await service.wait(position, timeout_s=0.05)
         status = await service.status()
         assert [f.state for f in status.followers] == ["running" if "moves" in named else "standby"]
-        assert (status.relay is not None) == ("relay" in named)
+        assert (status.logs["bank.main"].relay is not None) == ("relay" in named)
         if "relay" in named:
             await eventually(lambda: service.runtime.relay.confirmed == 2, "the events published")  # type: ignore[union-attr]
 
