@@ -194,7 +194,7 @@ class Spine:
         self._views_uri = f"{self.views_db.as_uri()}?mode=ro"
         self.processes: list[ServiceProcess] = []
         self._directory, self._stack = directory, stack
-        self._banks = self._looks = 0
+        self._banks = self._desks = self._looks = 0
 
     @classmethod
     @asynccontextmanager
@@ -231,6 +231,7 @@ class Spine:
 
     async def desk(self, **env: str) -> ServiceProcess:
         """A desk that is open."""
+        self._desks += 1
         return await self._start("desk", "", **env)
 
     async def _start(self, role: str, tag: str, **env: str) -> ServiceProcess:
@@ -246,7 +247,8 @@ class Spine:
         return {token: position for p in self.processes for token, position in p.acknowledged.items()}
 
     async def _watch(self) -> None:
-        """What a reader of the read model may never see: half a commit, or the model going back."""
+        """What a reader of the read model may never see: the model going back, or, while one process works on all
+        groups, half a commit."""
         before = 0
         while True:
             await asyncio.sleep(0.02)
@@ -254,7 +256,7 @@ class Spine:
                 c.execute("BEGIN")
                 [(total,)] = c.execute("SELECT sum(balance) FROM accounts")
                 [(position,)] = c.execute(_APPLIED, ("accounts", "bank.main"))
-                assert not total, f"at position {position} the balances add up to {total}"
+                assert self._desks > 1 or not total, f"at position {position} the balances add up to {total}"
                 assert (position or 0) >= before, f"the read model went back from position {before} to {position}"
                 before = position or 0
                 self._looks += 1

@@ -33,7 +33,7 @@ async def test_two_producers_on_one_file_and_one_is_paused(nats_server: Embedded
 
 
 async def test_a_projection_started_twice_and_one_is_paused(nats_server: EmbeddedServer, tmp_path: Path) -> None:
-    """One works and the other stands by; one that was taken over from adds nothing when it comes back."""
+    """They share the groups; one that was taken over from adds nothing when it comes back."""
     async with Spine.at(tmp_path, nats_server.url) as spine:
         await spine.bank()
         one = await spine.desk()
