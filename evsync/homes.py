@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol, cast
 
 from evsync.errors import AcrossShards, ConfigurationError, SlotMoved, StoreUnavailable
-from evsync.ports import SlotStore, Store
+from evsync.ports import ReadsOpenSlots, SlotStore, Store
 from evsync.records import Change, Commit, LogIdentity, Position, Snapshot, StoredEvent
 from evsync.sharding.slots import slot_of
 from evsync.sharding.truth import Held, truth
@@ -63,6 +63,7 @@ class OneStore:
     def __init__(self, store: Store, commits: GroupCommit) -> None:
         self._store, self._commits = store, commits
         self._movable = store if isinstance(store, SlotStore) else None
+        self._reading = reading(store)
         self.slots = store.identity.slots
 
     async def commit(self, commit: Commit) -> Position:
@@ -83,9 +84,14 @@ class OneStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See Home."""
-        await self._check_here(stream)
-        async for changes in self._store.read_changes(stream, after_version=after_version, to_version=to_version):
-            yield changes
+        slot = slot_of(stream, self.slots)
+        try:
+            async for changes in self._reading.read_open(
+                stream, slot, after_version=after_version, to_version=to_version
+            ):
+                yield changes
+        except SlotMoved as e:
+            raise StoreUnavailable(str(e)) from e
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """See Home."""
@@ -122,6 +128,7 @@ class ShardedStores:
         self, stores: Mapping[str, Store], commits: Mapping[str, GroupCommit], now: Mapping[int, Held]
     ) -> None:
         self._stores, self._commits = dict(stores), dict(commits)
+        self._reading = {shard: reading(store) for shard, store in stores.items()}
         self._now: Mapping[int, Held] = {}
         self._know(now)
         self.slots = next(iter(stores.values())).identity.slots
@@ -174,9 +181,17 @@ class ShardedStores:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See Home. A slot that leaves meanwhile leaves its events where they are read."""
-        store = await self._owner(stream)
-        async for changes in store.read_changes(stream, after_version=after_version, to_version=to_version):
-            yield changes
+        slot, deadline = slot_of(stream, self.slots), time.monotonic() + PATIENCE_S
+        while True:
+            shard = self._now[slot].bound_for
+            try:
+                async for changes in self._reading[shard].read_open(
+                    stream, slot, after_version=after_version, to_version=to_version
+                ):
+                    yield changes
+                return
+            except SlotMoved:
+                await self._wait(slot, shard, deadline, stream)
 
     async def head(self, stream: str) -> Position:
         """See Home."""
@@ -226,6 +241,30 @@ class ShardedStores:
         await asyncio.sleep(LOOK_S)
 
 
+class _AskedFirst:
+    """Asks the store whether a slot is open, and then reads. Implements ReadsOpenSlots."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._movable = store if isinstance(store, SlotStore) else None
+
+    async def read_open(
+        self, stream: str, slot: int, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See ReadsOpenSlots."""
+        if self._movable is not None:
+            state = await self._movable.slot_state(slot)
+            if state is None or state.to is not None:
+                raise SlotMoved(stream, slot, state.to if state is not None else None)
+        async for changes in self._store.read_changes(stream, after_version=after_version, to_version=to_version):
+            yield changes
+
+
+def reading(store: Store) -> ReadsOpenSlots:
+    """The store, as one that reads where slots are open; all are in a store that says nothing of slots."""
+    return store if isinstance(store, ReadsOpenSlots) else _AskedFirst(store)
+
+
 def slot_stores(stores: Mapping[str, Store]) -> dict[str, SlotStore]:
     """The stores, as those that slots are moved between. Raises ConfigurationError where one cannot do that."""
     found: dict[str, SlotStore] = {}
@@ -233,7 +272,7 @@ def slot_stores(stores: Mapping[str, Store]) -> dict[str, SlotStore]:
         if not isinstance(store, SlotStore):
             raise ConfigurationError(
                 f"shard {shard!r} is a {type(store).__name__}, and slots cannot be moved from or to one in this "
-                "version: use SQLite for the shards of a service"
+                "version: use SQLite or PostgreSQL for the shards of a service"
             )
         found[shard] = store
     return found

@@ -205,6 +205,17 @@ class SlotStore(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsOpenSlots(Protocol):
+    """A SlotStore that says in one answer what is in a stream, and that its slot is open: where each question costs."""
+
+    def read_open(
+        self, stream: str, slot: int, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See EventStore.read_changes. Raises SlotMoved, having given nothing, where the slot is not open here."""
+        ...
+
+
 class Store(EventStore, EventLog, SnapshotStore, Protocol):
     """A store that holds its own log and snapshots: what `open_store` gives."""
 

@@ -8,21 +8,20 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from evsync.errors import StoreUnavailable
 from evsync.sharding.handover import Step, bring_about
 from tests.integration.test_shards import Counted, home, opened
 
-SHARDS = ("a", "b", "c", "d")
 
-
-async def write(directory: Path, ids: list[str]) -> None:
+async def write(directory: Path, stores: Mapping[str, str], ids: list[str]) -> None:
     """Add 1 to each stream in turn until standard input ends; then print how often for each."""
     done = dict.fromkeys(ids, 0)
     loop = asyncio.get_running_loop()
     ended = loop.run_in_executor(None, sys.stdin.read)
-    async with opened(directory, *SHARDS, run="none") as service:
+    async with opened(directory, stores=stores, run="none") as service:
         print("writing", flush=True)
         while not ended.done():
             for id in ids:
@@ -37,7 +36,7 @@ async def write(directory: Path, ids: list[str]) -> None:
     print(json.dumps(done), flush=True)
 
 
-async def move(directory: Path, target: list[str], die_after: int) -> None:
+async def move(directory: Path, stores: Mapping[str, str], target: list[str], die_after: int) -> None:
     """Bring slots where the target says; killed after so many steps (0: never)."""
     steps = 0
 
@@ -47,16 +46,12 @@ async def move(directory: Path, target: list[str], die_after: int) -> None:
         if steps == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    async with opened(directory, *SHARDS, run="none") as service:
+    async with opened(directory, stores=stores, run="none") as service:
         await bring_about(home(service).slot_stores, target, step)
     print("moved", flush=True)
 
 
 if __name__ == "__main__":
-    what, where, argument, *rest = sys.argv[1:]
-    work = (
-        write(Path(where), json.loads(argument))
-        if what == "write"
-        else move(Path(where), json.loads(argument), int(rest[0]))
-    )
-    asyncio.run(work)
+    what, where, stores, argument, *rest = sys.argv[1:]
+    place = Path(where), json.loads(stores), json.loads(argument)
+    asyncio.run(write(*place) if what == "write" else move(*place, int(rest[0])))

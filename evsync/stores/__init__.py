@@ -34,8 +34,6 @@ async def open_store(
     `create=False` opens an existing store only (StoreUnavailable if there is none; a memory store is always new).
     Raises ConfigurationError for any other URL, and what the store raises when it cannot be opened.
     """
-    if not owns_slots and url.partition(":")[0] in ("postgresql", "postgres"):
-        raise ConfigurationError(f"shard {shard!r} cannot be in {url.partition(':')[0]} in this version: use SQLite")
     scheme, separator, rest = url.partition("://")
     if scheme == "memory" and separator and not rest:
         check_name("service", service)
@@ -48,7 +46,7 @@ async def open_store(
             from evsync.stores.postgres import PostgresStore  # noqa: PLC0415  (its driver is an extra)
         except ImportError as e:
             raise _no_driver(e) from e
-        return await PostgresStore.open(url, service=service, shard=shard, create=create)
+        return await PostgresStore.open(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
     if scheme == "nats":
         # The adapters do not know one another.
         raise ConfigurationError(f"a store on NATS is opened by evsync.opening.open_store, not here.{URL_FORMS}")

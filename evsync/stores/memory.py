@@ -155,7 +155,9 @@ class MemoryStore(Steps):
         streams = {e.stream for e in [*own, *(e for _, e in self._imports)] if e.slot in here}
         return SlotSize(len(own), sum(len(e.data) for e in own), len(streams))
 
-    async def _step(self, slots: Sequence[int], decide: Decide, *, seen: int | None = None) -> SlotChange | None:
+    async def _step(
+        self, slots: Sequence[int], decide: Decide, *, seen: int | None = None, logged: bool = True
+    ) -> SlotChange | None:
         head, wanted = len(self._log), set(slots)
         change = decide(
             Found(

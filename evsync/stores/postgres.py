@@ -12,31 +12,37 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 
-from evsync.errors import Conflict, EncodingError, EvsyncError, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
+from evsync.errors import (
+    Conflict,
+    EncodingError,
+    EvsyncError,
+    OutcomeUnknown,
+    SlotMoved,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from evsync.ports import Capabilities, StoreFacts, Unreadable
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_inspection as inspection
 from evsync.stores import postgres_schema as tables
+from evsync.stores import postgres_slots as slots_of
 from evsync.stores.plan import CheckpointKey, key_of, plan
 from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
 from evsync.stores.postgres_connections import Connections, settings_of, words
+from evsync.stores.postgres_slots import MovableSlots
 from evsync.stores.tail import Tail
 
 logger = logging.getLogger("evsync.stores")
 
 _MASK = 2**64 - 1
-_MANY = 2**63 - 1
 _FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
 _REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
 
 
-CHANGES_PER_READ = 4_096
-"""Events of one round trip when an aggregate is read."""
-
-
-class PostgresStore:
+class PostgresStore(MovableSlots):
     """An EventStore and EventLog in one schema of a PostgreSQL database. Made by `open`.
 
     One connection appends, a group of commits in one round trip; a few others read; one listens. Connections that break
@@ -54,12 +60,14 @@ class PostgresStore:
         shard: str = "main",
         slots: int = SLOTS,
         create: bool = True,
+        owns_slots: bool = True,
         patience_s: float = 10.0,
         poll_s: float = 0.25,
     ) -> PostgresStore:
         """The store at `postgresql://user@host/database?schema=…`, made if `create` allows it.
 
-        Without `schema` it is the service's name (`service_shard` for a shard other than main). `patience_s` is how
+        Without `schema` it is the service's name (`service_shard` for a shard other than main). `slots` and
+        `owns_slots` (whether all slots are open in it, or none) count for a new store only. `patience_s` is how
         long a database that is away is waited for before StoreUnavailable; `poll_s` how often `wait` looks for appends
         of other processes when no notification came. Raises ConfigurationError, WrongStore, StoreUnavailable.
         """
@@ -69,30 +77,29 @@ class PostgresStore:
         database = Connections(settings, schema, patience_s)
         try:
             async with database.connection() as c:
-                identity = await tables.prepare(c, schema, service=service, shard=shard, slots=slots, create=create)
+                identity, moves = await tables.prepare(
+                    c, schema, service=service, shard=shard, slots=slots, create=create, owns_slots=owns_slots
+                )
         except psycopg.Error as e:
             await database.close()
             raise StoreUnavailable(f"the store in {database.where} cannot be opened: {words(e)}") from e
         except BaseException:
             await database.close()
             raise
-        return cls(database, identity, schema, poll_s)
+        return cls(database, identity, schema, poll_s, moves)
 
-    def __init__(self, database: Connections, identity: LogIdentity, schema: str, poll_s: float) -> None:
+    def __init__(self, database: Connections, identity: LogIdentity, schema: str, poll_s: float, moves: int) -> None:
         """For `open`, which everybody else uses."""
         self.identity, self.schema = identity, schema
         self._database, self._poll_s = database, poll_s
-        name = sql.Identifier(schema)
+        self._schema_name = name = sql.Identifier(schema)
+        self._composed: dict[str, sql.Composed] = {}
+        self._known_slots = (moves, {})
         events, log = sql.SQL("{}.events").format(name), sql.SQL("{}.log").format(name)
         columns = sql.SQL(tables.COLUMNS)
         self._read_log = sql.SQL("SELECT {} FROM {} WHERE position > %s ORDER BY position LIMIT %s").format(
             columns, events
         )
-        of_stream = sql.SQL(
-            "SELECT {} FROM {} WHERE stream = %s AND version > %s AND version <= %s ORDER BY version LIMIT %s"
-        )
-        self._read_stream = of_stream.format(columns, events)
-        self._read_changes = of_stream.format(sql.SQL("position, version, type, time_us, data, meta"), events)
         self._read_head = sql.SQL("SELECT head FROM {}").format(log)
         self._read_checkpoints = sql.SQL(
             'SELECT log, "group", incarnation, position, count, digest FROM {}.checkpoints WHERE follower = %s '
@@ -135,15 +142,16 @@ class PostgresStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
-        return list(map(as_stored_event, await self._of_stream(self._read_stream, stream, after_version, to_version)))
+        rows = await self._of_stream(slots_of.READ_STREAM, stream, after_version, to_version, slots_of.MANY)
+        return list(map(as_stored_event, rows))
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """The same events in slices, as little of them as a fold needs. A slice is a round trip."""
-        while changes := await self._of_stream(self._read_changes, stream, after_version, to_version, CHANGES_PER_READ):
+        while changes := await self._of_stream(slots_of.READ_CHANGES, stream, after_version, to_version):
             yield changes
-            if len(changes) < CHANGES_PER_READ:
+            if len(changes) < slots_of.CHANGES_PER_READ:
                 return
             after_version = changes[-1][1]
 
@@ -248,18 +256,10 @@ class PostgresStore:
 
     # ---- reading
 
-    async def _of_stream(
-        self, query: sql.Composed, stream: str, after_version: int, to_version: int | None, limit: int = _MANY
-    ) -> list[Any]:
-        if "\0" in stream:
-            return []
-        until = _MANY if to_version is None else min(to_version, _MANY)
-        return await self._fetch(query, (stream, after_version, until, limit))
-
     async def _rows(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[StoredEvent]:
         return list(map(as_stored_event, await self._fetch(query, parameters)))
 
-    async def _fetch(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    async def _fetch(self, query: sql.Composed, parameters: Any) -> list[tuple[Any, ...]]:
         self._check_open()
 
         async def fetch(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
@@ -306,12 +306,18 @@ class PostgresStore:
         head, refused, items, actuals = row
         outcomes: list[int | Conflict] = []
         found: dict[int, tuple[int, int]] = {}
-        for number, item, actual in sorted(zip(refused or (), items or (), actuals or (), strict=True)):
-            found.setdefault(number, (item, actual))  # its checkpoint before its streams, and these in their order
+        judgements = zip(refused or (), items or (), actuals or (), strict=True)
+        # A slot that is not open here comes first (see the function), then the checkpoint, then streams in their order.
+        for number, item, actual in sorted(judgements, key=lambda j: (j[0], j[2] >= 0, j[1])):
+            found.setdefault(number, (item, actual))
         for number, commit in enumerate(commits):
             if number in found:
                 item, actual = found[number]
-                outcomes.append(planned.outcomes[number] if item not in judged else Conflict(*judged[item], actual))
+                if actual < 0:
+                    state = await self.slot_state(slot := -1 - actual)
+                    outcomes.append(SlotMoved(judged[item][0], slot, state.to if state is not None else None))
+                else:
+                    outcomes.append(planned.outcomes[number] if item not in judged else Conflict(*judged[item], actual))
             else:
                 head += commit.size
                 outcomes.append(head)

@@ -78,7 +78,7 @@ class Connections:
             await connection.close()
 
     async def patiently(self, read: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """What `read` returns; tried again on another connection when one breaks. It must not change anything."""
+        """What `read` returns; tried again on another connection when one breaks. It may be done twice then."""
 
         async def attempt() -> T:
             pool = await self._pool()

@@ -90,7 +90,7 @@ class PostgresRestore:
         )
         try:
             async with self._connection.cursor() as cursor, cursor.copy(copy) as rows:
-                rows.set_types(_TYPES)
+                rows.set_types(tables.COLUMN_TYPES)
                 for event in events:
                     await rows.write_row(event)
         except psycopg.Error as e:
@@ -143,6 +143,3 @@ class PostgresRestore:
         if state[:2] in _UNWRITABLE or (isinstance(e, psycopg.DataError) and not state):
             return EncodingError(f"{where} cannot hold this: {words(e)}; the store was not restored")
         return StoreUnavailable(f"{where}: {words(e)}; the store was not restored. Begin the restore again.")
-
-
-_TYPES = ("int8", "text", "int8", "int4", "text", "int8", "bytea", "int4", "text", "bytea", "text")

@@ -21,6 +21,7 @@ SCHEMA = 1
 
 COLUMNS = ", ".join(StoredEvent._fields)
 """In the order of the fields, so that a row is a StoredEvent as it is."""
+COLUMN_TYPES = ("int8", "text", "int8", "int4", "text", "int8", "bytea", "int4", "text", "bytea", "text")
 
 MAKING = 0x6576_7379_6E63
 """Advisory lock ('evsync') under which stores are made, so that processes that start at once wait for one another."""
@@ -73,10 +74,66 @@ CREATE TABLE {schema}.snapshots (
 );
 """
 
+# Stores that were made without these tables get them when their service is opened.
+_SLOT_TABLES = """
+ALTER TABLE {schema}.log
+    ADD COLUMN moves bigint NOT NULL DEFAULT 0;  -- how often table slots was changed; 0: all are open here, in epoch 1
+
+CREATE TABLE {schema}.slots (
+    slot        integer PRIMARY KEY,
+    epoch       bigint NOT NULL,
+    "to"        text,  -- shard that it was closed for; NULL: it is open here
+    position    bigint NOT NULL,
+    length      bigint NOT NULL,
+    digest      bigint NOT NULL
+);
+
+CREATE TABLE {schema}.arrivals (  -- whoever changes slots, arrivals or imports locks this table first, then row log
+    slot        integer PRIMARY KEY,  -- one that is not open here
+    length      bigint NOT NULL,
+    digest      bigint NOT NULL
+);
+
+CREATE TABLE {schema}.imports (
+    number      bigint GENERATED ALWAYS AS IDENTITY,
+    "at"        bigint NOT NULL,  -- head of this log when it was imported
+    position    bigint NOT NULL,  -- in the log that it was appended to
+    stream      text COLLATE "C" NOT NULL,
+    version     bigint NOT NULL,
+    slot        integer NOT NULL,
+    type        text NOT NULL,
+    time_us     bigint NOT NULL,
+    id          bytea NOT NULL,
+    remaining   integer NOT NULL,
+    incarnation text NOT NULL,
+    data        bytea NOT NULL,
+    meta        text,
+    PRIMARY KEY ("at", number),
+    UNIQUE (stream, version)
+);
+"""
+
+_CONFLICTS = """SELECT array_agg(c.commit), array_agg(c.item), array_agg(c.actual) INTO commits, items, actuals FROM (
+            SELECT a.commit, a.item::int, v.actual
+            FROM unnest(a_commit, a_stream, a_expected) WITH ORDINALITY AS a (commit, stream, expected, item)
+            CROSS JOIN LATERAL (SELECT {version} AS actual FROM {schema}.events e WHERE e.stream = a.stream) v
+            WHERE v.actual <> a.expected
+            UNION ALL
+            SELECT k.commit, -k.item::int, coalesce(c.position, 0)
+            FROM unnest(k_commit, k_follower, k_log, k_group, k_after)
+                WITH ORDINALITY AS k (commit, follower, log, "group", after, item)
+            LEFT JOIN {schema}.checkpoints c ON (c.follower, c.log, c."group") = (k.follower, k.log, k."group")
+            WHERE coalesce(c.position, 0) <> k.after
+        ) c;"""
+_OWN_VERSION = "coalesce(max(e.version), 0)"
+_VERSION = """greatest(
+                {own}, (SELECT max(i.version) FROM {schema}.imports i WHERE i.stream = a.stream)
+            )""".replace("{own}", _OWN_VERSION)
+
 # A stream, and a checkpoint, belongs to one commit of a call at most (the store sees to that), so each can be judged by
 # the tables alone. Every statement of the function has a snapshot of its own: those after the lock see what its last
 # holder committed. Plans are kept for the life of a connection, also those made while the tables were empty; without
-# sequential scans these are the right ones too.
+# sequential scans these are the right ones too. Tables of slots are looked at only where a slot has moved.
 _APPEND = """
 CREATE OR REPLACE FUNCTION {schema}.append_commits(
     a_commit int[], a_stream text[], a_expected bigint[],
@@ -91,33 +148,43 @@ LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     written bigint;
+    moved boolean;
 BEGIN
-    SELECT log.head INTO before FROM {schema}.log FOR UPDATE;
-    SELECT array_agg(c.commit), array_agg(c.item), array_agg(c.actual) INTO commits, items, actuals FROM (
-        SELECT a.commit, a.item::int, v.actual
-        FROM unnest(a_commit, a_stream, a_expected) WITH ORDINALITY AS a (commit, stream, expected, item)
-        CROSS JOIN LATERAL (
-            SELECT coalesce(max(e.version), 0) AS actual FROM {schema}.events e WHERE e.stream = a.stream
-        ) v
-        WHERE v.actual <> a.expected
-        UNION ALL
-        SELECT k.commit, -k.item::int, coalesce(c.position, 0)
-        FROM unnest(k_commit, k_follower, k_log, k_group, k_after)
-            WITH ORDINALITY AS k (commit, follower, log, "group", after, item)
-        LEFT JOIN {schema}.checkpoints c ON (c.follower, c.log, c."group") = (k.follower, k.log, k."group")
-        WHERE coalesce(c.position, 0) <> k.after
-    ) c;
+    SELECT log.head, log.moves > 0 INTO before, moved FROM {schema}.log FOR UPDATE;
+    IF moved THEN
+        {conflicts_over_imports}
+    ELSE
+        {conflicts}
+    END IF;
     IF cardinality(g_item) > 0 THEN
         -- Places that appends give themselves (g_item numbers the append, from 1): these must be free.
         SELECT commits || array_agg(a_commit[t.item]), items || array_agg(t.item), actuals || array_agg(t.actual)
         INTO commits, items, actuals
         FROM (
-            SELECT g.item, (SELECT max(e.version) FROM {schema}.events e WHERE e.stream = g.stream) AS actual
+            SELECT g.item, greatest(
+                (SELECT max(e.version) FROM {schema}.events e WHERE e.stream = g.stream),
+                (SELECT max(i.version) FROM {schema}.imports i WHERE i.stream = g.stream)
+            ) AS actual
             FROM (
                 SELECT DISTINCT n.item, n.stream
                 FROM unnest(g_item, g_stream, g_version) AS n (item, stream, version)
-                JOIN {schema}.events e ON e.stream = n.stream AND e.version = n.version
+                JOIN (
+                    SELECT stream, version FROM {schema}.events UNION ALL SELECT stream, version FROM {schema}.imports
+                ) e ON e.stream = n.stream AND e.version = n.version
             ) g
+        ) t;
+    END IF;
+    IF moved THEN
+        -- A slot must be open here. One that is not is said as version -1 - slot, which no stream has.
+        SELECT commits || array_agg(t.commit), items || array_agg(t.item), actuals || array_agg(-1::bigint - t.slot)
+        INTO commits, items, actuals
+        FROM (
+            SELECT DISTINCT a.commit, a.item::int AS item, e.slot
+            FROM unnest(a_commit, a_stream) WITH ORDINALITY AS a (commit, stream, item)
+            JOIN unnest(e_commit, e_stream, e_slot) AS e (commit, stream, slot)
+                ON e.commit = a.commit AND e.stream = a.stream
+            LEFT JOIN {schema}.slots s ON s.slot = e.slot
+            WHERE s.slot IS NULL OR s."to" IS NOT NULL
         ) t;
     END IF;
     INSERT INTO {schema}.events
@@ -153,8 +220,9 @@ async def prepare(
     shard: str,
     slots: int,
     create: bool,
-) -> LogIdentity:
-    """The identity of the store in this schema, which is made if it is not there and `create` allows it.
+    owns_slots: bool = True,
+) -> tuple[LogIdentity, int]:
+    """The identity of the store in this schema, which is made if it is not there and `create` allows it; its `moves`.
 
     Safe when many processes do it at once. A role that may not make schemas can use one that was made for it. Raises
     WrongStore, StoreUnavailable.
@@ -169,11 +237,22 @@ async def prepare(
                 )
             if await missing(connection, "to_regnamespace", name.as_string()):
                 await connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-            await make_tables(connection, schema, LogIdentity(service, shard, new_incarnation(), slots))
+            identity = LogIdentity(service, shard, new_incarnation(), slots)
+            await make_tables(connection, schema, identity, owns_slots=owns_slots)
         found = await connection.execute(
             sql.SQL("SELECT schema, service, shard, incarnation, slots FROM {}.log").format(name)
         )
-        row = await found.fetchone()
+        identity = _identity(schema, await found.fetchone(), service, shard)
+        if await missing(connection, "to_regclass", f"{name.as_string()}.slots"):
+            if not create:
+                raise StoreUnavailable(
+                    f"the store in schema {schema!r} lacks the tables of slots, as its service was not opened by this "
+                    "version of evsync yet. Open the service, or call `evsync store init`: they are added then."
+                )
+            await connection.execute(sql.SQL(_SLOT_TABLES).format(schema=name))
+            await define(connection, schema)
+        found = await connection.execute(sql.SQL("SELECT moves FROM {}.log").format(name))
+        ((moves,),) = await found.fetchall()
         restores = await connection.execute(
             sql.SQL("SELECT {} FROM {}.events WHERE stream = %s ORDER BY version DESC LIMIT 1").format(
                 sql.SQL(COLUMNS), name
@@ -181,23 +260,27 @@ async def prepare(
             (RESTORES_STREAM,),
         )
         latest = [StoredEvent(*found) for found in await restores.fetchall()]
-    return with_ancestry(_identity(schema, row, service, shard), latest)
+    return with_ancestry(identity, latest), moves
 
 
-async def make_tables(connection: AsyncConnection[Any], schema: str, identity: LogIdentity) -> None:
+async def make_tables(
+    connection: AsyncConnection[Any], schema: str, identity: LogIdentity, *, owns_slots: bool = True
+) -> None:
     """Make the tables and the function of an empty log."""
     name = sql.Identifier(schema)
-    await connection.execute(sql.SQL(_TABLES).format(schema=name))
+    await connection.execute(sql.SQL(_TABLES + _SLOT_TABLES).format(schema=name))
     await define(connection, schema)
     await connection.execute(
-        sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0)").format(name),
-        (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots),
+        sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0, %s)").format(name),
+        (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots, 0 if owns_slots else 1),
     )
 
 
 async def define(connection: AsyncConnection[Any], schema: str) -> None:
     """Make the function that appends. It names its schema, so it must be made again for tables that are renamed."""
-    await connection.execute(sql.SQL(_APPEND).format(schema=sql.Identifier(schema)))
+    own, over_imports = _CONFLICTS.replace("{version}", _OWN_VERSION), _CONFLICTS.replace("{version}", _VERSION)
+    text = _APPEND.replace("{conflicts}", own).replace("{conflicts_over_imports}", over_imports)
+    await connection.execute(sql.SQL(text).format(schema=sql.Identifier(schema)))
 
 
 async def missing(connection: AsyncConnection[Any], lookup: str, name: str) -> bool:

@@ -78,13 +78,18 @@ class Steps:
 
     identity: LogIdentity
 
-    async def _step(self, slots: Sequence[int], decide: Decide, *, seen: int | None = None) -> SlotChange | None:
-        """Carry out what is decided on these slots, in one transaction; `later` is found behind `seen`."""
+    async def _step(
+        self, slots: Sequence[int], decide: Decide, *, seen: int | None = None, logged: bool = True
+    ) -> SlotChange | None:
+        """Carry out what is decided on these slots, in one transaction.
+
+        `later` is found behind `seen`. Appends go on meanwhile where the step is not `logged`.
+        """
         raise NotImplementedError
 
     async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
         """Import the events behind what is expected to have arrived; False, and nothing done, if that is not so."""
-        return await self._step(list(expected), partial(importing, events, expected)) is not None
+        return await self._step(list(expected), partial(importing, events, expected), logged=False) is not None
 
     async def close_slots(
         self, closing: Mapping[int, int], to: str, seen: int, histories: Mapping[int, History]

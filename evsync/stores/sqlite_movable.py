@@ -77,7 +77,9 @@ class MovableSlots(Steps):
         """How much there is in the store."""
         return await self._readers.run(lambda c: slots_of.size(c, self.identity))
 
-    async def _step(self, slots: Sequence[int], decide: Decide, *, seen: int | None = None) -> SlotChange | None:
+    async def _step(
+        self, slots: Sequence[int], decide: Decide, *, seen: int | None = None, logged: bool = True
+    ) -> SlotChange | None:
         def change(c: sqlite3.Connection) -> SlotChange | None:
             self._check_file()
             schema.begin(c, self._patience_s)

@@ -38,6 +38,8 @@ from evsync.stores.memory import MemoryStore
 async def world(*services: Service, shuffle: int | None = None) -> AsyncIterator[World]:
     """These services, open in this process: stores and read models in memory, no broker, every part running.
 
+    A service with a router has a store for each of its shards.
+
     Without `shuffle` each step takes the first part that has something to do. With a seed, a random one does a little
     of it: batches are cut anywhere, events are delivered again, and projections, reactions and services overtake one
     another in every way that is legal. The same seed makes the same choices.
@@ -99,8 +101,11 @@ class World:
         async with AsyncExitStack() as stack:
             for service in self._services.values():
                 sources: Any = {name: self._source(name) for name in _sources_of(service)}
+                store: Any = "memory://"
+                if service.router is not None:
+                    store = dict.fromkeys(service.router.shards, store)
                 await stack.enter_async_context(
-                    service.open(store="memory://", views="sqlite://", nats="", run="none", sources=sources)
+                    service.open(store=store, views="sqlite://", nats="", run="none", sources=sources)
                 )
             await self.settled()  # so that "now", for a reaction, is before anything that a test does
             stepping = asyncio.create_task(self._keep_stepping())
@@ -148,7 +153,8 @@ class World:
 
     def _stores(self) -> Iterable[Store]:
         yield from self._absent.values()
-        yield from (s.store for s in self._services.values() if s.store is not None)
+        for service in self._services.values():
+            yield from service.stores.values()
 
 
 def _sources_of(service: Service) -> list[str]:

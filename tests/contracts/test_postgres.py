@@ -8,10 +8,10 @@ import pytest
 
 from evsync.ports import Store
 from evsync.stores.postgres import PostgresStore
-from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 
 
-class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
+class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContract, SlotStoreContract):
     numbers = itertools.count()
 
     @pytest.fixture(autouse=True)
@@ -22,8 +22,12 @@ class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContr
         url = f"{self.database}&schema=contract_{next(self.numbers)}"
         return await PostgresStore.open(url, service="users")
 
+    async def new_shard(self, shard: str, *, owns_slots: bool) -> Store:
+        url = f"{self.database}&schema=contract_{next(self.numbers)}"
+        return await PostgresStore.open(url, service="users", shard=shard, owns_slots=owns_slots)
+
     async def reopen(self, store: Store) -> Store:
-        return await PostgresStore.open(self.url_of(store), service="users", create=False)
+        return await PostgresStore.open(self.url_of(store), service="users", shard=store.identity.shard, create=False)
 
     def url_of(self, store: Store) -> str:
         assert isinstance(store, PostgresStore)

@@ -72,11 +72,15 @@ def counts(router: Router | None = None) -> Service:
 
 @asynccontextmanager
 async def opened(
-    directory: Path, *shards: str, router: Router | None = None, run: Any = "all"
+    directory: Path,
+    *shards: str,
+    router: Router | None = None,
+    run: Any = "all",
+    stores: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Service]:
-    """The service with these shards."""
-    service = counts(router)
-    async with service.open(store=urls(directory, *shards), views=f"sqlite:///{directory}/views.db", run=run):
+    """The service with these shards: each a file in the directory, or where `stores` says."""
+    service, store = counts(router), stores or urls(directory, *shards)
+    async with service.open(store=store, views=f"sqlite:///{directory}/views.db", run=run):
         yield service
 
 
