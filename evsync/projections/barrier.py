@@ -8,12 +8,10 @@ barrier points to a commit that is earlier in time than its own, so barriers can
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from evsync.codec.values import unpack
-from evsync.ports import LogSource
-from evsync.projections.feed import Feed, connect
 from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Checkpoint, StoredEvent
 
 LOOK_S = 0.01
@@ -68,7 +66,6 @@ class Followed(Protocol):
     """What is needed here of a followed log."""
 
     checkpoints: dict[int, Checkpoint]
-    feed: Feed
 
 
 def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
@@ -81,26 +78,3 @@ def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
         return checkpoint.position if checkpoint is not None else sys.maxsize
 
     return applied
-
-
-async def joined_later(
-    names: Sequence[str],
-    logs: MutableMapping[str, Any],
-    sources: Sequence[LogSource],
-    report: Callable[[str | None], None],
-) -> bool:
-    """Whether one of these logs is not followed and can be by now. Then all logs of its service are let go, to be found
-    anew. The logs are all of one service, that in whose logs they are named."""
-    service = names[0].partition(".")[0]
-    source = next((s for s in sources if s.service == service), None)
-    unknown = {name for name in names if name not in logs}
-    if source is None or not unknown:
-        return False
-    readers = await connect(source, report)
-    for reader in readers:
-        await reader.close()
-    if all(reader.log not in unknown for reader in readers):
-        return False
-    for name in [name for name in logs if name.partition(".")[0] == service]:
-        await logs.pop(name).feed.close()
-    return True

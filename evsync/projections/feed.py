@@ -25,6 +25,7 @@ class Feed:
         self._reader, self._limit, self._report = reader, limit, report
         self._ahead: asyncio.Task[list[StoredEvent]] | None = None
         self._ahead_after = 0
+        self._kept: tuple[int, list[StoredEvent]] | None = None
 
     async def next(self, after: int, incarnation: str, timeout_s: float) -> list[StoredEvent]:
         """The events behind position `after`; [] when none came in time. Trouble that passes is waited out.
@@ -58,9 +59,13 @@ class Feed:
         self._ahead = asyncio.create_task(self._reader.read(after, self._limit, timeout_s))
         self._ahead_after = after
 
+    def keep(self, after: int, events: list[StoredEvent]) -> None:
+        """Give these once more, without reading them again, if `next` is called for the same place."""
+        self._kept = after, events
+
     async def drop(self) -> None:
-        """Forget what was read ahead."""
-        ahead, self._ahead = self._ahead, None
+        """Forget what was read ahead, or kept."""
+        ahead, self._ahead, self._kept = self._ahead, None, None
         if ahead is not None:
             ahead.cancel()
             # Not `await ahead`: its cancellation could not be told from that of whoever waits here.
@@ -74,6 +79,9 @@ class Feed:
         await self._reader.close()
 
     async def _read(self, after: int, timeout_s: float) -> list[StoredEvent]:
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] == after:
+            return kept[1]
         if self._ahead is not None and self._ahead_after == after:
             ahead, self._ahead = self._ahead, None
             return await ahead
@@ -104,5 +112,6 @@ async def connect(source: LogSource, report: Report) -> Sequence[LogReader]:
             report(f"the log of {source.service!r} cannot be reached: {type(e).__name__}: {e}")
             await asyncio.sleep(pause_s(failures))
         else:
-            report(None)
+            if failures:
+                report(None)
             return readers

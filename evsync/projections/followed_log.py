@@ -82,9 +82,12 @@ class FollowedLog:
 
     async def next(self, applied: Applied, timeout_s: float) -> Reach:
         """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
-        reach = up_to_barrier(await self.feed.next(self.position, self.incarnation, timeout_s), applied)
+        after = self.position
+        events = await self.feed.next(after, self.incarnation, timeout_s)
+        reach = up_to_barrier(events, applied)
         if reach.barrier is not None and not reach.events:
             self.reason = str(reach.barrier)
+            self.feed.keep(after, events)
         elif reach.events and reach.barrier is None:
             self.feed.read_ahead(reach.events[-1].position, timeout_s)
         return reach

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,13 +23,14 @@ from evsync.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from evsync.ports import LogSource
+from evsync.ports import LogReader, LogSource
 from evsync.projections.answered_log import AnsweredLog, ReadCheckpoints
 from evsync.projections.barrier import LOOK_S, up_to_barrier
 from evsync.projections.batch import check_batch
 from evsync.projections.contracts import explain
+from evsync.projections.discovery import Discovery
 from evsync.projections.event import Event
-from evsync.projections.feed import FATAL, connect
+from evsync.projections.feed import FATAL
 from evsync.projections.halt import halted_at
 from evsync.projections.heads import Heads
 from evsync.projections.pause import pause_s
@@ -96,7 +98,7 @@ class ReactionRunner:
         self._sources, self._standby_s = tuple(sources), standby_s
         self._since_us = to_time_us(reaction.since) if isinstance(reaction.since, datetime) else None
         self._logs: dict[str, AnsweredLog] = {}
-        self._connecting = asyncio.Lock()
+        self._discovery = Discovery(self._sources, self._logs, self._begin, self._report)
         self._heads = Heads(self._sources)
         self._running = False
         self._reason: str | None = None
@@ -124,11 +126,12 @@ class ReactionRunner:
             return False
         found: AnsweredLog | None = None
         try:
-            for source in self._sources:
-                await self._connect(source)
+            await self._discovery.find()
             for found in [self._logs[log]] if log is not None else self._logs.values():
                 events = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
-                if ready := up_to_barrier(events, self._answered).events:
+                ready, _, further = up_to_barrier(events, self._answered)
+                self._discovery.named(further)
+                if ready:
                     if not await self._answer_all(found, ready):
                         await found.load(self._checkpoints)
                     return True
@@ -148,10 +151,10 @@ class ReactionRunner:
     async def status(self) -> FollowerStatus:
         """How far every log has been answered, and what stands in the way if anything does."""
         state: State = "halted" if self.halted else "running" if self._running else "standby"
-        heads = await self._heads.now()
         stored: dict[str, int] = {}
         with contextlib.suppress(*PASSING):
             stored = {c.log: c.position for c in await self._checkpoints(self.reaction.name)}
+        heads = await self._heads.now({*stored, *self._logs})
         logs = []
         for name in sorted({*heads, *stored, *self._logs}):
             log = self._logs.get(name)
@@ -182,45 +185,46 @@ class ReactionRunner:
 
     async def _follow_source(self, source: LogSource, tasks: asyncio.TaskGroup) -> None:
         try:
-            logs = await self._connect(source)
+            async for log in self._discovery.logs_of(source):
+                tasks.create_task(self._follow(log))
         except FATAL as e:
             self._halt(None, e)
             raise _Stop from e
-        for log in logs:
-            tasks.create_task(self._follow(log))
 
-    async def _connect(self, source: LogSource) -> list[AnsweredLog]:
-        async with self._connecting:
-            known = [log for name, log in self._logs.items() if name.startswith(f"{source.service}.")]
-            if known:
-                return known
-            for reader in await connect(source, self._report):
-                log = AnsweredLog(reader, self.reaction.name, BATCH)
-                await self._begin(log)
-                self._logs[reader.log] = log
-                known.append(log)
-            return known
+    async def _begin(self, readers: Sequence[LogReader]) -> None:
+        """Find the places to begin at: the stored checkpoints, else what `since` says, which "now" settles once.
 
-    async def _begin(self, log: AnsweredLog) -> None:
-        """Find the place to begin at: the stored checkpoint, else what `since` says, which "now" settles once."""
+        It is settled for all logs of a service that are there by then; one that joins later is answered from its
+        beginning.
+        """
+        logs = [AnsweredLog(reader, self.reaction.name, BATCH) for reader in readers]
+        settled = any([await self._patiently(partial(log.load, self._checkpoints)) for log in logs])
+        if self.reaction.since == "now" and not settled:
+            for log in logs:
+                await self._patiently(partial(self._settle, log))
+        self._reason = None
+        self._logs.update((log.name, log) for log in logs)
+
+    async def _settle(self, log: AnsweredLog) -> bool:
+        """Let a log be answered from its end on, as soon as that is known. Returns True."""
+        reader = log.reader
+        if (head := await reader.head()) is None or reader.incarnation is None:
+            raise StoreUnavailable(f"waiting to know where log {log.name!r} ends, to begin there")
+        start = Checkpoint(log.name, 0, incarnation_at(reader.incarnation, reader.ancestry, head), head)
+        with contextlib.suppress(Conflict):  # another process was first
+            await self._commit((), self.reaction.name, start, 0)
+        return await log.load(self._checkpoints)  # what is stored, whoever stored it
+
+    async def _patiently(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        """What it returns, once it does not raise any more what passes."""
         failures = 0
         while True:
             try:
-                if await log.load(self._checkpoints) or self.reaction.since != "now":
-                    self._reason = None
-                    return
-                reader = log.reader
-                if (head := await reader.head()) is not None and reader.incarnation is not None:
-                    start = Checkpoint(log.name, 0, incarnation_at(reader.incarnation, reader.ancestry, head), head)
-                    await self._commit((), self.reaction.name, start, 0)
-                    continue  # with what is stored, whoever stored it
-                self._reason = f"waiting to know where log {log.name!r} ends, to begin there"
-            except Conflict:
-                pass  # another process was first
+                return await work()
             except PASSING as e:
                 self._reason = str(e)
-            failures += 1
-            await asyncio.sleep(pause_s(failures))
+                failures += 1
+                await asyncio.sleep(pause_s(failures))
 
     async def _follow(self, log: AnsweredLog) -> None:
         try:
@@ -228,7 +232,8 @@ class ReactionRunner:
                 # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
                 patience_s = SETTLE_S if log.unstored else IDLE_S
                 events = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
-                ready, barrier, _ = up_to_barrier(events, self._answered)
+                ready, barrier, further = up_to_barrier(events, self._answered)
+                self._discovery.named(further)
                 if ready:
                     if barrier is None:
                         log.feed.read_ahead(events[-1].position, SETTLE_S)
@@ -237,6 +242,7 @@ class ReactionRunner:
                     done = await self._store(log)
                     if barrier is not None:
                         log.reason = str(barrier)
+                        log.feed.keep(log.seen.position, events)
                         await asyncio.sleep(LOOK_S)
                 if not done:
                     await self._recover(log)

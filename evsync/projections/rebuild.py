@@ -17,7 +17,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,8 +27,9 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
 from evsync.ports import LogSource
-from evsync.projections.bookkeeping import version_of
+from evsync.projections.bookkeeping import exists, version_of
 from evsync.projections.database import ViewsDatabase
+from evsync.projections.discovery import service_of
 from evsync.projections.engines import Place
 from evsync.projections.exchange import ATTACHED, REBUILDER, Exchange, Lost, Shown, placed, reaches, shown_by, sweep
 from evsync.projections.history import Advance
@@ -49,6 +50,8 @@ _LEASE_S = 1.0
 """Of a shadow's groups: how soon the next attempt goes on after one that was killed."""
 _CATCH_UP_S = 20.0
 _LOOK_S = 0.1
+_FIND_S = 30.0
+"""How long a log is sought that the live model shows."""
 _ATTEMPTS, _TRIES = 60, 3
 
 
@@ -196,7 +199,7 @@ class Rebuild:
 
     async def _fill(self, runner: ProjectionRunner, task: asyncio.Task[None]) -> dict[str, int]:
         """Return once the shadow is near the end of its logs: where these are. Raises Lost."""
-        checked = time.monotonic()
+        checked = begun = time.monotonic()
         while True:
             if time.monotonic() - checked > 1.0:
                 await self._check_shadow()
@@ -206,9 +209,24 @@ class Rebuild:
             heads = {log.log: log.head for log in status.logs if log.head is not None}
             due = sum(heads.values())
             self._advance(done, max(done, due))
-            if not status.waiting_for and len(heads) == len(status.logs) and due - done <= NEAR:
+            if status.waiting_for or len(heads) != len(status.logs) or due - done > NEAR:
+                begun = time.monotonic()
+            elif not (missing := await self._missing(heads)):
                 return heads
+            elif time.monotonic() - begun > _FIND_S:
+                raise EvsyncError(
+                    f"the live model of projection {self._projection.name!r} shows events of {', '.join(missing)}, and "
+                    "there is no such log to be read here: the new model would lack them. It was not put in place; "
+                    "name that shard's store in the settings, or see that its stream is there, and rebuild again"
+                )
+            else:
+                runner.seek(missing)
             await self._moment(task, _LOOK_S)
+
+    async def _missing(self, found: Collection[str]) -> list[str]:
+        """The logs that the live model shows, of services that are still read, and that were not found here (yet)."""
+        live = await self._patiently(self._exchange.shown) if await self._patiently(exists) else {}
+        return [log for log in live if service_of(log) in self._projection.sources and log not in found]
 
     async def _catch_up(
         self, shadow: ViewsDatabase, heads: dict[str, int], live: Shown, task: asyncio.Task[None]

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
 from evsync.errors import ConfigurationError, EvsyncError, NotVisible, StoreUnavailable
-from evsync.ports import LogSource
-from evsync.projections.barrier import LOOK_S, applied_in, joined_later, up_to_barrier
+from evsync.ports import LogReader, LogSource
+from evsync.projections.barrier import LOOK_S, applied_in, up_to_barrier
 from evsync.projections.batch import apply_batch, blamed, half_of
 from evsync.projections.database import ViewsDatabase
-from evsync.projections.feed import FATAL, connect
+from evsync.projections.discovery import Discovery, service_of
+from evsync.projections.feed import FATAL
 from evsync.projections.followed_log import FollowedLog
 from evsync.projections.halt import halted_at, parked_at, read_note, write_note
 from evsync.projections.heads import Heads
@@ -80,6 +81,7 @@ class ProjectionRunner:
         self._tenure = Tenure(self._session, self._visibility, self._trouble)
         self._logs = self._tenure.logs
         self._applied = applied_in(self._logs, projection.groups)
+        self._discovery = Discovery(self._sources, self._logs, self._begin, self._report)
 
     # ---- for the service
 
@@ -115,16 +117,15 @@ class ProjectionRunner:
         """Return the moment the read model shows everything up to `position`.
 
         Raises NotVisible when the time has run out; Parked when an event of that commit was set aside; at once what
-        halted the projection; ConfigurationError for a log
-        that it does not follow, OtherIncarnation for a position of a log that has been restored since.
+        halted the projection; ConfigurationError for a log of a service that it does not read, OtherIncarnation for a
+        position of a log that has been restored since. A log that was not found yet may be that of a new shard.
         """
-        service = position.log.partition(".")[0]
-        known = any(log.startswith(f"{service}.") for log in self._logs)
-        if service not in self.projection.sources or (known and position.log not in self._logs):
+        if service_of(position.log) not in self.projection.sources:
             raise ConfigurationError(
                 f"projection {self.projection.name!r} does not follow log {position.log!r}; it follows "
                 f"{', '.join(self._logs) or 'the logs of ' + ', '.join(self.projection.sources)}"
             )
+        self.seek([position.log])
         await self._visibility.wait(position, timeout_s)
         if self._visibility.may_be_parked:
             try:
@@ -133,6 +134,10 @@ class ProjectionRunner:
                 raise NotVisible(f"whether {position} is parked cannot be told: {e}") from e
             if parked is not None:
                 raise parked_at(parked, follower=self.projection.name)
+
+    def seek(self, logs: Iterable[str]) -> None:
+        """These logs are there, somebody says: look for them soon."""
+        self._discovery.named(logs)
 
     @property
     def parked_streams(self) -> ParkedStreams:
@@ -150,7 +155,8 @@ class ProjectionRunner:
             away = str(e)
         state, reason = self._state(observed, away)
         trouble = {name: log.reason for name, log in self._logs.items()}
-        return status_of(self.projection, state, reason, observed, await self._heads.now(), trouble)
+        heads = await self._heads.now({*trouble, *(c.log for c in observed.checkpoints)})
+        return status_of(self.projection, state, reason, observed, heads, trouble)
 
     def _state(self, observed: Observation, away: str | None) -> tuple[State, str | None]:
         """Of the projection, and the reason if there is one: what this process knows, then what others have left."""
@@ -213,14 +219,15 @@ class ProjectionRunner:
             return False
         found: FollowedLog | None = None
         try:
-            for source in self._sources:
-                await self._connect(source)
+            await self._discovery.find()
             if self._tenure.holding is None and not await self.balance():
                 return False
             for found in [self._logs[log]] if log is not None else self._logs.values():
                 position = found.position
                 events = await found.feed.now(position, found.incarnation, limit)
-                if ready := up_to_barrier(events, self._applied).events:
+                ready, _, further = up_to_barrier(events, self._applied)
+                self._discovery.named(further)
+                if ready:
                     await self._attempt(found, position, ready)
                     return True
         except FATAL as e:
@@ -300,21 +307,15 @@ class ProjectionRunner:
 
     async def _follow_source(self, source: LogSource, tasks: asyncio.TaskGroup) -> None:
         try:
-            logs = await self._connect(source)
+            async for log in self._discovery.logs_of(source):
+                tasks.create_task(self._follow(log))
         except FATAL as e:
             await self._halt(None, e)
             raise _Stop from e
-        for log in logs:
-            tasks.create_task(self._follow(log))
 
-    async def _connect(self, source: LogSource) -> list[FollowedLog]:
-        known = [log for name, log in self._logs.items() if name.startswith(f"{source.service}.")]
-        if known:
-            return known
-        for reader in await connect(source, self._report):
+    async def _begin(self, readers: Sequence[LogReader]) -> None:
+        for reader in readers:
             self._tenure.add(FollowedLog(reader, self._batch))
-            known.append(self._logs[reader.log])
-        return known
 
     def _report(self, reason: str | None) -> None:
         self._reason = reason
@@ -328,12 +329,10 @@ class ProjectionRunner:
             while True:
                 position, log.rewound = log.position, False
                 ready, barrier, further = await log.next(self._applied, IDLE_S)
+                self._discovery.named(further)
                 if ready and not await self._attempt(log, position, ready):
                     logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
                     await asyncio.sleep(pause_s(log.failures))
-                elif further and await joined_later(further, self._logs, self._sources, self._report):
-                    await self._let_go()
-                    raise _Stop
                 elif barrier is not None and not ready:
                     await asyncio.sleep(LOOK_S)
         except FATAL as e:

@@ -164,7 +164,8 @@ class Visibility:
     def _not_visible(self, position: Position, timeout_s: float) -> NotVisible:
         shown = self._shown.get(position.log)
         number = shown.number if shown else 0
-        reason = f" ({trouble})" if (trouble := self._trouble()) else ""
+        trouble = self._trouble() or (None if shown else "nothing of that log is visible yet")
+        reason = f" ({trouble})" if trouble else ""
         return NotVisible(
             f"projection {self._projection!r} has applied log {position.log!r} up to position {number}, "
             f"{position.number - number:,} events short of {position.number}, and did not get there within "

@@ -137,9 +137,8 @@ class TestVisible:
         source, ledger = ListSource("bank", bank_events(10, 1)), Ledger()
         async with running(runner := ProjectionRunner(ledger.projection, views, [source])):
             await runner.wait(at(10), 10)
-            for log in ("users.main", "bank.second"):
-                with pytest.raises(ConfigurationError, match=f"does not follow log '{log}'; it follows bank.main"):
-                    await runner.wait(at(1, log), 10)
+            with pytest.raises(ConfigurationError, match=r"does not follow log 'users.main'; it follows bank.main"):
+                await runner.wait(at(1, "users.main"), 10)
             with pytest.raises(OtherIncarnation, match="was restored from a backup in between"):
                 await runner.wait(Position("bank.main", "0000000000ff", 3), 10)
 
@@ -261,7 +260,12 @@ class TestHalting:
             await onlooker.wait(at(1), 20)
         assert vars(told.value) == vars(error)
         source.events[0] = stored(1, PAID, "a", 1, amount=5)
-        async with running(ProjectionRunner(Ledger().projection, here, [source])):
+        async with running(heir := ProjectionRunner(Ledger().projection, here, [source])):
+
+            async def taken_over() -> bool:
+                return heir.holds  # until then the others are told of the halt, which is still the last news
+
+            await until(taken_over)
             await onlooker.wait(at(1), 10)
         await onlooker.close()
         await asyncio.gather(here.close(), there.close())
@@ -485,16 +489,15 @@ class TestWorkers:
         url = f"sqlite:///{tmp_path}/views.db"
         databases = [ViewsDatabase(url), ViewsDatabase(url)]
         source, ledger = ListSource("bank", bank_events(200, 1)), Ledger()
-        first, second = (ProjectionRunner(ledger.projection, d, [source], lease_s=1.2) for d in databases)
+        first, second = (ProjectionRunner(ledger.projection, d, [source]) for d in databases)
         async with running(second):
             async with running(first):
                 await asyncio.gather(first.wait(at(200), 10), second.wait(at(200), 10))
 
                 async def divided() -> bool:
                     statuses = [await r.status() for r in (first, second)]
-                    assert [s.state for s in statuses] == ["running"] * 2
-                    assert all(len(s.workers) == 2 for s in statuses)
-                    return len(first.groups) == len(second.groups) == 8
+                    shown = [(s.state, sorted(w.groups for w in s.workers)) for s in statuses]
+                    return len(first.groups) == len(second.groups) == 8 and shown == [("running", [8, 8])] * 2
 
                 await until(divided)
                 assert sorted(first.groups + second.groups) == list(range(16))
@@ -507,8 +510,11 @@ class TestWorkers:
                 assert tuple(await databases[0].read(lambda c: c.execute(counts).one()))[1:] == (260, 260)
             source.add(PAID, "account-1", amount=1)
             await second.wait(at(261), 10)
-            assert len(second.groups) == 16
-            assert [w.groups for w in (await first.status()).workers] == [16]
+
+            async def alone() -> bool:
+                return len(second.groups) == 16 and [w.groups for w in (await first.status()).workers] == [16]
+
+            await until(alone)
         assert (await first.status()).workers == []
         assert await databases[0].read(ledger.rows) == fold_bank(source.events)
         await asyncio.gather(*(d.close() for d in databases))

@@ -110,8 +110,8 @@ async def test_a_query_that_no_projection_stands_behind_cannot_wait() -> None:
             await bank.query(sa.select(balances))
         with pytest.raises(ConfigurationError, match=r"'desk' reads the log of ghost\.main:x:1"):
             await desk.wait(Position("ghost.main", "x", 1))
-        with pytest.raises(ConfigurationError, match=r"does not follow log 'bank\.west'; it follows bank\.main"):
-            await desk.wait(Position("bank.west", "x", 1))
+        with pytest.raises(NotVisible, match="nothing of that log is visible yet"):  # it may be a shard that joins
+            await desk.wait(Position("bank.west", "x", 1), timeout_s=0.01)
         with pytest.raises(ConfigurationError, match="is not a projection of service 'desk'"):
             await desk.wait(position, showing())
         with pytest.raises(OtherIncarnation, match="restored from a backup"):
