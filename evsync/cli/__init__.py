@@ -41,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    nats.nats,
     run.run,
     status.status,
     tail.tail,
@@ -55,6 +54,7 @@ for command in (
 app.command("import")(import_.import_)
 app.command()(restore.restore)
 app.command()(reset.reset)
+app.add_typer(nats.app)
 app.add_typer(backup.app)
 app.add_typer(archive.app)
 app.add_typer(stream.app)

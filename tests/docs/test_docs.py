@@ -93,6 +93,8 @@ def commands() -> Iterator[tuple[str, Any]]:
         if children is None:
             yield name, command
             return
+        if command.invoke_without_command:  # it does something by itself, too
+            yield name, command
         for child, found in children.items():
             yield from walk(f"{name} {child}", found)
 
