@@ -219,7 +219,7 @@ async def test_every_setting_can_come_from_the_environment(tmp_path: Path, monke
         ("store", "sqlite:///" + "x" * 5000, "cannot be a path"),
         ("store", "sqlite:///a\0b", "cannot be a path"),
         ("store", 5, "store=5"),
-        ("store", {"main": "memory://", "b": "memory://"}, "two shards have the store"),
+        ("store", {"main": "sqlite:///desk.db", "b": "sqlite:///desk.db"}, "two shards have the store"),
         ("store", {"main": 5}, "where a URL is needed"),
         ("store", {"Main!": "memory://"}, "cannot be the name of a shard"),
         ("store", "{memory", "is not JSON"),
