@@ -90,8 +90,8 @@ def away(error: BaseException) -> str | None:
     for _ in range(8):
         if isinstance(seen, sa.exc.TimeoutError):
             return str(seen)
-        if isinstance(seen, sqlite3.Error) and getattr(seen, "sqlite_errorcode", 0) & 0xFF in _AWAY:
-            return str(seen)
+        if isinstance(seen, sqlite3.Error) and (code := getattr(seen, "sqlite_errorcode", 0) & 0xFF) in _AWAY:
+            return f"{seen} (is the disk, or a quota, full?)" if code == sqlite3.SQLITE_IOERR else str(seen)
         if isinstance(seen, sa.exc.DBAPIError) and seen.connection_invalidated:
             return str(seen.orig)
         if isinstance(seen, sa.exc.OperationalError) and not isinstance(seen.orig, sqlite3.Error):

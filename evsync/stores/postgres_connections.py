@@ -45,15 +45,16 @@ def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str
 
 
 def words(error: Exception) -> str:
-    """What the driver says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What the driver says, on one line that can be gone on with: without the end of its last sentence."""
+    return " ".join(str(error).split()).rstrip(".?! ") or type(error).__name__
 
 
 class Connections:
     """Makes connections, waits with growing pauses while there is no database, and keeps a few for reading."""
 
     def __init__(self, settings: dict[str, Any], schema: str, patience_s: float) -> None:
-        self.where = f"{settings.get('host', 'localhost')}/{settings.get('dbname', '')}, schema {schema!r}"
+        port = settings.get("port", 5432)
+        self.where = f"{settings.get('host', 'localhost')}:{port}/{settings.get('dbname', '')}, schema {schema!r}"
         """For errors and logs: no user, no password."""
         self._settings = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": f"evsync {schema}", **settings}
         self._patience_s = patience_s

@@ -252,13 +252,15 @@ class SqliteStore(MovableSlots):
         if self._poller is not None:
             self._poller.cancel()
         self._tail.failed(self._closed_error())
-        await self._readers.close()
-        self._reader.close()
-        if self._writer_here is not None:
-            self._writer_here.close()
-        if self._checkpointing is not None:
-            await asyncio.wait([self._checkpointing])
-        await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it
+        for here in filter(None, (self._reader, self._writer_here)):
+            here.close()
+        try:
+            await self._readers.close()
+            if self._checkpointing is not None:
+                await asyncio.wait([self._checkpointing])
+            await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it
+        finally:
+            self._writer.end()  # whoever is cancelled here leaves no thread behind
 
     # ---- EventLog
 
@@ -401,8 +403,8 @@ class SqliteStore(MovableSlots):
             if primary_code(e) in BUSY or primary_code(e) == sqlite3.SQLITE_FULL:
                 raise
             raise OutcomeUnknown(
-                f"{self.path}: the disk failed in the middle of a commit ({e}), which may or may not be stored. Look "
-                "for the command's id in its streams before you save again; execute() does."
+                f"{self.path}: the disk failed, or a quota of it ended, in the middle of a commit ({e}), which may or "
+                "may not be stored. Look for the command's id in its streams before you save again; execute() does."
             ) from e
 
     def _check_open(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from evsync.errors import EncodingError, EvsyncError, StoreFull, StoreUnavailabl
 
 # PROTOCOL: somebody was in the midst of opening the write-ahead log each time SQLite tried.
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_ROOM_BYTES = 65_536
+"""Less than SQLite needs for the -shm file and a page of the log."""
 UNWRITABLE_VALUE = (OverflowError, UnicodeEncodeError, sqlite3.DataError, sqlite3.InterfaceError)
 """What the driver raises for a parameter that SQLite cannot hold, before anything is written."""
 
@@ -34,10 +37,17 @@ def translated(error: Exception, path: Path) -> EvsyncError:
             "stored. Look for a process that keeps a transaction open on this file (a backup, a database shell), "
             "then try again."
         )
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
         return StoreFull(
-            f"{path}: {error}; nothing was stored. Make room on the disk (or raise the file's max_page_count) and save "
-            "again: the store goes on by itself, and can be read meanwhile."
+            f"{path}: the disk, or the file's max_page_count, is full ({error}); nothing was stored. Make room and "
+            "save again: the store goes on by itself, and can be read meanwhile."
+        )
+    if code == sqlite3.SQLITE_IOERR:
+        kind = getattr(error, "sqlite_errorname", "SQLITE_IOERR")
+        return StoreUnavailable(
+            f"{path}: the system did not read or write the file, or those beside it ({error}, {kind}); nothing was "
+            "stored. A quota or a limit on the size of files shows in this way too: see `quota` and `ulimit -f`. If "
+            "neither is reached, look for errors of the disk in the system's log."
         )
     if code == sqlite3.SQLITE_NOTADB:
         return WrongStore(
@@ -54,6 +64,12 @@ def translated(error: Exception, path: Path) -> EvsyncError:
             f"{path} cannot be opened for writing: {error}; nothing was stored. The process needs the right to write "
             "both the file and its directory (SQLite keeps the -wal and -shm files beside it)."
         )
-    return StoreUnavailable(
-        f"{path}: {error}; nothing was stored. If this is an I/O error, look at the disk; otherwise try again."
-    )
+    return StoreUnavailable(f"{path}: {error}; nothing was stored. Try again.")
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has no room: SQLite calls it an I/O error where the shared memory beside a file cannot grow."""
+    try:
+        return shutil.disk_usage(path.parent).free < _ROOM_BYTES
+    except OSError:
+        return False

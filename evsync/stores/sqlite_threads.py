@@ -53,15 +53,20 @@ class ConnectionThreads:
         self._jobs.put(_Job(work, future, then))
         return await future
 
+    def end(self) -> list[asyncio.Future[None]]:
+        """Have the threads end by themselves once they have carried out what was handed over. Twice is fine."""
+        ends: list[asyncio.Future[None]] = []
+        if not self._closed:
+            self._closed = True
+            ends = [asyncio.get_running_loop().create_future() for _ in self._threads]
+            for end in ends:
+                self._jobs.put(end)
+        return ends
+
     async def close(self) -> None:
         """Carry out what was handed over, close the connections, end the threads. Calling twice is fine."""
-        if self._closed:
+        if not (ends := self.end()):
             return
-        self._closed = True
-        loop = asyncio.get_running_loop()
-        ends = [loop.create_future() for _ in self._threads]
-        for end in ends:
-            self._jobs.put(end)
         await asyncio.gather(*ends)
         for thread in self._threads:
             thread.join()  # it has nothing left to do but return

@@ -10,6 +10,7 @@ import sys
 from asyncio.subprocess import PIPE
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from evsync.errors import (
 from evsync.records import Append, Commit
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite_errors import translated
 from evsync.testing.contracts.appender import SHARED
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import append, check_log, commit, event, one, reaction, whole_log
@@ -230,6 +232,68 @@ async def test_a_disk_that_fails_within_a_commit_leaves_its_outcome_unknown(tmp_
     store = await opened(path)
     assert [e.version for e in await store.read_stream("ada")] == [1, 2]
     await store.close()
+
+
+FULL_OF_FILE = """
+import asyncio, json, resource, signal, sys
+from evsync.errors import EvsyncError
+from evsync.stores.sqlite import SqliteStore
+from evsync.testing.contracts.samples import event, one
+from pathlib import Path
+
+async def main() -> None:
+    store = await SqliteStore.open(Path(sys.argv[1]), service="users")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    stored = 0
+    try:
+        while True:
+            await store.append([one("ada", stored, [event(data=b"x" * 20_000)])])
+            stored += 1
+    except EvsyncError as e:
+        print(json.dumps([type(e).__name__, str(e), stored, await store.head()]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_limit_that_looks_like_a_failing_disk_is_named(tmp_path: Path) -> None:
+    """SQLite says "disk I/O error" of a quota and of a limit on files; the text says where to look."""
+    kind, text, stored, head = await run_python(FULL_OF_FILE, tmp_path / "events.db")
+    assert (kind, head) == ("OutcomeUnknown", stored)
+    assert "a quota of it ended, in the middle of a commit (disk I/O error)" in text
+
+
+def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What beside the file could not grow for want of room is told as that."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    assert isinstance(translated(error, tmp_path / "events.db"), StoreUnavailable)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4_096))
+    assert isinstance(found := translated(error, tmp_path / "events.db"), StoreFull)
+    assert "the disk" in str(found)
+
+
+async def test_a_close_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
+    """Wherever it waits: the threads carry out what they have, close their connections, and end."""
+    for waits in range(4):
+        store = await opened(tmp_path / f"{waits}.db")
+        await store.append([one("ada")])
+        await asyncio.gather(store._readers.run(lambda c: None), store._writer.run(lambda c: None))
+        threads = [*store._readers._threads, *store._writer._threads]
+        assert threads
+        closing = asyncio.create_task(store.close())
+        for _ in range(waits):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        if waits:  # else it had not begun
+            for thread in threads:
+                await asyncio.to_thread(thread.join, DEADLINE_S)
+            assert not any(thread.is_alive() for thread in threads)
+        await store.close()
 
 
 class _FailingDisk(sqlite3.Connection):
