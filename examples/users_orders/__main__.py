@@ -23,12 +23,16 @@ Port = Annotated[int, typer.Option(help="Port on 127.0.0.1.")]
 def demo(
     data: Annotated[Path, typer.Option(help="A CDNOW purchase file.")] = demonstration.SAMPLE,
     directory: Annotated[Path, typer.Option("--dir", help="Where everything is stored.")] = Path("demo-data"),
+    shards: Annotated[int, typer.Option(min=1, max=8, help="Over how many stores users are spread.")] = 1,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="Begin with one of them; the others join while customers register.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Start nats-server and both services, register every customer, place every order, show the read model."""
     console = Console(stderr=as_json)
     try:
-        result, malformed = demonstration.run(data, directory, console)
+        result, malformed = demonstration.run(data, directory, console, shards, grow=grow)
     except demonstration.DemoFailed as e:
         Console(stderr=True).print(f"The demo cannot go on: {e}", style="red", markup=False)
         raise typer.Exit(2) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ SAMPLE = Path(__file__).parent / "data" / "cdnow_sample.txt"
 COMMANDS_PER_REQUEST = 500
 REQUESTS_IN_FLIGHT = 4
 PATIENCE_S = 30.0
-MADE_HERE = ("users.db", "orders.db", "orders_view.db")
+MADE_HERE = ("users.db", "users-*.db", "orders.db", "orders_view.db")
+USERS = "examples.users_orders.users:users"
 MARK = ".users_orders_demo"
 
 
@@ -48,8 +50,11 @@ class Result:
     events_per_second: float
 
 
-def run(data: Path, directory: Path, console: Console) -> tuple[Result, int]:
-    """Run the demo on one file, in one directory. Returns what it did and how many lines could not be read."""
+def run(data: Path, directory: Path, console: Console, shards: int = 1, *, grow: bool = False) -> tuple[Result, int]:
+    """Run the demo on one file, in one directory. Returns what it did and how many lines could not be read.
+
+    Users are spread over `shards` stores; with `grow` they begin in one, and the others join while customers register.
+    """
     purchases: list[Purchase] = []
     malformed = 0
     try:
@@ -68,17 +73,28 @@ def run(data: Path, directory: Path, console: Console) -> tuple[Result, int]:
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedServer.start(directory / "nats"))
         console.print(f"nats-server listens on {server.url}, everything is stored in {directory}/", markup=False)
-        where = {"EVSYNC_NATS": server.url, "EVSYNC_ORDERS_RUN": "relay,customers"}
+        place = f"sqlite:///{directory.resolve()}"
+        stores = {"main": f"{place}/users.db", **{f"s{n}": f"{place}/users-s{n}.db" for n in range(2, shards + 1)}}
+        where = {
+            "EVSYNC_NATS": server.url, "EVSYNC_ORDERS_RUN": "relay,customers",
+            "EVSYNC_USERS_STORE": json.dumps(stores) if shards > 1 else stores["main"],
+            "EVSYNC_ORDERS_STORE": f"{place}/orders.db", "EVSYNC_ORDERS_VIEWS": f"{place}/orders_view.db",
+        }  # fmt: skip
         users = stack.enter_context(_service("users", directory, where))
         orders = stack.enter_context(_service("orders", directory, where))
-        return asyncio.run(_load(purchases, users, orders, console)), malformed
+        joining = [_Joining(shard, where) for shard in stores if shard != "main"] if grow else []
+        result = asyncio.run(_load(purchases, users, orders, joining, console))
+    if shards > 1:
+        shown = f"EVSYNC_USERS_STORE='{where['EVSYNC_USERS_STORE']}' evsync shards show {USERS}"
+        console.print(f"What is where:  {shown}", markup=False, soft_wrap=True)
+    return result, malformed
 
 
 def _make_fresh(directory: Path, console: Console) -> None:
     mark = directory / MARK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        found = [name for name in (*MADE_HERE, "nats") if (directory / name).exists()]
+        found = [path.name for name in (*MADE_HERE, "nats") for path in directory.glob(name)]
         if found and not mark.exists():
             raise DemoFailed(f"{directory} holds {', '.join(found)}, which this demo did not make: give another --dir")
         if found:
@@ -98,15 +114,11 @@ def _service(name: str, directory: Path, environment: dict[str, str]) -> Iterato
     listener = socket.create_server(("127.0.0.1", 0))
     with listener:
         port = listener.getsockname()[1]
-        own = {
-            f"EVSYNC_{name.upper()}_STORE": f"sqlite:///{directory.resolve()}/{name}.db",
-            f"EVSYNC_{name.upper()}_VIEWS": f"sqlite:///{directory.resolve()}/{name}_view.db",
-        }
         log = directory / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "examples.users_orders", name, "--fd", str(listener.fileno())],
-                env=os.environ | environment | own,
+                env=os.environ | environment,
                 pass_fds=[listener.fileno()],
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -138,49 +150,100 @@ def _answers(url: str) -> bool:
         return False
 
 
-async def _load(purchases: Sequence[Purchase], users_url: str, orders_url: str, console: Console) -> Result:
+@dataclass(frozen=True, slots=True)
+class _Joining:
+    """A shard that users gets while it is written to, by the command that its operator would give."""
+
+    shard: str
+    environment: Mapping[str, str]
+
+    async def leave(self) -> None:
+        """Take the shard's slots away, as long as nothing is in them: it has not joined then."""
+        await self.end(await self.begin("drain"))
+
+    async def begin(self, what: str = "add") -> asyncio.subprocess.Process:
+        """Begin to move slots; returns when the plan is made."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "evsync.cli", "shards", what, USERS, self.shard),
+            env=os.environ | self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert process.stdout is not None
+        await process.stdout.readline()
+        return process
+
+    async def end(self, process: asyncio.subprocess.Process) -> None:
+        """Wait until they have moved."""
+        said, _ = await process.communicate()
+        if process.returncode:
+            raise DemoFailed(f"the slots of shard {self.shard} could not be moved: {said.decode()}")
+
+
+async def _load(
+    purchases: Sequence[Purchase], users_url: str, orders_url: str, joining: Sequence[_Joining], console: Console
+) -> Result:
     numbers = sorted({p.customer for p in purchases})
     async with (
         httpx.AsyncClient(base_url=users_url, timeout=60) as users,
         httpx.AsyncClient(base_url=orders_url, timeout=60) as orders,
     ):
+        for shard in joining:
+            await shard.leave()
         began = time.monotonic()
         people = [{"name": f"Customer {n}", "email": f"customer{n}@example.org"} for n in numbers]
         with _progress(console) as bar:
-            answers, registered = await _send(users, "/users/bulk", people, bar("Registering customers", len(people)))
+            answers, registered = await _register(users, people, joining, bar("Registering customers", len(people)))
             ids = dict(zip(numbers, (id for answer in answers for id in answer), strict=True))
             bodies = [
                 {"customer_id": ids[p.customer], "cds": p.cds, "price_cents": p.price_cents, "on": p.on.isoformat()}
                 for p in purchases
             ]
             _, placed = await _send(orders, "/orders/bulk", bodies, bar("Placing orders", len(bodies)))
-            written = [p for p in (registered, placed) if p is not None]
+            written = _last((*registered, *placed))
             await _until_current(orders, written, bar("Projecting events", sum(p.number for p in written)))
         seconds = time.monotonic() - began
         if written:
             await _read_ones_own_writes(orders, ids[numbers[0]], written, console)
-    events = sum(p.number for p in written)
+    events = len(people) + len(bodies)  # one each
     return Result(len(numbers), len(bodies), events, round(seconds, 3), round(events / seconds, 1))
+
+
+async def _register(
+    users: httpx.AsyncClient, people: Sequence[Any], joining: Sequence[_Joining], advance: Callable[[int], None]
+) -> tuple[list[Any], list[Position]]:
+    """Register everybody: a part beforehand, one while each shard joins, and a part when all have."""
+    size = -(-len(people) // (len(joining) + 2)) if joining else len(people)
+    answers, positions = await _send(users, "/users/bulk", people[:size], advance)
+    for n, shard in enumerate(joining, 1):
+        moving = await shard.begin()
+        more, later = await _send(users, "/users/bulk", people[n * size : (n + 1) * size], advance)
+        await shard.end(moving)
+        answers, positions = answers + more, _last((*positions, *later))
+    more, later = await _send(users, "/users/bulk", people[(len(joining) + 1) * size :], advance)
+    return answers + more, _last((*positions, *later))
+
+
+def _last(positions: Iterable[Position]) -> list[Position]:
+    """The last position of each log."""
+    return list({p.log: p for p in sorted(positions, key=lambda p: p.number)}.values())
 
 
 async def _send(
     client: httpx.AsyncClient, path: str, commands: Sequence[Any], advance: Callable[[int], None]
-) -> tuple[list[Any], Position | None]:
-    """All commands, in requests of a few hundred, some of them in flight. Answers in order, and the last position."""
+) -> tuple[list[Any], list[Position]]:
+    """All commands, in requests of a few hundred, some of them in flight. Answers in order, and the logs' positions."""
     slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
-    async def one(part: Sequence[Any]) -> tuple[Any, Position]:
+    async def one(part: Sequence[Any]) -> tuple[Any, list[Position]]:
         async with slots:
             reply = await client.post(path, json=part)
         if reply.status_code != 201:
             raise DemoFailed(f"{path} answered {reply.status_code}: {reply.text[:500]}")
         advance(len(part))
-        return reply.json(), Position.parse(reply.headers["Position"])
+        return reply.json(), [Position.parse(text) for text in reply.headers["Position"].split(",")]
 
     parts = [commands[i : i + COMMANDS_PER_REQUEST] for i in range(0, len(commands), COMMANDS_PER_REQUEST)]
     replies = await asyncio.gather(*map(one, parts))
-    last = max((position for _, position in replies), key=lambda p: p.number, default=None)
-    return [answer for answer, _ in replies], last
+    return [answer for answer, _ in replies], _last(p for _, positions in replies for p in positions)
 
 
 async def _until_current(
@@ -208,7 +271,7 @@ async def _until_current(
 async def _read_ones_own_writes(
     orders: httpx.AsyncClient, id: str, written: Sequence[Position], console: Console
 ) -> None:
-    for position in written:  # one of each service: the header takes either
+    for position in written:  # one of each log: the header takes any
         reply = await orders.get(f"/customers/{id}", headers={"Position": str(position)})
         if reply.status_code != 200:
             raise DemoFailed(f"orders does not show what was written up to {position}: {reply.text[:500]}")

@@ -46,11 +46,14 @@ async def register(new: NewUser, response: Response) -> dict[str, str]:
 
 @app.post("/users/bulk", status_code=201)
 async def register_many(new: list[NewUser], response: Response) -> list[str]:
-    """Register many: each an aggregate and a save of its own, all in flight at once. Answers their ids in order."""
+    """Register many: each an aggregate and a save of its own, all in flight at once. Answers their ids in order.
+
+    The header has the last position in each log: in one, unless users has several shards.
+    """
     people = [User(name=n.name, email=n.email) for n in new]
-    positions = await asyncio.gather(*map(users.save, people))
+    positions = sorted(await asyncio.gather(*map(users.save, people)), key=lambda p: p.number)
     if positions:
-        response.headers["Position"] = str(max(positions, key=lambda p: p.number))
+        response.headers["Position"] = ", ".join(map(str, {p.log: p for p in positions}.values()))
     return [str(user.id) for user in people]
 
 
