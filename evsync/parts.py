@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evsync.archive.backup import GENTLE, Backups
+from evsync.archive.past import ArchivedPast
 from evsync.archive.policy import BackupPolicy
 from evsync.archive.schedule import BackupStatus, ScheduledBackups
 from evsync.archive.targets import opened_targets
 from evsync.config import Deployment
 from evsync.errors import ConfigurationError
 from evsync.jetstream.relay import RelayStatus
-from evsync.ports import Store
+from evsync.ports import Store, Trimmable
 from evsync.projections import Projection, Reaction
 from evsync.projections.status import FollowerStatus
 
@@ -69,6 +70,16 @@ def services_read_by(service: Service) -> tuple[str, ...]:
     """The services whose logs its projections and reactions follow, itself among them if they do."""
     parts: list[Projection[Any] | Reaction] = [*service.projections, *service.reactions]
     return tuple(dict.fromkeys(s for part in parts for s in part.sources))
+
+
+def read_past(service: Service, settings: Deployment, store: Store) -> None:
+    """Let a store read from its archive what was trimmed from it, if the service says where that is."""
+    archives: Any = settings.get("archives", {}).get(service.name) or ()
+    urls = [archives] if isinstance(archives, str) else archives
+    if not urls and service.backups is not None:
+        urls = service.backups.targets
+    if urls and isinstance(store, Trimmable):
+        store.past = ArchivedPast(store.identity, urls)
 
 
 async def scheduled_backups(

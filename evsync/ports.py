@@ -220,6 +220,49 @@ class Store(EventStore, EventLog, SnapshotStore, Protocol):
     """A store that holds its own log and snapshots: what `open_store` gives."""
 
 
+class Past(Protocol):
+    """What was trimmed from a store, as its archive has it."""
+
+    async def read(self, after: int, limit: int, to: int) -> list[StoredEvent]:
+        """See EventLog.read; nothing behind the commit that ends at `to` or later will be asked for. Raises
+        ArchiveError."""
+        ...
+
+    async def read_stream(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
+        """The events of a stream with `after_version < version <= to_version`, in order. Raises ArchiveError."""
+        ...
+
+
+@runtime_checkable
+class Trimmable(Protocol):
+    """A store whose log can be trimmed from the front.
+
+    Laws: the last event of a stream never leaves. What is read of a log or a stream is whole, the trimmed part of it
+    from `past`; HistoryGone is raised where there is none. Each method is one transaction or several, and may be
+    called again after it was broken off.
+    """
+
+    past: Past | None
+    """Where to read what is gone."""
+
+    async def trimmed(self) -> int:
+        """The position up to which events may be gone; 0 for a log that was never trimmed."""
+        ...
+
+    async def begin_trim(self, position: int) -> None:
+        """From now on, events up to this position may be gone. Raises ConfigurationError for one of several shards."""
+        ...
+
+    async def old_streams(self, position: int, after: str, limit: int) -> Sequence[tuple[str, int]]:
+        """Streams behind `after`, by id, that have events at or before a position which are not their last; each with
+        its last version. None of evsync's own."""
+        ...
+
+    async def drop(self, versions: Mapping[str, int]) -> int:
+        """Take out the events of these streams up to the version given, and the position trimmed to; how many."""
+        ...
+
+
 class Unreadable(NamedTuple):
     """What stands at a position and is no event of the log."""
 
@@ -244,6 +287,8 @@ class StoreFacts:
     snapshots: int
     checkpoints: Sequence[tuple[str, Checkpoint]]
     """Of all followers, each with the follower's name."""
+    trimmed: int = 0
+    """The position up to which events may be in the archive alone."""
 
 
 @runtime_checkable

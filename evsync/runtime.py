@@ -33,7 +33,7 @@ from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import first_url, is_on_nats, open_store, views_beside
-from evsync.parts import OwnLogStatus, Status, parts_to_run, scheduled_backups, services_read_by
+from evsync.parts import OwnLogStatus, Status, parts_to_run, read_past, scheduled_backups, services_read_by
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -109,6 +109,7 @@ class Runtime:
             if isinstance(given, str):
                 store = await open_store(given, service=service.name, create=not look_only)
                 stack.push_async_callback(store.close)
+                read_past(service, settings, store)
                 stores, commits = {store.identity.shard: store}, GroupCommit(store)
                 stack.push_async_callback(commits.close)
                 home: Home = OneStore(store, commits)

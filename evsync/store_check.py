@@ -14,7 +14,7 @@ from evsync.codec.events import EventCodec, unreadable
 from evsync.codec.values import unpack
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
 from evsync.interop import states
-from evsync.ports import Inspectable, Unreadable
+from evsync.ports import Inspectable, Trimmable, Unreadable
 from evsync.records import SLOTS_STREAM, LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
 from evsync.sharding.slots import slot_of
 
@@ -91,8 +91,10 @@ def reader(codec: EventCodec | None) -> Reader:
 class LogCheck:
     """The laws of a log, for the events of one log in order. After a problem it goes on from what it found."""
 
-    def __init__(self, identity: LogIdentity, read: Reader) -> None:
+    def __init__(self, identity: LogIdentity, read: Reader, trimmed: int = 0) -> None:
+        """Up to position `trimmed` events may be missing, and of each stream those before its first one."""
         self.last, self.checked, self.given = 0, 0, 0
+        self._trimmed = trimmed
         self._identity, self._read = identity, read
         self._before: StoredEvent | None = None
         self._at_start = True  # of a commit, for certain
@@ -108,7 +110,10 @@ class LogCheck:
         """What is wrong with the next one."""
         due, self.last = self.last + 1, found.position
         self.checked += 1
-        if found.position != due:
+        if due < found.position <= self._trimmed + 1:
+            self._before, self._at_start = None, False
+        elif found.position != due:
+            due = max(due, self._trimmed + 1)
             gone = f"positions {due} to {found.position - 1} are" if found.position > due + 1 else "this position is"
             yield Problem(due, "positions", f"{gone} missing; the next event stands at {found.position}", RESTORE)
             self._before, self._at_start = None, False
@@ -157,7 +162,8 @@ class LogCheck:
             yield Problem(e.position, "ids", text, RESTORE)
 
     def _version(self, e: StoredEvent) -> Iterator[Problem]:
-        top, given = self._tops.get(e.stream, 0), states.is_of_library(e)
+        begun = e.version - 1 if self._trimmed else 0
+        top, given = self._tops.get(e.stream, begun), states.is_of_library(e)
         self.given += given
         seen = self._scattered.get(e.stream)
         if seen is None and given and e.version != top + 1:
@@ -208,7 +214,7 @@ async def check_store(
     report = StoreReport(store.identity.name, store.identity.incarnation, known or 0)
     report.problems += [Problem(0, "files", text, RESTORE) for text in wrong]
     head = known if known is not None else _FAR
-    check = LogCheck(store.identity, read)
+    check = LogCheck(store.identity, read, await store.trimmed() if isinstance(store, Trimmable) else 0)
     found: Sequence[StoredEvent | Unreadable] = ()
     # A little further than the head was, but not after a log that grows as fast as it is read.
     while len(report.problems) < most_problems and check.last < head + BATCH:

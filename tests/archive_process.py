@@ -2,7 +2,8 @@
 
 Each line is carried out by a process of its own, a fork of this one, and answered with how it ended. With `step`, the
 process sends itself SIGKILL before the step of that number: whatever it is about to do to a file below its directory,
-or to bring to the disk. With `most_bytes` no file may grow beyond that, as on a disk that is full.
+to bring to the disk, or to ask of a server; or a transaction of the store that it trims. With `most_bytes` no file may
+grow beyond that, as on a disk that is full.
 """
 
 from __future__ import annotations
@@ -14,19 +15,25 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from evsync.archive.backup import Backups
 from evsync.archive.policy import Keep
 from evsync.archive.restore import Archive, Until
 from evsync.archive.targets import open_target
 from evsync.errors import EvsyncError
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.store_sends import Sender
 from evsync.recovery import restore_log
+from evsync.stores import sqlite_schema, sqlite_trimmed
 from evsync.stores.sqlite import SqliteStore
+from tests.vault import a_vault, trim
 
 SEGMENT_EVENTS = 10
 STEPS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "sqlite3.connect"}
@@ -47,13 +54,31 @@ async def backup(directory: Path, *, merge: bool) -> None:
             raise EvsyncError(target.error)
 
 
-async def restore(directory: Path) -> None:
-    """Restore the log beside the store."""
+async def restore(directory: Path, to: str) -> None:
+    """Restore the log, beside the store if no other place is named."""
     targets = [open_target(str(directory / name)) for name in ("one", "two")]
-    await restore_log(await Archive.find(targets, "bank.main"), f"sqlite:///{directory}/restored.db", Until())
+    await restore_log(await Archive.find(targets, "bank.main"), to or f"sqlite:///{directory}/restored.db", Until())
 
 
-def carry_out(directory: Path, work: str, step: int | None, most_bytes: int | None) -> None:
+async def trim_all(directory: Path) -> None:
+    """Trim the vault's store up to its head, a few events in a transaction."""
+    sqlite_trimmed.ROWS_PER_TRANSACTION = 50
+    async with (vault := a_vault(directory)).inspect():
+        await trim(vault, await vault.runtime.store.head())
+
+
+def counting(owner: Any, name: str, another: Callable[[], None]) -> None:
+    """Take calls of a function for steps."""
+    function = getattr(owner, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        another()
+        return function(*arguments, **options)
+
+    setattr(owner, name, counted)
+
+
+def carry_out(directory: Path, work: str, step: int | None, most_bytes: int | None, to: str) -> None:
     """In a process of its own."""
     steps = 0
     fsync = os.fsync
@@ -74,11 +99,24 @@ def carry_out(directory: Path, work: str, step: int | None, most_bytes: int | No
 
     os.fsync = counted  # type: ignore[assignment]
     sys.addaudithook(hook)
+    for owner, name in (
+        (Connection, "api"),
+        (Sender, "batch"),
+        (psycopg.AsyncConnection, "execute"),
+        (psycopg.AsyncCursor, "copy"),
+        (psycopg.AsyncTransaction, "__aexit__"),
+        *(((sqlite_schema, "begin"), (SqliteStore, "_commit")) if work == "trim" else ()),
+    ):
+        counting(owner, name, another)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    doing = restore(directory) if work == "restore" else backup(directory, merge=work == "merge")
     try:
-        asyncio.run(doing)
+        if work == "restore":
+            asyncio.run(restore(directory, to))
+        elif work == "trim":
+            asyncio.run(trim_all(directory))
+        else:
+            asyncio.run(backup(directory, merge=work == "merge"))
     except EvsyncError as e:
         (directory / "error").write_text(f"{type(e).__name__}: {e}"[:900])
         os._exit(1)
@@ -90,7 +128,7 @@ def main() -> None:
     for line in sys.stdin:
         wanted = json.loads(line)
         if (pid := os.fork()) == 0:
-            carry_out(Path(wanted["directory"]), wanted["work"], wanted["step"], wanted["most_bytes"])
+            carry_out(Path(wanted["directory"]), wanted["work"], wanted["step"], wanted["most_bytes"], wanted["to"])
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
@@ -101,9 +139,11 @@ class Workers:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, directory: Path, work: str, *, step: int | None = None, most_bytes: int | None = None) -> int:
+    def run(
+        self, directory: Path, work: str, *, step: int | None = None, most_bytes: int | None = None, to: str = ""
+    ) -> int:
         """The exit code; -9 for one that was killed."""
-        wanted = {"directory": str(directory), "work": work, "step": step, "most_bytes": most_bytes}
+        wanted = {"directory": str(directory), "work": work, "step": step, "most_bytes": most_bytes, "to": to}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(wanted) + "\n")

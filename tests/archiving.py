@@ -117,9 +117,9 @@ async def archived(
     return store, events
 
 
-def copy_of(target: BackupTarget) -> Copy:
-    """The copy of the bank's log in a target."""
-    return Copy(target, IDENTITY.name, IDENTITY.incarnation)
+def copy_of(target: BackupTarget, identity: LogIdentity = IDENTITY) -> Copy:
+    """The copy of a log in a target: the bank's, if none is named."""
+    return Copy(target, identity.name, identity.incarnation)
 
 
 @contextmanager

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from evsync.archive.copies import Copy, verify_copy
+from evsync.archive.copies import Progress
 from evsync.archive.targets import opened_targets
 from evsync.cli.backup import policy_of, shard_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.stream import connected, mirrored, tell
-from evsync.cli.terminal import progress, reporting, say
-from evsync.errors import ArchiveError, ArchiveIncomplete, ConfigurationError
+from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
+from evsync.errors import ConfigurationError
 from evsync.jetstream.trimming import trim_stream
 from evsync.service import Service
+from evsync.trimming import TrimReport, trim_store, verified_copies
 
 app = typer.Typer(name="archive", help="Give up elsewhere what the archive holds.", no_args_is_help=True)
 
@@ -25,29 +29,41 @@ app = typer.Typer(name="archive", help="Give up elsewhere what the archive holds
 @app.command()
 def trim(
     target: Target,
-    to: Annotated[int, typer.Option(min=1, metavar="N", help="The last position that leaves the stream.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the stream is made anew.")] = False,
+    to: Annotated[int, typer.Option(min=1, metavar="N", help="The last position that leaves.")],
+    store: Annotated[
+        bool, typer.Option("--store", help="Trim the service's store, not its stream: what snapshots hold leaves it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Take the beginning of a service's log out of its JetStream stream.
+    """Take the beginning of a service's log out of its JetStream stream, or out of its store.
 
-    Refused unless as many copies as the BackupPolicy needs hold it; they are read from end to end. The store keeps
-    everything: aggregates are made of their events, however old. The stream is made anew, and the rest published into
-    it; consumers that are farther back need archives= among their settings.
+    Refused unless as many copies as the BackupPolicy needs hold it; they are read from end to end. The stream is made
+    anew, and the rest published into it; consumers that are farther back need archives= among their settings.
+
+    With --store, an SQLite store gives up the events that an aggregate's snapshot holds, and those of aggregates that
+    were discarded. Everything else stays, and whoever asks for what is gone is given it from the archive, slowly.
 
     \b
         evsync archive trim shop.users:users --to 1000000
+        evsync archive trim shop.users:users --to 1000000 --store
     """
     with reporting(debug):
         service = load(target)
         shard_of(service)
         if not yes:
-            say(f"The stream of service {service.name} will be made anew, beginning at position {to + 1}.")
+            say(
+                f"Events up to position {to} will leave the store of service {service.name} for its archive alone."
+                if store
+                else f"The stream of service {service.name} will be made anew, beginning at position {to + 1}."
+            )
             if not sys.stdin.isatty():
                 raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree")
             typer.confirm("Go on?", abort=True, err=True)
-        if not asyncio.run(_trim(service, to, json)):
+        if store:
+            _show(asyncio.run(_trim_store(service, to)), json)
+        elif not asyncio.run(_trim(service, to, json)):
             raise typer.Exit(1)
 
 
@@ -60,24 +76,41 @@ async def _trim(service: Service, position: int, json: bool) -> bool:
                 f"log {log.identity.name!r} ends at position {head}, before {position}; the stream was not touched"
             )
         connection = await connected(service)
-        whole: list[str] = []
-        found: list[str] = []
-        for place in targets:
-            try:
-                with progress(f"Reading {place.url}") as advance:
-                    report = await verify_copy(Copy(place, log.identity.name, log.identity.incarnation), advance)
-            except ArchiveError as e:
-                found.append(str(e))
-                continue
-            found += [str(problem) for problem in report.problems]
-            if report.last >= position:
-                whole.append(place.url)
-        if len(whole) < policy.copies:
-            raise ArchiveIncomplete(
-                f"positions up to {position} are whole in {len(whole)} places ({', '.join(whole) or 'none'}), and the "
-                f"policy needs {policy.copies}; the stream was not touched. Make a backup, or mend the others. "
-                + " ".join(found)
-            )
+        with ExitStack() as bars:
+            await verified_copies(log, targets, policy.copies, position, _bars(bars))
         with progress("Publishing") as advance:
             made = await trim_stream(log, connection, position, advance)
         return tell(log, made, f"beyond position {position} published anew and compared with the log", json)
+
+
+async def _trim_store(service: Service, position: int) -> TrimReport:
+    policy = policy_of(service)
+    async with service.inspect(), opened_targets(policy.targets) as targets:
+        runtime = service.runtime
+        with ExitStack() as bars:
+            copies = await verified_copies(runtime.store, targets, policy.copies, position, _bars(bars))
+        with progress("Comparing") as advance:
+            return await trim_store(runtime.store, copies, position, service.codec, runtime.snapshots, advance)
+
+
+def _bars(stack: ExitStack) -> Callable[[str], Progress]:
+    """A progress bar for each thing that is begun, the one before ended."""
+
+    def begin(what: str) -> Progress:
+        stack.close()
+        return stack.enter_context(progress(what))
+
+    return begin
+
+
+def _show(report: TrimReport, json: bool) -> None:
+    if json:
+        print_json(asdict(report))
+        return
+    print_lines(
+        plain(
+            f"log {report.log}: trimmed up to position {report.position}; {report.dropped:,} events of "
+            f"{report.streams:,} streams left the store"
+        ),
+        f"{report.kept:,} streams keep their older events: there is no snapshot that holds them",
+    )

@@ -187,7 +187,7 @@ async def _mark(services: Sequence[Service], name: str) -> MarkReport:
     async with AsyncExitStack() as stack:
         logs = []
         for service in services:
-            policy = policy_of(service)
+            policy, _ = policy_of(service), shard_of(service)
             await stack.enter_async_context(service.inspect())
             targets = await stack.enter_async_context(opened_targets(policy.targets))
             followers = [reaction.name for reaction in service.reactions]

@@ -180,6 +180,8 @@ def _show(found: dict[str, Any], *, below: bool) -> None:
     counts = ("head", "events", "streams", "snapshots")
     rows = [(key, found[key]) for key in ("log", "incarnation", "kind", "where", "schema", "slots")]
     rows += [(key, f"{found[key]:,}") for key in counts] + [("size", _size(found["size_bytes"]))]
+    if found["trimmed"]:
+        rows.append(("trimmed up to", f"{found['trimmed']:,}"))
     parts: list[Any] = [*([""] if below else ()), table(("store", ""), rows)]
     if found["checkpoints"]:
         names = ("follower", "log", "group", "position")

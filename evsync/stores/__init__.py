@@ -6,8 +6,8 @@ from evsync.errors import ConfigurationError
 from evsync.ports import Store, StoreRestore
 from evsync.records import LogIdentity, check_name, new_incarnation
 from evsync.stores.memory import MemoryStore
-from evsync.stores.sqlite import SqliteStore
 from evsync.stores.sqlite_restore import SqliteRestore
+from evsync.stores.sqlite_trimmed import TrimmableStore
 
 URL_FORMS = """
     sqlite:///events.db            a file, relative to the working directory
@@ -40,7 +40,7 @@ async def open_store(
         check_name("shard", shard)
         return MemoryStore(LogIdentity(service, shard, new_incarnation()), owns_slots=owns_slots)
     if (path := _sqlite_path(url)) is not None:
-        return await SqliteStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
+        return await TrimmableStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
     if scheme in ("postgresql", "postgres") and rest:
         try:
             from evsync.stores.postgres import PostgresStore  # noqa: PLC0415  (its driver is an extra)

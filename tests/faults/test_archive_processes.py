@@ -15,12 +15,17 @@ from evsync.archive import directory as directory_module
 from evsync.archive.backup import Backups
 from evsync.archive.copies import Copy, read_copies, verify_copy
 from evsync.archive.targets import open_target
-from evsync.errors import StoreUnavailable, TargetUnavailable
+from evsync.errors import StoreUnavailable, TargetUnavailable, WrongStore
+from evsync.jetstream import streams
 from evsync.opening import open_store
+from evsync.ports import Inspectable
 from evsync.records import StoredEvent
+from evsync.store_check import check_store, reader
 from evsync.stores.sqlite import SqliteStore
 from tests.archive_process import Workers, workers
 from tests.archiving import MemoryTarget, copy_of, fill, memory_store, read_all
+from tests.relaying import connected, eventually
+from tests.vault import BOXES, a_vault, archive, fill_vault, opened, trim
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +105,69 @@ async def test_a_restore_killed_at_any_step_leaves_no_half_store(tmp_path: Path,
         step += 1
     assert code == 0
     assert step > 8
+
+
+@pytest.mark.parametrize("kind", ["postgres", "nats"])
+async def test_a_restore_into_a_server_killed_at_any_step_leaves_no_half_store(
+    kind: str, tmp_path: Path, processes: Workers, request: pytest.FixtureRequest
+) -> None:
+    """kill -9 before whatever it asks of the server: nobody can open a part, and the next restore comes to its end."""
+    events = await bank(tmp_path, 12)
+    assert processes.run(tmp_path, "backup") == 0
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres_url") + "&schema=killed_{step}"
+    else:
+        url = request.getfixturevalue("nats_server").url + "/?stream=killed"
+    step, code = 0, -9
+    while code == -9:
+        to = url.format(step=step)
+        code = processes.run(tmp_path, "restore", step=step, to=to)
+        try:
+            store = await open_store(to, service="bank", create=False)
+        except (StoreUnavailable, WrongStore):
+            assert code == -9
+            await eventually(lambda to=to: processes.run(tmp_path, "restore", to=to) == 0, "it was not restored")  # type: ignore[misc]
+            store = await open_store(to, service="bank", create=False)
+        assert (await read_all(store))[: len(events) + 1][:-1] == events
+        await store.close()
+        if kind == "nats":
+            async with connected(request.getfixturevalue("nats_server").url) as connection:
+                await streams.delete(connection, "killed")
+        step += 1
+    assert code == 0
+    assert step > 8
+
+
+async def test_a_trim_killed_at_any_step_leaves_everything_readable(tmp_path: Path, processes: Workers) -> None:
+    """kill -9 before every transaction and every commit: all answers are as before, and the next trim does the rest."""
+    original = tmp_path / "original"
+    original.mkdir()
+    async with (vault := a_vault(original)).open():
+        await fill_vault(vault)
+        await archive(vault)
+        log, boxes = await read_all(vault.runtime.store), [await opened(vault, n) for n in range(BOXES)]
+    step, code = 0, -9
+    dropped: list[int] = []
+    while code == -9:
+        directory = copied(original, f"step {step}")
+        code = processes.run(directory, "trim", step=step)
+        async with (spoilt := a_vault(directory)).open():
+            store = spoilt.runtime.store
+            assert await read_all(store) == log
+            for n, box in enumerate(boxes):
+                now = await opened(spoilt, n)
+                assert (now and (now.version, now.things)) == (box and (box.version, box.things))
+            assert isinstance(store, Inspectable)
+            assert (await check_store(store, reader(spoilt.codec))).problems == []
+            dropped.append(len(log) - (await store.facts()).events)
+            rest = await trim(spoilt, len(log))
+            assert rest.dropped + dropped[-1] == len(log) - (await store.facts()).events
+        shutil.rmtree(directory)
+        step += 1
+    assert code == 0
+    assert dropped[0] == 0
+    assert len(set(dropped)) > 2
+    assert rest.dropped == 0
 
 
 @pytest.mark.parametrize("most_bytes", [0, 300, 500])

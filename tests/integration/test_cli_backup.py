@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from evsync import Service, SnapshotPolicy
 from evsync.cli import app
 from evsync.jetstream.server import EmbeddedServer
+from tests.cli_shop import Item
 from tests.command_line import COMMAND, Shop, item, until
 
 pytestmark = pytest.mark.anyio
@@ -203,3 +205,37 @@ async def test_services_are_marked_and_restored_to_the_mark(shop: Shop) -> None:
     shop.evsync("restore", "archived:stock", "--to", "sqlite:///other.db", "--mark", "noon")  # from the other place
     both = ("--mark", "noon", "--position", "1")
     assert "--mark" in shop.evsync("restore", "archived:stock", "--to", "sqlite:///x.db", *both, code=2).stderr
+
+
+def test_a_store_is_trimmed_and_says_so(shop: Shop) -> None:
+    """Asked first, refused without an archive, and shown by `store info`; history is read as before."""
+    (shop.directory / "trimmed.py").write_text(
+        """
+from evsync import BackupPolicy, Service, SnapshotPolicy
+from tests.cli_shop import Item
+
+stock = Service("stock", aggregates=[Item], snapshots=SnapshotPolicy(every_events=2),
+                backups=BackupPolicy(targets=["disk-a"], loss=0.01))
+"""
+    )
+    asyncio.run(_save_with_snapshots(shop))
+    trim = ("archive", "trim", "trimmed:stock", "--to", "4", "--store")
+    assert "no terminal" in shop.evsync(*trim, code=2).stderr
+    assert "whole in 0 places" in shop.evsync(*trim, "--yes", code=1).stderr
+    shop.evsync("backup", "run", "trimmed:stock")
+    before = shop.evsync("tail", "trimmed:stock", "--after", "0").stdout
+    shown = shop.evsync(*trim, "--yes").stdout.splitlines()
+    assert shown[0] == "log stock.main: trimmed up to position 4; 3 events of 1 streams left the store"
+    [info] = shop.json("store", "info", "trimmed:stock")
+    assert (info["head"], info["events"], info["trimmed"]) == (4, 1, 4)
+    assert "trimmed up to" in shop.evsync("store", "info", "trimmed:stock").stdout
+    assert "all is well" in shop.evsync("store", "check", "trimmed:stock").stdout
+    assert shop.evsync("tail", "trimmed:stock", "--after", "0").stdout == before
+    [again] = shop.json(*trim, "--yes")
+    assert (again["dropped"], again["position"]) == (0, 4)
+
+
+async def _save_with_snapshots(shop: Shop) -> None:
+    service = Service("stock", aggregates=[Item], snapshots=SnapshotPolicy(every_events=2), store=shop.store, run=())
+    async with service.open():
+        await service.save(item("sku-1", 5, 6, 7, 8))

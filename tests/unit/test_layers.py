@@ -17,7 +17,7 @@ LAYERS = [
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "stream_locks", "homes", "shards", "repository", "config", "interop"}
     | {"contracts", "store_check"},
-    {"parts", "recovery", "runtime", "service", "trust", "renewal"},
+    {"parts", "recovery", "runtime", "service", "trust", "renewal", "trimming"},
     {"resets"},
     {"cli", "testing", "__init__"},
 ]

@@ -1,0 +1,68 @@
+"""What was trimmed from a store, read from its archive."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from evsync.archive.copies import read_copies
+from evsync.archive.restore import Archive
+from evsync.archive.segments import Segment
+from evsync.archive.targets import opened_targets
+from evsync.records import LogIdentity, StoredEvent
+
+_READINGS = 4
+"""How many readers may go on where they were, each holding a segment."""
+
+
+class ArchivedPast:
+    """Implements Past. Places are opened when something is asked for first, and for the length of that only."""
+
+    def __init__(self, identity: LogIdentity, urls: Sequence[str]) -> None:
+        self._identity, self._urls = identity, urls
+        self._readings: dict[int, _Reading] = {}
+
+    async def read(self, after: int, limit: int, to: int) -> list[StoredEvent]:
+        """See Past."""
+        reading = self._readings.pop(after, None) or _Reading(self._segments(after))
+        events = await reading.next(limit)
+        if events and events[-1].position < to:
+            self._readings[events[-1].position] = reading
+        while len(self._readings) > _READINGS:
+            del self._readings[next(iter(self._readings))]
+        return events
+
+    async def read_stream(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
+        """See Past. Reads the archive from its beginning: what a stream needs may be anywhere in it."""
+        found: list[StoredEvent] = []
+        async for _, events in self._segments(0):
+            found += [e for e in events if e.stream == stream and after_version < e.version <= to_version]
+            if found and found[-1].version == to_version:
+                break
+        return found
+
+    async def _segments(self, after: int) -> AsyncIterator[tuple[Segment, list[StoredEvent]]]:
+        async with opened_targets(self._urls) as targets:
+            archive = await Archive.find(targets, self._identity.name, self._identity.incarnation)
+            async for found in read_copies(archive.copies, after):
+                yield found
+
+
+class _Reading:
+    """A reader's place in the archive."""
+
+    def __init__(self, segments: AsyncIterator[tuple[Segment, list[StoredEvent]]]) -> None:
+        self._segments = segments
+        self._events: list[StoredEvent] = []
+        self._place = 0
+
+    async def next(self, limit: int) -> list[StoredEvent]:
+        """The next events, whole commits; [] where the archive ends."""
+        if self._place >= len(self._events):
+            _, self._events = await anext(self._segments, (None, []))
+            self._place = 0
+        end = min(self._place + max(limit, 1), len(self._events))
+        if end > self._place:
+            end += self._events[end - 1].remaining  # a segment ends at the end of a commit
+        events = self._events[self._place : end]
+        self._place = end
+        return events
