@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench asyncapi clean
+.PHONY: demo test check coverage bench asyncapi clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m examples.users_orders demo
@@ -17,6 +17,13 @@ check: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit/test_layers.py tests/typing
+
+# Of statements and branches, in the processes that tests start too. Give T= to run a part of the suite only.
+coverage: $(STAMP)
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest -n 2 $(T)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks

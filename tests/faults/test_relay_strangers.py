@@ -17,6 +17,8 @@ from evsync.errors import (
     StreamMisconfigured,
 )
 from evsync.jetstream import streams
+from evsync.jetstream.flight import Flight
+from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.relay import RelayState
 from evsync.jetstream.server import EmbeddedServer
@@ -266,6 +268,27 @@ async def test_the_stream_of_an_ancestor_is_replaced(nats_server: EmbeddedServer
             await assert_mirrored(descendant, conn)
         [found] = await streams.find(conn, "users")
         assert found.identity == descendant.identity
+
+
+async def test_a_relay_of_another_incarnation_publishes_nothing_into_the_new_stream(
+    nats_server: EmbeddedServer,
+) -> None:
+    """Even where that ends at the very sequence from which the old relay goes on, under the same subjects."""
+    log = new_log("aaaaaaaaaaaa")
+    async with connected(nats_server.url) as conn:
+        async with relaying(log, conn) as relay:
+            await caught_up(relay, await save(log, 10))
+        descendant = restored(log, "bbbbbbbbbbbb")
+        async with relaying(descendant, conn) as relay:
+            await caught_up(relay, 10)
+        old = Flight(conn, MessageFormat("users.main"), streams.stream_name(log.identity), after=10, epoch=conn.epoch)
+        await save(log, 1)
+        old.send(await log.read(10, 1))
+        await old.until(11, 5)
+        old.close()
+        assert old.fault is not None
+        assert old.confirmed == 10
+        await assert_mirrored(descendant, conn)
 
 
 async def test_the_stream_of_another_history_is_not_replaced(nats_server: EmbeddedServer) -> None:

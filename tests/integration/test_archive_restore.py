@@ -31,10 +31,11 @@ from evsync.archive.targets import open_target
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
 from evsync.opening import open_store, restore_store
 from evsync.ports import BackupTarget, Inspectable
+from evsync.projections.batch import check_batch
 from evsync.records import StoredEvent, is_control
 from evsync.recovery import digest_of, drill, last_drill, restore_log
 from evsync.resets import reset_follower
-from evsync.restores import Restored
+from evsync.restores import Restored, restored_event
 from evsync.store_check import check_store, reader
 from evsync.stores.memory import MemoryRestore, MemoryStore
 from tests.archiving import IDENTITY, START_US, MemoryTarget, archived, copy_of, fill, read_all
@@ -70,6 +71,15 @@ async def test_a_log_is_restored_up_to_a_position(data: st.DataObject) -> None:
     assert (said.position, said.parent) == (last, IDENTITY.incarnation if last else "")
     assert [tuple(a) for a in store.identity.ancestry] == [(IDENTITY.incarnation, last)]
     assert restored.incarnation == said.incarnation == store.identity.incarnation != IDENTITY.incarnation
+
+
+def test_a_batch_passes_a_restore_of_its_own_history_only() -> None:
+    """Who has applied the event before, in the incarnation that was restored, goes on; who comes from another stops."""
+    identity = IDENTITY.restored(3, "bbbbbbbbbbbb")
+    restore = restored_event(identity, 3, 1, START_US)
+    check_batch(IDENTITY.name, 3, IDENTITY.incarnation, [restore])
+    with pytest.raises(OtherIncarnation):
+        check_batch(IDENTITY.name, 3, "cccccccccccc", [restore])
 
 
 @settings(max_examples=30, deadline=None, database=None)

@@ -343,6 +343,21 @@ class TestSources:
 class TestDatabase:
     """The database's own trouble, and read models that do not fit."""
 
+    async def test_a_batch_and_its_checkpoint_are_stored_in_one_transaction(self, views: ViewsDatabase) -> None:
+        """A checkpoint that cannot be stored leaves nothing of its batch, which is applied once when it can be."""
+        source, ledger = ListSource("bank", bank_events(200, 8)), Ledger()
+        runner = ProjectionRunner(ledger.projection, views, [source])
+        await runner.open()
+        stuck = "BEFORE INSERT ON evsync_checkpoints BEGIN SELECT RAISE(ABORT, 'stuck'); END"
+        await views.write(lambda c: c.exec_driver_sql(f"CREATE TRIGGER stuck {stuck}"))
+        assert await runner.step()
+        assert await views.read(ledger.rows) == fold_bank([])
+        await views.write(lambda c: c.exec_driver_sql("DROP TRIGGER stuck"))
+        while await runner.step():
+            pass
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+        await runner.close()
+
     async def test_a_locked_database_is_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is not the event's fault: no attempt counts, the reason is in the status, and work goes on by itself."""
         monkeypatch.setattr(database_module, "BUSY_S", 0.02)

@@ -18,6 +18,7 @@ from evsync.codec.values import pack, unpack
 from evsync.errors import ConfigurationError, Halted
 from evsync.projections import Event, MemoryModel, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
 from evsync.projections.applied import Applied, applied
+from evsync.projections.exchange import Lost
 from evsync.projections.explain import explain
 from evsync.projections.rebuild import Rebuild, RebuildReport, drop_old_copies
 from evsync.projections.verify import Verification
@@ -253,6 +254,63 @@ async def test_the_new_model_is_a_fold_over_the_log_and_its_tables_are_those_tha
             await assert_true(books, runner, source)
             assert await views.read(books.rows) == fold(source.events)
             assert await views.read(made) == before
+
+
+class Disturbed(Rebuild):
+    """A rebuild whose first exchange finds the live model otherwise than it left it; `undo` makes that good again."""
+
+    disturb, undo = "", "SELECT 1"
+    refused = 0
+
+    async def _carry_out(self) -> None:
+        views = self._database
+        if not self.refused:
+            await views.write(lambda c: c.exec_driver_sql(self.disturb))
+        try:
+            await super()._carry_out()
+        except Lost:
+            self.refused += 1
+            await views.write(lambda c: c.exec_driver_sql(self.undo))
+            raise
+
+
+class Overtaken(Disturbed):
+    """A worker has taken a group back."""
+
+    disturb = "UPDATE evsync_leases SET owner = 'somebody', token = token + 1 WHERE \"group\" = 3"
+
+
+class Behind(Disturbed):
+    """The live model shows an event more than the shadow."""
+
+    disturb = "UPDATE evsync_checkpoints SET position = position + 1"
+    undo = "UPDATE evsync_checkpoints SET position = position - 1"
+
+
+@pytest.mark.parametrize("kind", [Overtaken, Behind])
+async def test_an_exchange_that_finds_the_model_changed_changes_nothing(
+    views: ViewsDatabase, kind: type[Disturbed]
+) -> None:
+    """What was applied meanwhile would be lost with the old tables. It is tried again, and succeeds."""
+    old, new, source = Books(), Books(rate=1_000), ListSource("bank", bank_events(600, 21))
+    async with working(old, views, source) as runner:
+        await reached(runner, 600)
+    rebuilding = kind(new.projection, views, [source], grace_s=0.0)
+    await rebuilding.run()
+    assert rebuilding.refused == 1
+    assert await views.read(new.rows) == fold(source.events, 1_000)
+    await drop_old_copies(views)
+
+
+async def test_tokens_go_on_rising_through_an_exchange(views: ViewsDatabase) -> None:
+    """A worker that slept through it would else find its old token in the new model, and apply its old batch to it."""
+    books, source = Books(), ListSource("bank", bank_events(300, 22))
+    async with working(books, views, source) as runner:
+        await reached(runner, 300)
+    tokens = sa.text("SELECT min(token), max(token) FROM evsync_leases")
+    before = (await views.read(lambda c: c.execute(tokens).one()))[1]
+    await rebuild(Books(), views, source)
+    assert (await views.read(lambda c: c.execute(tokens).one()))[0] > before
 
 
 async def test_another_version_with_other_groups_takes_over(views: ViewsDatabase) -> None:

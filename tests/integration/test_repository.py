@@ -237,6 +237,35 @@ async def test_a_save_repeated_after_an_unknown_outcome_stores_once(
     assert (await bank.get(Account, account.id)).balance == 8
 
 
+class Late(Unsure):
+    """A store that the first append reaches behind the second: who sent it has given up waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_its_way: list[Commit] | None = None
+
+    async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:
+        """The first one is not answered, and arrives with the next."""
+        if self.on_its_way is None:
+            self.on_its_way = list(commits)
+            raise OutcomeUnknown("the reply was lost")
+        await super().append(self.on_its_way)
+        self.on_its_way = []
+        return await super().append(commits)
+
+
+async def test_a_save_whose_first_try_arrives_late_stores_once() -> None:
+    """What was not there when it was looked for may be what the second try conflicts with."""
+    store = Late()
+    bank = Repository(CODEC, OneStore(store, GroupCommit(store)), no_limit)
+    account = Account("ada", 1)
+    with pytest.raises(OutcomeUnknown):
+        await bank.save([account], {})
+    position = await bank.save([account], {})
+    assert position.number == await store.head() == 1
+    assert not account.pending_events
+
+
 async def test_a_save_that_was_cancelled_can_be_repeated(bank: Repository, store: Unsure) -> None:
     """The commit under way completes; saving again finds it instead of a conflict."""
     account, gate = Account("ada", 0), asyncio.Event()

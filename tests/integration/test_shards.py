@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from evsync import Contract, Event, NamedAggregate, Projection, Service, SqlModel, Tables, event
 from evsync.errors import AcrossShards, ConfigurationError, StoreUnavailable, WrongStore
 from evsync.homes import ShardedStores
+from evsync.records import History
 from evsync.sharding import HashRing, RangeRouter, Router, slot_of
-from evsync.sharding.handover import Step, bring_about, carry_out, moves_between
+from evsync.sharding.handover import BEGINNING, Move, Step, bring_about, carry_out, moves_between
 from evsync.sharding.truth import truth
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +243,19 @@ async def test_two_movers_at_once_do_no_harm(tmp_path: Path) -> None:
         await check_order(service, dict.fromkeys(ids, 0))
 
 
+async def test_a_copy_that_differs_stops_the_move(tmp_path: Path) -> None:
+    """Imports that are not the slot's history are not built on: the slot stays open where it is."""
+    async with opened(tmp_path, "a", "b", router=RangeRouter({"a": range(256)})) as service:
+        await service.save(Counted(id="x"))
+        stores, slot = home(service).slot_stores, slot_of("x")
+        [(_, event)] = await stores["a"].slot_events([slot], BEGINNING, 10)
+        assert await stores["b"].import_events([event._replace(id=bytes(16))], {slot: History()})
+        with pytest.raises(WrongStore, match=f"slot {slot}: what shard 'b' holds of its history is not what shard 'a'"):
+            await carry_out(stores, Move("a", "b", (slot,)))
+        await service.execute(Counted, "x", Counted.add, 1)
+        assert (await truth(stores))[slot].shard == "a"
+
+
 async def test_a_process_with_an_old_map_is_told_at_its_first_write(tmp_path: Path) -> None:
     """It follows if it has all stores; else the error says what it lacks, and nothing is stored."""
     to_b = RangeRouter({"b": range(256)})
@@ -264,6 +278,20 @@ async def test_a_process_with_an_old_map_is_told_at_its_first_write(tmp_path: Pa
                 await one.save(loaded)
             assert loaded.pending_events
             await check_order(old, {"x": 1})
+
+
+async def test_a_process_with_an_old_map_reads_nothing_old(tmp_path: Path) -> None:
+    """It asks the shard that it knows whether the slot is still there, and then reads where it is."""
+    here = RangeRouter({"a": range(256)})
+    async with (
+        opened(tmp_path, "a", "b", router=here, run="none") as old,
+        opened(tmp_path, "a", "b", router=here, run="none") as mover,
+    ):
+        await old.save(Counted(id="x"))
+        await move_all(mover, RangeRouter({"b": range(256)}))
+        await mover.execute(Counted, "x", Counted.add, 1)
+        assert (await old.get(Counted, "x")).n == 1
+        assert len(await old.history(Counted, "x")) == 2
 
 
 async def test_a_process_with_one_store_reads_nothing_old(tmp_path: Path) -> None:

@@ -84,6 +84,18 @@ async def test_callers_of_one_turn_of_the_loop_share_the_first_append() -> None:
     assert store.groups == [64]
 
 
+async def test_what_does_not_fit_into_a_group_waits_for_its_end() -> None:
+    """The store never has two appends at once, however much is queued."""
+    store = GatedStore()
+    store.gate.clear()
+    calls = start(GroupCommit(store, max_events=1), one("a"), one("b"), one("c"))
+    await store.entered(1)
+    await asyncio.sleep(0)
+    assert store.groups == [1]
+    store.gate.set()
+    assert await all_of(*calls) == [1, 2, 3]
+
+
 async def test_a_group_is_bounded_by_events_and_bytes() -> None:
     """A commit that is larger than the bound goes alone; the order is that of the calls."""
     store = GatedStore()

@@ -16,7 +16,7 @@ from evsync.codec.values import pack, unpack
 from evsync.errors import ConfigurationError
 from evsync.projections import Contract, Event, MemoryModel, Projection, Reaction, SqlModel
 from evsync.projections.contracts import explain
-from evsync.records import Position, StoredEvent
+from evsync.records import CHECKPOINTS_EVENT, RESTORED_EVENT, SLOT_CLOSED, SLOT_OPENED, Position, StoredEvent
 from evsync.tags import current_tags, metadata
 
 
@@ -200,6 +200,18 @@ class TestHandlers:
         assert [s.handle for s in steps] == [handlers[OfUser], handlers[Registered], handlers[OfUsers]]
         assert len(found.handlers.steps("users.Userland.Made")) == 2
         assert found.handlers.steps("usersuser.User.Registered") == ()
+
+    def test_no_handler_catches_events_of_evsyncs_own(self) -> None:
+        """A contract for a whole service catches every event of its aggregates, and none of slots and restores."""
+
+        class Anything(Contract, type="users.*"):
+            pass
+
+        projection = view()
+        projection.on(Anything)(lambda e, state: None)
+        assert len(projection.handlers.steps("users.User.Registered")) == 1
+        for control in (SLOT_CLOSED, SLOT_OPENED, RESTORED_EVENT, CHECKPOINTS_EVENT):
+            assert projection.handlers.steps(f"users.{control}") == ()
 
     def test_a_second_handler_of_the_same_type_is_refused(self) -> None:
         """Whether by the same contract or by another one of that type."""

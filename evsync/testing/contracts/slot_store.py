@@ -189,6 +189,17 @@ class SlotStoreContract(StoreCase):
             assert await b.slot_states() == {ada: SlotState(2)}
             assert await stores["b"].head() == 1
 
+    async def test_a_slot_without_events_is_opened_once(self) -> None:
+        """All of its history is there from the start, so only its epoch tells that it has been opened."""
+        async with self.shards() as stores:
+            a, b = movable(stores).values()
+            closed = await close(a, "ada")
+            log = stores["a"].identity
+            opening = {slot_of("ada"): Opening(2, log.name, log.incarnation, closed.position, History())}
+            assert await b.open_slots(opening)
+            assert not await b.open_slots(opening)
+            assert await stores["b"].head() == 1
+
     async def test_a_log_says_which_slots_left_and_came(self) -> None:
         """In the transaction that closes or opens them: that is how followers keep a stream in order."""
         async with self.shards() as stores:

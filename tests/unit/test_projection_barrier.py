@@ -1,0 +1,72 @@
+"""Where a slot came from another log, nothing of it is read before that log is applied up to where the slot left it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evsync.projections.barrier import Barrier, applied_in, up_to_barrier
+from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Checkpoint, StoredEvent
+from tests.projection_logs import stored
+
+GROUPS = 4
+
+
+def opened(position: int, slot: int, source: str, there: int, remaining: int = 0) -> StoredEvent:
+    """A slot was opened that came from position `there` of another log."""
+    said = {"epoch": 2, "from": source, "incarnation": "x", "position": there}
+    event = stored(position, f"bank.{SLOT_OPENED}", SLOTS_STREAM, 1, remaining=remaining, **said)
+    return event._replace(slot=slot)
+
+
+def paid(position: int, remaining: int = 0) -> StoredEvent:
+    """Any other event."""
+    return stored(position, "bank.Account.Paid", "a", position, remaining=remaining, amount=1)
+
+
+class Log:
+    """A log that is followed, as far as the barrier looks at it."""
+
+    feed = None
+
+    def __init__(self, **positions: int) -> None:
+        self.checkpoints = {int(g[1:]): Checkpoint("bank.a", int(g[1:]), "x", p) for g, p in positions.items()}
+
+
+@given(st.integers(0, 20), st.integers(1, 20))
+def test_nothing_is_given_from_where_a_slot_came_until_it_is_applied_there(applied: int, there: int) -> None:
+    """What stands before is; with the place reached, all is."""
+    events = [paid(1), paid(2), opened(3, 7, "bank.a", there), paid(4)]
+    reach = up_to_barrier(events, lambda log, slot: applied)
+    if applied >= there:
+        assert (reach.events, reach.barrier) == (events, None)
+    else:
+        assert (reach.events, reach.barrier) == (events[:2], Barrier("bank.a", there))
+        assert "bank.a" in reach.further
+
+
+def test_a_log_that_is_not_followed_yet_is_waited_for() -> None:
+    """It is a shard that was added since: it has to be found first."""
+    reach = up_to_barrier([opened(1, 7, "bank.b", 1)], applied_in({}, GROUPS))
+    assert (list(reach.events), reach.barrier, list(reach.further)) == ([], Barrier("bank.b", 1), ["bank.b"])
+
+
+def test_a_commit_that_holds_a_barrier_waits_whole() -> None:
+    """Several slots are opened in one commit: the first ones wait for the last."""
+    events = [paid(1), opened(2, 7, "bank.a", 3, remaining=1), opened(3, 8, "bank.c", 9), paid(4)]
+    assert up_to_barrier(events, lambda log, slot: 5).events == events[:1]
+    assert up_to_barrier(events, lambda log, slot: 9).events == events
+
+
+def test_each_slot_waits_for_its_own_group() -> None:
+    """Where other workers have the group, they wait for it."""
+    applied = applied_in({"bank.a": Log(g3=10, g0=2)}, GROUPS)  # type: ignore[dict-item]
+    for slot, waits in ((7, False), (8, True), (9, False)):  # of groups 3 and 0, and 1, which is not held
+        assert (up_to_barrier([opened(1, slot, "bank.a", 5)], applied).barrier is not None) is waits
+
+
+def test_where_a_slot_goes_is_told() -> None:
+    """So that a shard that was added is found."""
+    closed = stored(1, f"bank.{SLOT_CLOSED}", SLOTS_STREAM, 1, epoch=2, to="b")
+    reach = up_to_barrier([closed, paid(2)], lambda log, slot: None)
+    assert (list(reach.events), list(reach.further)) == ([closed, paid(2)], ["bank.b"])
