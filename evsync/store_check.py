@@ -13,8 +13,9 @@ from typing import NamedTuple
 from evsync.codec.events import EventCodec, unreadable
 from evsync.codec.values import unpack
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
+from evsync.inspection import Inspectable, Unreadable
 from evsync.interop import states
-from evsync.ports import Inspectable, Trimmable, Unreadable
+from evsync.ports import Trimmable
 from evsync.records import SLOTS_STREAM, LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
 from evsync.sharding.slots import slot_of
 

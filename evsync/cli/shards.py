@@ -15,7 +15,8 @@ from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
 from evsync.errors import ConfigurationError
 from evsync.homes import ShardedStores
-from evsync.ports import Inspectable, SlotSize, SlotStore, Store
+from evsync.inspection import Inspectable
+from evsync.ports import SlotSize, SlotStore, Store
 from evsync.service import Service
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import Move, Step, bring_about, moves_between, placement_of

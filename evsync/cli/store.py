@@ -17,8 +17,9 @@ from evsync.cli.terminal import plain, print_json, print_lines, progress, report
 from evsync.codec.events import EventCodec
 from evsync.config import Deployment, resolve
 from evsync.errors import ConfigurationError, StoreUnavailable
+from evsync.inspection import Inspectable
 from evsync.opening import open_store, urls_by_shard
-from evsync.ports import Inspectable, SlotStore, Store
+from evsync.ports import SlotStore, Store
 from evsync.sharding import Router
 from evsync.sharding.truth import truth
 from evsync.shards import open_home, open_shards

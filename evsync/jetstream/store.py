@@ -18,6 +18,7 @@ from evsync.errors import (
     StoreError,
     StoreUnavailable,
 )
+from evsync.inspection import StoreFacts, Unreadable
 from evsync.jetstream import store_checkpoints as checkpoints
 from evsync.jetstream import store_inspection as inspection
 from evsync.jetstream.connection import Connection
@@ -30,7 +31,7 @@ from evsync.jetstream.store_sends import Sender
 from evsync.jetstream.store_snapshots import SnapshotStream
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, open_stream
 from evsync.jetstream.streams import StreamState
-from evsync.ports import Capabilities, StoreFacts, Unreadable
+from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
 from evsync.sharding.slots import slot_of
 from evsync.stores.plan import key_of, plan

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from evsync.errors import BrokerRefused, DecodingError
+from evsync.inspection import StoreFacts, Unreadable
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.messages import MessageFormat, unescape
 from evsync.jetstream.store_checkpoints import PREFIX
 from evsync.jetstream.store_stream import FORMAT
 from evsync.jetstream.verification import read_back
-from evsync.ports import EventStore, StoreFacts, Unreadable
+from evsync.ports import EventStore
 from evsync.records import CHECKPOINTS_EVENT, StoredEvent
 
 

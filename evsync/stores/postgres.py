@@ -22,7 +22,8 @@ from evsync.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from evsync.ports import Capabilities, StoreFacts, Unreadable
+from evsync.inspection import StoreFacts, Unreadable
+from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_inspection as inspection

@@ -6,7 +6,7 @@ from typing import Any
 
 from psycopg import AsyncConnection, sql
 
-from evsync.ports import StoreFacts
+from evsync.inspection import StoreFacts
 from evsync.records import Checkpoint
 
 _MASK = 2**64 - 1

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
-from evsync.ports import Capabilities, StoreFacts, Unreadable
+from evsync.inspection import StoreFacts, Unreadable
+from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_inspection as inspection

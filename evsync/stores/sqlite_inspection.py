@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from evsync.ports import StoreFacts
+from evsync.inspection import StoreFacts
 from evsync.records import Checkpoint
 from evsync.stores.sqlite_statements import MASK, READ_HEAD
 

@@ -16,9 +16,9 @@ from evsync.archive.backup import Backups
 from evsync.archive.copies import Copy, read_copies, verify_copy
 from evsync.archive.targets import open_target
 from evsync.errors import StoreUnavailable, TargetUnavailable, WrongStore
+from evsync.inspection import Inspectable
 from evsync.jetstream import streams
 from evsync.opening import open_store
-from evsync.ports import Inspectable
 from evsync.records import StoredEvent
 from evsync.store_check import check_store, reader
 from evsync.stores.sqlite import SqliteStore

@@ -29,8 +29,9 @@ from evsync.archive.copies import verify_copy
 from evsync.archive.restore import Archive, Until, restore
 from evsync.archive.targets import open_target
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
+from evsync.inspection import Inspectable
 from evsync.opening import open_store, restore_store
-from evsync.ports import BackupTarget, Inspectable
+from evsync.ports import BackupTarget
 from evsync.projections.batch import check_batch
 from evsync.records import StoredEvent, is_control
 from evsync.recovery import digest_of, drill, last_drill, restore_log

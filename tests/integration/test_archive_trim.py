@@ -26,10 +26,11 @@ from evsync.errors import (
     NotFound,
 )
 from evsync.homes import slot_stores
+from evsync.inspection import Inspectable
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.verification import check_stream
 from evsync.opening import open_store
-from evsync.ports import Inspectable, Trimmable
+from evsync.ports import Trimmable
 from evsync.recovery import drill
 from evsync.sharding.handover import bring_about
 from evsync.store_check import check_store, reader

@@ -13,12 +13,13 @@ import pytest
 
 from evsync import NamedAggregate, Service, event
 from evsync.codec.values import pack
+from evsync.inspection import Inspectable
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.store import JetStreamStore
 from evsync.opening import open_store
-from evsync.ports import Inspectable, Store
+from evsync.ports import Store
 from evsync.records import Checkpoint, Commit, Snapshot, new_command
 from evsync.store_check import RESTORE, StoreReport, check_store, reader
 from evsync.testing.contracts.samples import append

@@ -11,7 +11,7 @@ import evsync
 ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
-    {"records", "ports", "domain", "tags"},
+    {"records", "ports", "inspection", "domain", "tags"},
     {"codec", "replay", "restores", "sharding.slots", "snapshots", "cache"}
     | {"stores.plan", "stores.tail", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},

@@ -9,8 +9,8 @@ from eventsourcing.persistence import StoredEvent as LibraryEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evsync.inspection import Unreadable
 from evsync.interop.states import encode
-from evsync.ports import Unreadable
 from evsync.records import Commit, LogIdentity, StoredEvent, new_command
 from evsync.sharding.slots import slot_of
 from evsync.store_check import LogCheck, Problem, reader
