@@ -73,7 +73,7 @@ def _show(report: RowReport, causes: Any) -> None:
     print_lines(plain(f"{found.table} {named} {state}"))
     total = len(found.causes)
     shown = "" if len(causes) == total else f", the last {len(causes):,} of them here"
-    print_lines(plain(f"{total:,} events of projection {report.projection} touched it{shown}"))
+    print_lines(plain(f"{total:,} event{'s' * (total != 1)} of projection {report.projection} touched it{shown}"))
     if found.executed:
         print_lines("Handlers executed statements of their own: shown where the row was another afterwards")
     if causes:

@@ -157,7 +157,7 @@ class SqliteStore(MovableSlots):
         if not commits:
             return []
         try:
-            written = await self._writer.run(partial(self._write, commits), then=self._moved)
+            written = await self._writer.run(partial(self._write, commits), then=lambda w: self._tail.moved(w.head))
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
         return written.outcomes
@@ -188,7 +188,7 @@ class SqliteStore(MovableSlots):
             self._pace.took(began, time.monotonic())
         if self._pace.checkpoint_due():
             self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint())
-        self._moved(written)
+        self._tail.moved(written.head)
         return written.outcomes
 
     async def _checkpoint(self) -> None:
@@ -313,9 +313,6 @@ class SqliteStore(MovableSlots):
                     return
         except StoreError as e:
             self._tail.failed(e)
-
-    def _moved(self, written: _Written) -> None:
-        self._tail.moved(written.head)
 
     # ---- reading
 
