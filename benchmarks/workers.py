@@ -118,7 +118,7 @@ class _GatedSource:
 
     def __init__(self, log: Path, gate: Path) -> None:
         self.service = "shop"
-        self._source, self._gate = StoreSource("shop", sqlite_url(log)), gate
+        self._source, self._gate = StoreSource("shop", {"main": sqlite_url(log)}), gate
 
     async def readers(self) -> Sequence[LogReader]:
         while not self._gate.exists():

@@ -31,8 +31,9 @@ class Deployment(TypedDict, total=False):
     the store, in `<store>_views.db` or schema `<schema>_views`."""
     nats: str
     """URL of the broker. Absent: none; projections follow the logs of services in this process."""
-    sources: Mapping[str, Service | str]
-    """Where other services' logs are read from when not from NATS: a Service of this process, or its store's URL."""
+    sources: Mapping[str, Service | str | Mapping[str, str]]
+    """Where other services' logs are read from when not from NATS: a Service of this process, or its store's URL, or
+    the URLs of its stores by shard."""
     archives: Mapping[str, Sequence[str]]
     """Where other services' logs are archived: whoever is far behind reads there first, then live."""
     run: Literal["all", "none"] | Sequence[str]
@@ -55,7 +56,7 @@ class _Environment(BaseSettings):
     store: str | None = None
     views: str | None = None
     nats: str | None = None
-    sources: dict[str, str] | None = None
+    sources: dict[str, str | dict[str, str]] | None = None
     archives: dict[str, list[str]] | None = None
     run: str | None = None
 
@@ -113,28 +114,31 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
         raise ConfigurationError(
             f"service {service!r} has no event store: give open(store='sqlite:///{service}.db'), or set {prefix}STORE"
         )
-    settings["store"] = _stores(service, settings["store"])
+    settings["store"] = _stores(f"service {service!r}: store", settings["store"])
+    for source, given_for_it in (settings.get("sources") or {}).items():
+        if isinstance(given_for_it, Mapping):
+            _stores(f"service {service!r}: source {source}", given_for_it)
     settings.setdefault("run", "all")
     return settings  # type: ignore[return-value]  # assembled from the parts of a Deployment
 
 
-def _stores(service: str, given: Any) -> Any:
+def _stores(what: str, given: Any) -> Any:
     """One URL, or URLs by shard, of what was given. What else it may be, is looked at where it is opened."""
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
             given = json.loads(given)
         except ValueError as e:
-            raise ConfigurationError(f"service {service!r}: store={given!r} is not JSON: {e}") from e
+            raise ConfigurationError(f"{what}={given!r} is not JSON: {e}") from e
     if not isinstance(given, (str, Mapping)):
-        raise ConfigurationError(
-            f"service {service!r}: store={given!r}, where a URL is needed, or a URL for each shard"
-        )
+        raise ConfigurationError(f"{what}={given!r}, where a URL is needed, or a URL for each shard")
     if isinstance(given, str):
         return given
+    if not given:
+        raise ConfigurationError(f"{what} has no shard: give a URL for each")
     for shard, url in given.items():
         check_name("shard", shard)
         if not isinstance(url, str):
-            raise ConfigurationError(f"service {service!r}: shard {shard!r} has store {url!r}, where a URL is needed")
+            raise ConfigurationError(f"{what} has {url!r} for shard {shard!r}, where a URL is needed")
         if url != "memory://" and sum(url == other for other in given.values()) > 1:
-            raise ConfigurationError(f"service {service!r}: two shards have the store {url!r}; each needs its own")
+            raise ConfigurationError(f"{what} has two shards in {url!r}; each needs its own")
     return dict(given)

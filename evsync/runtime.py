@@ -32,7 +32,7 @@ from evsync.jetstream.relay import Relay
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import first_url, is_on_nats, open_store, views_beside
+from evsync.opening import first_url, is_on_nats, open_store, urls_by_shard, views_beside
 from evsync.parts import OwnLogStatus, Status, parts_to_run, read_past, scheduled_backups, services_read_by
 from evsync.ports import LogSource, Store
 from evsync.projections import (
@@ -150,8 +150,8 @@ class Runtime:
             return found
         if name == self.service.name:
             return ServiceSource(name, lambda: self.stores)
-        if isinstance(given, str):
-            source = StoreSource(name, given)
+        if isinstance(given, (str, Mapping)):
+            source = StoreSource(name, urls_by_shard(given))
             stack.push_async_callback(source.close)
             await source.check()
             return source

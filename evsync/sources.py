@@ -82,17 +82,19 @@ class ServiceSource:
 
 
 class StoreSource:
-    """The log of another service, read from that service's own store. Implements LogSource."""
+    """The logs of another service, read from that service's own stores. Implements LogSource."""
 
-    def __init__(self, service: str, url: str) -> None:
-        self.service, self._url = service, url
-        self._store: Store | None = None
+    def __init__(self, service: str, urls: Mapping[str, str]) -> None:
+        """`urls` are those of the stores, by shard."""
+        self.service, self._urls = service, urls
+        self._stores: dict[str, Store] = {}
 
     async def readers(self) -> Sequence[LogReader]:
-        """A reader of its log. Raises StoreError where there is no store of that service."""
-        if self._store is None:
-            self._store = await open_store(self._url, service=self.service, create=False)
-        return [StoreReader(self._store, lambda: self._store)]
+        """A reader of each log. Raises StoreError where one is not there, or not of that service and shard."""
+        for shard, url in self._urls.items():
+            if shard not in self._stores:
+                self._stores[shard] = await open_store(url, service=self.service, shard=shard, create=False)
+        return [StoreReader(store, partial(self._stores.get, shard)) for shard, store in self._stores.items()]
 
     async def check(self) -> None:
         """Raise now what no waiting will mend: ConfigurationError for the URL, WrongStore. A store may come later."""
@@ -100,6 +102,6 @@ class StoreSource:
             await self.readers()
 
     async def close(self) -> None:
-        """Close the store that was opened for reading."""
-        if self._store is not None:
-            await self._store.close()
+        """Close the stores that were opened for reading."""
+        for store in self._stores.values():
+            await store.close()

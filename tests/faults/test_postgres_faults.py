@@ -308,7 +308,7 @@ async def test_a_wrong_url_is_refused_without_its_password(url: str, says: str) 
 
 async def test_a_database_that_is_away_is_waited_for_and_then_named_without_its_password() -> None:
     """Nothing was stored, and the error says where it looked."""
-    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1/db") as caught:
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1/db") as caught:
         await PostgresStore.open("postgresql://user:secret@127.0.0.1:1/db", service="users", patience_s=0.2)
     assert "secret" not in str(caught.value)
 

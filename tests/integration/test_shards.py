@@ -135,6 +135,22 @@ async def test_each_stream_lives_in_the_shard_that_the_router_says(tmp_path: Pat
         assert at_home == Counter(f"counts.{router.shard_of(id)}" for id in ids for _ in range(2))
 
 
+async def test_another_service_reads_the_logs_of_all_shards_from_their_stores(tmp_path: Path) -> None:
+    """`sources=` names a store for each, before slots move and after."""
+    shards, reader = urls(tmp_path, "a", "b"), Service("reader", projections=[view()])
+    where: Any = {"store": "memory://", "views": f"sqlite:///{tmp_path}/read.db", "sources": {"counts": shards}}
+    async with opened(tmp_path, "a", "b", run="none") as service, reader.open(**where):
+        for n in range(20):
+            await service.save(Counted(id=f"stream-{n}"))
+            last = await service.execute(Counted, f"stream-{n}", Counted.add, n)
+        await reader.wait(last, timeout_s=20)
+        await move_all(service, HashRing(["a", "b"]).without("a"))
+        for n in range(20):
+            last = await service.execute(Counted, f"stream-{n}", Counted.add, 1)
+        rows = (await reader.query(sa.select(SUMS.c.id, SUMS.c.n, SUMS.c.late), after=last, timeout_s=20)).all()
+        assert {(r.id, r.n, r.late) for r in rows} == {(f"stream-{n}", n + 1, 0) for n in range(20)}
+
+
 async def test_a_save_that_spans_shards_is_refused_and_says_what_would_do(tmp_path: Path) -> None:
     """Streams, shards, and the tag; a tag keeps them together."""
     router = HashRing(["a", "b"])
