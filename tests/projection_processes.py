@@ -30,13 +30,13 @@ class Workers:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._url, self._directory = url, directory
 
-    def start(self, *, batch: int = 10, lease_ms: int = 400, pace_ms: int = 0) -> subprocess.Popen[bytes]:
+    def start(self, *more: str, batch: int = 10, lease_ms: int = 400, pace_ms: int = 0) -> subprocess.Popen[bytes]:
         """One more process. Small batches, or pauses between them, leave time to do it harm."""
         options = {"events": self.events, "seed": SEED, "batch": batch, "lease-ms": lease_ms, "pace-ms": pace_ms}
         command = [sys.executable, "-m", "tests.projection_worker", self._url]
         for option, value in options.items():
             command += [f"--{option}", str(value)]
-        command += ["--bad", *map(str, sorted(self.bad))]
+        command += [*more, "--bad", *map(str, sorted(self.bad))]
         with (self._directory / f"worker-{len(self.processes)}.log").open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         self.processes.append(process)

@@ -6,14 +6,18 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
+import sqlalchemy as sa
+
+from evsync import liveness
 from evsync.ports import LogReader
-from evsync.projections import ProjectionRunner, ViewsDatabase
+from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase
 from evsync.records import StoredEvent
-from tests.projection_logs import Ledger, ListReader, ListSource, bank_events
+from tests.projection_logs import Ledger, ListReader, ListSource, Paid, bank_events
 
 
 class SlowSource(ListSource):
@@ -39,11 +43,25 @@ class SlowReader(ListReader):
         return await super().read(after, limit, timeout_s)
 
 
+class StoppingLedger(Ledger):
+    """A ledger that stops its own process once, in the middle of the transaction of a payment at some position."""
+
+    stop_at = 0
+
+    def paid(self, e: Event[Paid], db: Tables) -> None:
+        if e.position.number == self.stop_at:
+            self.stop_at = 0
+            db.execute(sa.select(1))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        super().paid(e, db)
+
+
 async def work(arguments: argparse.Namespace) -> None:
     """Follow a log that everybody can compute, until SIGTERM."""
     source = SlowSource("bank", bank_events(arguments.events, arguments.seed), arguments.pace_ms / 1_000)
     views = ViewsDatabase(arguments.url)
-    ledger = Ledger(bad=arguments.bad, retries=0, then="park")
+    ledger = StoppingLedger(bad=arguments.bad, retries=0, then="park")
+    ledger.stop_at, liveness.IDLE_S = arguments.stop_at, arguments.idle_s
     runner = ProjectionRunner(
         ledger.projection, views, [source], batch=arguments.batch, lease_s=arguments.lease_ms / 1_000
     )
@@ -61,6 +79,8 @@ if __name__ == "__main__":
     parser.add_argument("url")
     for name in ("events", "seed", "batch", "lease-ms", "pace-ms"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--stop-at", type=int, default=0)
+    parser.add_argument("--idle-s", type=int, default=liveness.IDLE_S)
     parser.add_argument("--bad", type=int, nargs="*", default=[])
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     asyncio.run(work(parser.parse_args()))

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from evsync.errors import ConfigurationError
+from evsync.liveness import CLIENT, server_settings
 
 READERS = 4
 BUSY_S = 5.0
@@ -33,8 +34,9 @@ _AWAY = frozenset(
     }
 )
 """What SQLite says when the trouble is the file, the disk or another process, never the statement."""
-_AWAY_STATES = ("08", "40", "53", "55", "57", "58")
-"""PostgreSQL's classes of errors that pass, or that an operator mends: connection, deadlock, resources, locks."""
+_AWAY_STATES = ("08", "25P0", "40", "53", "55", "57", "58")
+"""PostgreSQL's classes of errors that pass, or that an operator mends: connection, deadlock, resources, locks, and that
+a transaction took too long."""
 _FORMS = "use 'sqlite:///views.db', 'sqlite://' for one in memory, or 'postgresql://user:password@host/db?schema=views'"
 
 
@@ -94,7 +96,9 @@ def away(error: BaseException) -> str | None:
             return f"{seen} (is the disk, or a quota, full?)" if code == sqlite3.SQLITE_IOERR else str(seen)
         if isinstance(seen, sa.exc.DBAPIError) and seen.connection_invalidated:
             return str(seen.orig)
-        if isinstance(seen, sa.exc.OperationalError) and not isinstance(seen.orig, sqlite3.Error):
+        if isinstance(seen, (sa.exc.OperationalError, sa.exc.InternalError)) and not isinstance(
+            seen.orig, sqlite3.Error
+        ):
             state = getattr(seen.orig, "sqlstate", None)
             if state is None or state.startswith(_AWAY_STATES):  # without a state the server never answered
                 return str(seen.orig)
@@ -118,10 +122,11 @@ def _check_file(url: sa.URL) -> None:
 
 def _postgres(url: sa.URL, schema: str | None, shadow: str | None, *, readers: int) -> sa.Engine:
     """Read models in PostgreSQL wait for no disk either, for the same reason as in SQLite: see `_write_ahead`."""
-    options: dict[str, Any] = {"connect_timeout": int(BUSY_S), "application_name": "evsync views"}
+    options: dict[str, Any] = {**CLIENT, "connect_timeout": int(BUSY_S), "application_name": "evsync views"}
+    given = {name: value for name, value in options.items() if name not in url.query}
     try:
         engine = sa.create_engine(
-            url, connect_args=options, pool_size=readers or 1, max_overflow=0, pool_timeout=BUSY_S, pool_pre_ping=True
+            url, connect_args=given, pool_size=readers or 1, max_overflow=0, pool_timeout=BUSY_S, pool_pre_ping=True
         )
     except ModuleNotFoundError as e:
         raise ConfigurationError(f"PostgreSQL needs its driver: pip install 'evsync[postgres]' ({e})") from e
@@ -143,6 +148,7 @@ def _postgres(url: sa.URL, schema: str | None, shadow: str | None, *, readers: i
                 cursor.execute("SHOW search_path")
                 cursor.execute(f"SET search_path = {path[-1]}, {cursor.fetchone()[0]}")
             cursor.execute("SET synchronous_commit = off")
+            cursor.execute(server_settings())
             if readers:
                 cursor.execute("SET default_transaction_read_only = on")
         connection.commit()

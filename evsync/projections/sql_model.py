@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,6 +10,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError
+from evsync.liveness import IDLE_S
 from evsync.projections import bookkeeping, leases, parked_rows
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.engines import away
@@ -132,7 +134,8 @@ class SqlSession:
         try:
             if self._slow:  # lock first: else another worker takes over in the middle, then this one from it, for ever
                 entry.enter()
-            applied = work(tables, tables.flush if one_by_one else None)
+            step = tables.flush if one_by_one else _Touch(connection) if self._slow else None
+            applied = work(tables, step)
             self._slow = time.monotonic() - began > self._claim.lease_s / 4
             entry.enter()
             tables.flush()
@@ -182,6 +185,23 @@ class SqlSession:
                     "another projection, give that projection a MetaData of its own."
                 )
         self._metadata.create_all(connection)
+
+
+class _Touch:
+    """Shows the database now and then, between two events, that somebody is at work in the transaction.
+
+    Else it would end the session for its silence (see evsync.liveness), where handlers that execute nothing are slow.
+    """
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection, self._last = connection, time.monotonic()
+
+    def __call__(self) -> None:
+        """Between two events. An error shows at the next statement too, and is no event's fault there."""
+        if (now := time.monotonic()) - self._last > IDLE_S / 6:
+            self._last = now
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                self._connection.execute(sa.select(1))
 
 
 class _Entry:

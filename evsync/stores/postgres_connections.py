@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from evsync.errors import ConfigurationError, StoreUnavailable
+from evsync.liveness import CLIENT, server_settings
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ class Connections:
         port = settings.get("port", 5432)
         self.where = f"{settings.get('host', 'localhost')}:{port}/{settings.get('dbname', '')}, schema {schema!r}"
         """For errors and logs: no user, no password."""
-        self._settings = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": f"evsync {schema}", **settings}
+        names = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": f"evsync {schema}"}
+        self._settings = {**CLIENT, **names, **settings}
         self._patience_s = patience_s
         self._readers: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._opening = asyncio.Lock()
@@ -65,7 +67,13 @@ class Connections:
         """A new connection in autocommit mode. Raises StoreUnavailable when patience has run out."""
 
         async def attempt() -> AsyncConnection[Any]:
-            return await AsyncConnection.connect(autocommit=True, **self._settings)
+            connection = await AsyncConnection.connect(autocommit=True, **self._settings)
+            try:
+                await _configure(connection)
+            except BaseException:
+                await connection.close()
+                raise
+            return connection
 
         return await self._again(attempt)
 
@@ -92,8 +100,9 @@ class Connections:
         async with self._opening:
             if self._readers is None:
                 self._readers = AsyncConnectionPool(
-                    kwargs={"autocommit": True, **self._settings}, min_size=1, max_size=READERS, open=False
-                )
+                    kwargs={"autocommit": True, **self._settings}, configure=_configure,
+                    min_size=1, max_size=READERS, open=False,
+                )  # fmt: skip
                 await self._readers.open()
             return self._readers
 
@@ -114,3 +123,7 @@ class Connections:
         """Close the connections kept for reading."""
         if self._readers is not None:
             await self._readers.close()
+
+
+async def _configure(connection: AsyncConnection[Any]) -> None:
+    await connection.execute(server_settings())

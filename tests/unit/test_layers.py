@@ -12,7 +12,7 @@ ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
     {"records", "ports", "inspection", "domain", "tags"},
-    {"codec", "replay", "restores", "sharding.slots", "snapshots", "cache"}
+    {"codec", "replay", "restores", "liveness", "sharding.slots", "snapshots", "cache"}
     | {"stores.plan", "stores.tail", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "stream_locks", "homes", "shards", "repository", "config", "interop"}
