@@ -22,7 +22,9 @@ class Feed:
     """Reads one log for one follower. Used by one task at a time."""
 
     def __init__(self, reader: LogReader, limit: int, report: Report) -> None:
-        self._reader, self._limit, self._report = reader, limit, report
+        self._reader, self._report = reader, report
+        self.limit = limit
+        """About how many events are read at a time."""
         self._ahead: asyncio.Task[list[StoredEvent]] | None = None
         self._ahead_after = 0
         self._kept: tuple[int, list[StoredEvent]] | None = None
@@ -52,11 +54,11 @@ class Feed:
         """What is there behind `after`, without waiting and without second attempts."""
         self._check(after, incarnation)
         await self.drop()
-        return await self._reader.read(after, limit or self._limit, 0.0)
+        return await self._reader.read(after, limit or self.limit, 0.0)
 
     def read_ahead(self, after: int, timeout_s: float) -> None:
         """Begin to read what the next call of `next` will probably ask for."""
-        self._ahead = asyncio.create_task(self._reader.read(after, self._limit, timeout_s))
+        self._ahead = asyncio.create_task(self._reader.read(after, self.limit, timeout_s))
         self._ahead_after = after
 
     def keep(self, after: int, events: list[StoredEvent]) -> None:
@@ -86,7 +88,7 @@ class Feed:
             ahead, self._ahead = self._ahead, None
             return await ahead
         await self.drop()
-        return await self._reader.read(after, self._limit, timeout_s)
+        return await self._reader.read(after, self.limit, timeout_s)
 
     def _check(self, after: int, incarnation: str) -> None:
         """Raise unless what was applied is part of the log as it is now: of its incarnation, or of an ancestor's part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from evsync.ports import LogReader
@@ -11,14 +12,21 @@ from evsync.projections.feed import Feed
 from evsync.projections.read_model import Holding
 from evsync.records import Checkpoint, StoredEvent, incarnation_at
 
+QUICK_S = 0.05
+"""A batch that was full and took less is followed by a larger one. Where handlers take their time batches stay small,
+so that others need not wait."""
+
 
 class FollowedLog:
     """What a runner knows of one of its logs while it holds groups of the projection."""
 
-    def __init__(self, reader: LogReader, batch: int) -> None:
+    def __init__(self, reader: LogReader, batch: int, growth: int) -> None:
         self.name, self._reader = reader.log, reader
         self.service = reader.log.partition(".")[0]
         self.feed = Feed(reader, batch, self.report)
+        self._batch, self._growth = batch, growth
+        self._began, self._size = 0.0, 0
+        """When the batch under way was begun, and how many events are in it."""
         self.checkpoints: dict[int, Checkpoint] = {}
         """By group, of the groups that are held."""
         self.reason: str | None = None
@@ -57,6 +65,7 @@ class FollowedLog:
 
         OtherIncarnation too for one that is farther than the log was restored to, though others are not.
         """
+        self._began, self._size = time.monotonic(), len(events)
         check_batch(self.name, self.position, self.incarnation, events)
         for c in self.checkpoints.values():
             if c.incarnation and self.incarnation_of(c.position) not in (None, c.incarnation):
@@ -96,6 +105,10 @@ class FollowedLog:
         """A batch was applied, and these are the checkpoints now."""
         self.checkpoints = {c.group: c for c in checkpoints}
         self.failures, self.reason = 0, None
+        if time.monotonic() - self._began > QUICK_S:
+            self.feed.limit = max(self.feed.limit // 2, self._batch)
+        elif self._size >= self.feed.limit:
+            self.feed.limit = min(self.feed.limit * 2, self._batch * self._growth)
         if self.position >= self.culprit:
             self.attempts = self.culprit = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from evsync.errors import ConfigurationError
 from evsync.projections.parking import ParkedEvent
@@ -43,6 +43,8 @@ class MemorySession(Generic[S]):
     the checkpoints, so that the runner reads the logs from their beginning again. Nobody else can reach the state, so
     there is nothing to fence off.
     """
+
+    growth: ClassVar[int] = 1  # it keeps the event loop for a whole batch
 
     def __init__(self, factory: Callable[[], S], groups: int) -> None:
         self._factory, self._groups = factory, groups

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from evsync.projections.parking import ParkedEvent, ParkedStream
 from evsync.records import Checkpoint, Position, StoredEvent
@@ -110,6 +110,9 @@ class CannotApply(Exception):
 
 class ModelSession(Protocol[S_co]):
     """One runner's access to a read model. Its methods are called one at a time, except `observe`."""
+
+    growth: ClassVar[int]
+    """How many times as large batches may grow that are applied quickly: 1 where they are not cheaper for that."""
 
     async def prepare(self) -> None:
         """Make what is missing: tables, bookkeeping.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import sqlalchemy as sa
 
@@ -55,6 +55,8 @@ class SqlModel(ReadModel[Tables]):
 
 class SqlSession:
     """Applies batches in transactions that also move the checkpoints and check the tokens. Implements ModelSession."""
+
+    growth: ClassVar[int] = 4  # a row that several events change is written once a batch
 
     def __init__(self, metadata: sa.MetaData, claim: Claim, database: ViewsDatabase) -> None:
         self._metadata, self._claim, self._database = metadata, claim, database

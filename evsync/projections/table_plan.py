@@ -16,6 +16,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from evsync.errors import ConfigurationError
 
 Values = dict[str, Any]
+Added = frozenset[str]
+"""Names of columns that are added to."""
 _MAY_COUNT = (sa.Integer, sa.Numeric, sa.Float, sa.types.TypeDecorator, sa.types.NullType)
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -38,7 +40,7 @@ class TablePlan:
         """What `type()` of a good key is, compared first; anything else is looked at more closely by check_key."""
         self.upserts: set[tuple[str, ...]] = set()
         """The combinations of columns that check_upsert has accepted."""
-        self.increments: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.increments: dict[tuple[str, ...], Added] = {}
         """The combinations that check_increment has accepted, each with its columns to add to."""
         self._statements: dict[tuple[tuple[str, ...], tuple[str, ...]], _Statement] = {}
         self._deletion = _Statement(self._delete(), self.key_columns, table, dialect)
@@ -51,7 +53,7 @@ class TablePlan:
         self._check_complete("upsert", columns)
         self.upserts.add(columns)
 
-    def check_increment(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+    def check_increment(self, columns: tuple[str, ...]) -> Added:
         """The columns to add to. Raises ConfigurationError unless such an increment can always be carried out."""
         self._check_columns("increment", columns)
         self._check_complete("increment", columns)
@@ -67,8 +69,8 @@ class TablePlan:
                     f"increment(): column {name!r} of table {self.table.name!r} has a default other than 0. A missing "
                     "row counts from zero; use server_default='0', or no default."
                 )
-        self.increments[columns] = added
-        return added
+        self.increments[columns] = found = frozenset(added)
+        return found
 
     def check_delete(self, columns: tuple[str, ...]) -> None:
         """Raise ConfigurationError unless these are the columns of the key, all of them."""

@@ -10,7 +10,9 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import sort_tables_and_constraints
 
 from evsync.errors import ConfigurationError
-from evsync.projections.table_plan import TablePlan, Values
+from evsync.projections.table_plan import Added, TablePlan, Values
+
+_NOTHING: Added = frozenset()
 
 
 class Tables:
@@ -38,20 +40,19 @@ class Tables:
         rows = self._rows.get(table)
         if rows is None:
             rows = self._open(table)
-        shape = tuple(values)
-        if shape not in rows.upserts:
+        if (shape := tuple(values)) not in rows.upserts:
             rows.plan.check_upsert(shape)
         key = rows.key(values)
-        if rows.type_of(key) != rows.key_type:
+        if type(key) is not rows.key_type and rows.type_of(key) != rows.key_type:
             rows.plan.check_key(values)
         row = rows.changed.get(key)
         if row is None:
-            rows.changed[key] = (values, {})
+            rows.changed[key] = [values, _NOTHING]
             return
-        row[0].update(values)
-        if row[1]:
-            for name in shape:
-                row[1].pop(name, None)
+        known, added = row
+        known.update(values)
+        if not added.isdisjoint(values):
+            row[1] = added.difference(values)
 
     def increment(self, table: sa.Table, /, **values: Any) -> None:
         """Add to the columns given, in the row with this key; NULL, and a row that is missing, count from zero.
@@ -61,32 +62,29 @@ class Tables:
         rows = self._rows.get(table)
         if rows is None:
             rows = self._open(table)
-        shape = tuple(values)
-        added = rows.plan.increments.get(shape)
+        added = rows.increments.get(shape := tuple(values))
         if added is None:
             added = rows.plan.check_increment(shape)
         key = rows.key(values)
-        if rows.type_of(key) != rows.key_type:
+        if type(key) is not rows.key_type and rows.type_of(key) != rows.key_type:
             rows.plan.check_key(values)
-        add = {}
         for name in added:
-            add[name] = number = values.pop(name)
-            if type(number) is not int:
-                rows.plan.check_number(name, number)
+            if type(values[name]) is not int:
+                rows.plan.check_number(name, values[name])
         row = rows.changed.get(key)
         if row is None:
-            rows.changed[key] = (values, add)
+            rows.changed[key] = [values, added]
             return
-        set_to, adding = row
-        if any(name in set_to and not _can_add(set_to[name], add[name]) for name in added):
-            self.flush()  # the database knows what its column makes of the value that was set
-            rows.changed[key] = (values, add)
-            return
-        for name, number in add.items():
-            if name in set_to:
-                set_to[name] = number if set_to[name] is None else set_to[name] + number
-            else:
-                adding[name] = adding.get(name, 0) + number
+        known, adding = row
+        if adding is not added:
+            if any(n in known and n not in adding and not _can_add(known[n], values[n]) for n in added):
+                self.flush()  # the database knows what its column makes of the value that was set
+                rows.changed[key] = [values, added]
+                return
+            row[1] = adding.union(name for name in added if name not in known)
+        for name in added:
+            before = known.get(name)
+            known[name] = values[name] if before is None else before + values[name]
 
     def delete(self, table: sa.Table, /, **key: Any) -> None:
         """Delete the row with this key, if there is one."""
@@ -157,13 +155,15 @@ class Tables:
 class _Rows:
     """What was gathered for one table."""
 
-    __slots__ = ("changed", "gone", "key", "key_type", "plan", "type_of", "upserts")
+    __slots__ = ("changed", "gone", "increments", "key", "key_type", "plan", "type_of", "upserts")
 
     def __init__(self, plan: TablePlan) -> None:
-        self.plan, self.key, self.key_type, self.upserts = plan, plan.key, plan.key_type, plan.upserts
+        self.plan, self.key, self.key_type = plan, plan.key, plan.key_type
+        self.upserts, self.increments = plan.upserts, plan.increments
         self.type_of: Any = _types_of if len(plan.key_columns) > 1 else type
-        self.changed: dict[Any, tuple[Values, Values]] = {}
-        """By key: columns to set (the key among them), and columns to add to; no column is in both."""
+        self.changed: dict[Any, list[Any]] = {}
+        """By key, in a list of two: values by column (the key among them), and the columns that they are added to; the
+        others are set."""
         self.gone: dict[Any, Values] = {}
         """Keys to delete before that."""
 
@@ -178,20 +178,23 @@ def _types_of(key: tuple[Any, ...]) -> tuple[type, ...]:
 
 
 def _write(connection: sa.Connection, rows: _Rows) -> None:
-    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Values]] = {}
     changed = rows.changed
     if rows.plan.dialect.name == "postgresql":
         # Workers that change the same rows lock them one after the other, and in this order: else two could wait for
         # each other, until the database sends one of them back. (SQLite has one writer.)
         changed = dict(sorted(changed.items(), key=_text_of_key))
-    for set_to, add in changed.values():
-        shape = (tuple(set_to), tuple(add))
-        found = alike.get(shape)
+    alike: dict[tuple[tuple[str, ...], Added], list[Values]] = {}
+    for values, added in changed.values():
+        found = alike.get(shape := (tuple(values), added))
         if found is None:
             found = alike[shape] = []
-        found.append({**set_to, **add} if add else set_to)
-    for (columns, added), values in sorted(alike.items()) if len(alike) > 1 else alike.items():
-        rows.plan.write(connection, columns, added, values)
+        found.append(values)
+    statements: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Values]] = {}
+    for (columns, added), found in alike.items():
+        shape = tuple(sorted(added.symmetric_difference(columns))), tuple(sorted(added))
+        statements.setdefault(shape, []).extend(found)
+    for (columns, adding), found in sorted(statements.items()):
+        rows.plan.write(connection, columns, adding, found)
 
 
 def _text_of_key(row: tuple[Any, object]) -> str:

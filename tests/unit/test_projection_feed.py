@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from evsync.projections import followed_log
 from evsync.projections.feed import Feed
+from evsync.projections.followed_log import FollowedLog
 from evsync.records import StoredEvent
 from tests.projection_logs import ListReader, ListSource, bank_events
 
@@ -53,3 +55,19 @@ async def test_a_cancellation_is_not_lost_while_what_was_read_ahead_is_dropped()
         with pytest.raises(asyncio.CancelledError):
             await reading
     await feed.close()
+
+
+def test_batches_grow_while_they_are_applied_quickly_and_shrink_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a full batch that took less than QUICK_S is followed by one twice as large, up to `growth` times the first;
+    one that took longer by one half as large, down to the first. One that was not full changes nothing."""
+    log = FollowedLog(ListReader(ListSource("bank", bank_events(30, 1))), 4, 4)
+    full = bank_events(30, 1)
+
+    def applied(count: int, quick_s: float) -> int:
+        monkeypatch.setattr(followed_log, "QUICK_S", quick_s)
+        log.check(full[:count])
+        log.moved([])
+        return log.feed.limit
+
+    assert [applied(3, 60), applied(4, 60), applied(8, 60), applied(16, 60)] == [4, 8, 16, 16]
+    assert [applied(16, -1), applied(16, -1), applied(16, -1)] == [8, 4, 4]
