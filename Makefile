@@ -26,7 +26,7 @@ coverage: $(STAMP)
 	@$(BIN)/coverage report
 
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks --write
 
 # Needs node and npm, and fetches the parser from npm's registry.
 asyncapi: $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from benchmarks import (
     demo,
     jetstream,
     latency,
+    memory,
     moving,
     postgres,
     projection,
@@ -40,11 +42,13 @@ MODULES = {
     "workers": workers,
     "latency": latency,
     "archive": archive,
+    "memory": memory,
     "routing": routing,
     "moving": moving,
     "demo": demo,
 }
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+PLOT = PAGE.parent / "plots" / "memory.py"
 
 
 def main(
@@ -72,7 +76,8 @@ def main(
         json_file.write_text(json.dumps(as_json(sections), indent=2) + "\n", encoding="utf-8")
     if write:
         PAGE.write_text(page(sections, rounds), encoding="utf-8")
-        console.print(f"Wrote {PAGE}.")
+        runpy.run_path(str(PLOT))["write"](as_json(sections))
+        console.print(f"Wrote {PAGE} and the plot in it.")
 
 
 def _measure(names: Sequence[str], rounds: int, console: Console) -> list[Section]:

@@ -113,8 +113,8 @@ HEAD = """\
 # Benchmarks
 
 How fast evsync is on one small machine, beside what else would do the same work there. `make bench` measures all of it
-anew; `python -m benchmarks --write` also writes this page. Trust the ratios: both sides of each were measured in the
-same minutes. Absolute numbers are this machine's.
+anew and writes this page; `python -m benchmarks` measures what is named. Trust the ratios: both sides of each were
+measured in the same minutes. Absolute numbers are this machine's.
 
 """
 
