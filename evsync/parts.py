@@ -15,9 +15,10 @@ from evsync.archive.targets import opened_targets
 from evsync.config import Deployment
 from evsync.errors import ConfigurationError
 from evsync.jetstream.relay import RelayStatus
-from evsync.ports import Store, Trimmable
+from evsync.ports import Store
 from evsync.projections import Projection, Reaction
 from evsync.projections.status import FollowerStatus
+from evsync.stores.trimmed import Trimmed
 
 if TYPE_CHECKING:
     from evsync.service import Service
@@ -72,14 +73,15 @@ def services_read_by(service: Service) -> tuple[str, ...]:
     return tuple(dict.fromkeys(s for part in parts for s in part.sources))
 
 
-def read_past(service: Service, settings: Deployment, store: Store) -> None:
-    """Let a store read from its archive what was trimmed from it, if the service says where that is."""
+def read_past(service: Service, settings: Deployment, stores: Mapping[str, Store]) -> None:
+    """Let stores read from their archives what was trimmed from them, if the service says where these are."""
     archives: Any = settings.get("archives", {}).get(service.name) or ()
     urls = [archives] if isinstance(archives, str) else archives
     if not urls and service.backups is not None:
         urls = service.backups.targets
-    if urls and isinstance(store, Trimmable):
-        store.past = ArchivedPast(store.identity, urls)
+    for store in stores.values():
+        if urls and isinstance(store, Trimmed):
+            store.past = ArchivedPast(store.identity, urls)
 
 
 async def scheduled_backups(

@@ -233,36 +233,6 @@ class Past(Protocol):
         ...
 
 
-@runtime_checkable
-class Trimmable(Protocol):
-    """A store whose log can be trimmed from the front.
-
-    Laws: the last event of a stream never leaves. What is read of a log or a stream is whole, the trimmed part of it
-    from `past`; HistoryGone is raised where there is none. Each method is one transaction or several, and may be
-    called again after it was broken off.
-    """
-
-    past: Past | None
-    """Where to read what is gone."""
-
-    async def trimmed(self) -> int:
-        """The position up to which events may be gone; 0 for a log that was never trimmed."""
-        ...
-
-    async def begin_trim(self, position: int) -> None:
-        """From now on, events up to this position may be gone. Raises ConfigurationError for one of several shards."""
-        ...
-
-    async def old_streams(self, position: int, after: str, limit: int) -> Sequence[tuple[str, int]]:
-        """Streams behind `after`, by id, that have events at or before a position which are not their last; each with
-        its last version. None of evsync's own."""
-        ...
-
-    async def drop(self, versions: Mapping[str, int]) -> int:
-        """Take out the events of these streams up to the version given, and the position trimmed to; how many."""
-        ...
-
-
 class LogReader(Protocol):
     """A log as a follower reads it, whether from the store itself, a JetStream stream or an archive.
 

@@ -109,13 +109,13 @@ class Runtime:
             if isinstance(given, str):
                 store = await open_store(given, service=service.name, create=not look_only)
                 stack.push_async_callback(store.close)
-                read_past(service, settings, store)
                 stores, commits = {store.identity.shard: store}, GroupCommit(store)
                 stack.push_async_callback(commits.close)
                 home: Home = OneStore(store, commits)
             else:
                 stores = await open_shards(given, service.name, stack, create=not look_only)
                 home = await open_home(stores, service.router, stack, place=not look_only)
+            read_past(service, settings, stores)
             runtime = cls(service, settings, stores, home)
             runtime.running = running
             if runtime.snapshots is not None:

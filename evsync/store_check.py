@@ -15,9 +15,9 @@ from evsync.codec.values import unpack
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
 from evsync.inspection import Inspectable, Unreadable
 from evsync.interop import states
-from evsync.ports import Trimmable
 from evsync.records import SLOTS_STREAM, LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
 from evsync.sharding.slots import slot_of
+from evsync.stores.trimmed import Trimmed
 
 BATCH = 500
 _FAR = 2**62
@@ -215,7 +215,7 @@ async def check_store(
     report = StoreReport(store.identity.name, store.identity.incarnation, known or 0)
     report.problems += [Problem(0, "files", text, RESTORE) for text in wrong]
     head = known if known is not None else _FAR
-    check = LogCheck(store.identity, read, await store.trimmed() if isinstance(store, Trimmable) else 0)
+    check = LogCheck(store.identity, read, await store.trimmed() if isinstance(store, Trimmed) else 0)
     found: Sequence[StoredEvent | Unreadable] = ()
     # A little further than the head was, but not after a log that grows as fast as it is read.
     while len(report.problems) < most_problems and check.last < head + BATCH:

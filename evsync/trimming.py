@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from evsync.archive.copies import Copy, read_copies, verify_copy
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, CodecError, ConfigurationError
-from evsync.ports import BackupTarget, Store, Trimmable
+from evsync.ports import BackupTarget, Store
 from evsync.records import change_of
 from evsync.replay import Fold
 from evsync.snapshots import Snapshots
+from evsync.stores.trimmed import Trimmed
 
 READ_EVENTS = 2_000
 STREAMS = 200
@@ -82,9 +83,9 @@ async def trim_store(
     Raises ConfigurationError for a store that cannot be trimmed and a position that is no commit's end, ArchiveDamaged
     for a copy that holds another history than the store, StoreError.
     """
-    if not isinstance(store, Trimmable):
+    if not isinstance(store, Trimmed):
         raise ConfigurationError(
-            f"a {type(store).__name__} cannot be trimmed in this version: only the store of an SQLite file can. "
+            f"a {type(store).__name__} cannot be trimmed in this version: only stores in SQLite and PostgreSQL can. "
             "Nothing was done"
         )
     await _check_end(store, position)
@@ -125,7 +126,7 @@ async def _check_end(store: Store, position: int) -> None:
 async def _compare(store: Store, copy: Copy, position: int) -> None:
     """Raise ArchiveDamaged unless a copy holds what the store does, up to a position. What leaves is not to be had
     again: a store that was put back to an older copy has another history under the same name."""
-    assert isinstance(store, Trimmable)
+    assert isinstance(store, Trimmed)
     after = await store.trimmed()
     async for segment, archived in read_copies([copy], after):
         compared = 0

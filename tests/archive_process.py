@@ -31,7 +31,7 @@ from evsync.errors import EvsyncError
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.store_sends import Sender
 from evsync.recovery import restore_log
-from evsync.stores import sqlite_schema, sqlite_trimmed
+from evsync.stores import sqlite_schema, trimmed
 from evsync.stores.sqlite import SqliteStore
 from tests.vault import a_vault, trim
 
@@ -62,7 +62,7 @@ async def restore(directory: Path, to: str) -> None:
 
 async def trim_all(directory: Path) -> None:
     """Trim the vault's store up to its head, a few events in a transaction."""
-    sqlite_trimmed.ROWS_PER_TRANSACTION = 50
+    trimmed.ROWS_PER_TRANSACTION = 50
     async with (vault := a_vault(directory)).inspect():
         await trim(vault, await vault.runtime.store.head())
 

@@ -42,14 +42,14 @@ class Box(NamedAggregate):
         self.trigger_event(self.Burnt)
 
 
-def a_vault(directory: Path, *, snapshots: bool = True) -> Service:
-    """Archived in two places of a directory."""
+def a_vault(directory: Path, store: str = "") -> Service:
+    """Archived in two places of a directory; its store a file there, if no other is named."""
     return Service(
         "vault",
         aggregates=[Box],
-        snapshots=SnapshotPolicy(every_events=10) if snapshots else None,
+        snapshots=SnapshotPolicy(every_events=10),
         backups=BackupPolicy(targets=[str(directory / name) for name in ("one", "two")], loss=0.1),
-        store=f"sqlite:///{directory}/vault.db",
+        store=store or f"sqlite:///{directory}/vault.db",
         run="none",
     )
 

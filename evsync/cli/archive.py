@@ -42,8 +42,9 @@ def trim(
     Refused unless as many copies as the BackupPolicy needs hold it; they are read from end to end. The stream is made
     anew, and the rest published into it; consumers that are farther back need archives= among their settings.
 
-    With --store, an SQLite store gives up the events that an aggregate's snapshot holds, and those of aggregates that
-    were discarded. Everything else stays, and whoever asks for what is gone is given it from the archive, slowly.
+    With --store, a store in SQLite or PostgreSQL gives up the events that an aggregate's snapshot holds, and those of
+    aggregates that were discarded. Everything else stays, and whoever asks for what is gone is given it from the
+    archive, slowly.
 
     \b
         evsync archive trim shop.users:users --to 1000000

@@ -7,7 +7,7 @@ from evsync.ports import Store, StoreRestore
 from evsync.records import LogIdentity, check_name, new_incarnation
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite_restore import SqliteRestore
-from evsync.stores.sqlite_trimmed import TrimmableStore
+from evsync.stores.sqlite_trimmed import TrimmableSqliteStore
 
 URL_FORMS = """
     sqlite:///events.db            a file, relative to the working directory
@@ -40,13 +40,15 @@ async def open_store(
         check_name("shard", shard)
         return MemoryStore(LogIdentity(service, shard, new_incarnation()), owns_slots=owns_slots)
     if (path := _sqlite_path(url)) is not None:
-        return await TrimmableStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
+        return await TrimmableSqliteStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
     if scheme in ("postgresql", "postgres") and rest:
         try:
-            from evsync.stores.postgres import PostgresStore  # noqa: PLC0415  (its driver is an extra)
+            from evsync.stores.postgres_trimmed import TrimmablePostgresStore  # noqa: PLC0415  (its driver is an extra)
         except ImportError as e:
             raise _no_driver(e) from e
-        return await PostgresStore.open(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
+        return await TrimmablePostgresStore.open(
+            url, service=service, shard=shard, create=create, owns_slots=owns_slots
+        )
     if scheme == "nats":
         # The adapters do not know one another.
         raise ConfigurationError(f"a store on NATS is opened by evsync.opening.open_store, not here.{URL_FORMS}")

@@ -12,7 +12,7 @@ from evsync.stores.sqlite_statements import MASK, READ_HEAD
 
 _COUNTS = f"""
     SELECT schema, ({READ_HEAD}), (SELECT count(*) FROM events),
-        (SELECT count(DISTINCT stream) FROM events), (SELECT count(*) FROM snapshots), trimmed FROM log
+        (SELECT count(DISTINCT stream) FROM events), (SELECT count(*) FROM snapshots) FROM log
 """
 _CHECKPOINTS = (
     'SELECT follower, log, "group", incarnation, position, count, digest FROM checkpoints ORDER BY follower, log, 3'
@@ -21,7 +21,7 @@ _CHECKPOINTS = (
 
 def facts(path: Path, c: sqlite3.Connection) -> StoreFacts:
     """How much it holds."""
-    schema, head, events, streams, snapshots, trimmed = c.execute(_COUNTS).fetchone()
+    schema, head, events, streams, snapshots = c.execute(_COUNTS).fetchone()
     size_bytes = 0
     for file in (path, path.with_name(f"{path.name}-wal")):
         with contextlib.suppress(OSError):
@@ -39,7 +39,6 @@ def facts(path: Path, c: sqlite3.Connection) -> StoreFacts:
             (follower, Checkpoint(log, group, incarnation, position, count, digest & MASK))
             for follower, log, group, incarnation, position, count, digest in c.execute(_CHECKPOINTS)
         ],
-        trimmed=trimmed,
     )
 
 

@@ -19,7 +19,7 @@ from evsync.records import Commit
 from evsync.stores import sqlite_pace as pace
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.sqlite import SqliteStore
-from evsync.stores.sqlite_trimmed import TrimmableStore
+from evsync.stores.sqlite_trimmed import TrimmableSqliteStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import event, one, rows_of
@@ -27,7 +27,7 @@ from evsync.testing.contracts.samples import event, one, rows_of
 pytestmark = pytest.mark.anyio
 
 
-class OnTheLoop(TrimmableStore):
+class OnTheLoop(TrimmableSqliteStore):
     """Appends as group commit does: on the event loop, if the store can."""
 
     async def append(self, commits: Sequence[Commit]) -> list[int | Conflict]:

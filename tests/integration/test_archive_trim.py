@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ from evsync.inspection import Inspectable
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.verification import check_stream
 from evsync.opening import open_store
-from evsync.ports import Trimmable
+from evsync.records import StoredEvent
 from evsync.recovery import drill
 from evsync.sharding.handover import bring_about
 from evsync.store_check import check_store, reader
-from evsync.stores import sqlite_trimmed
+from evsync.stores import trimmed
+from evsync.stores.trimmed import Trimmed
 from evsync.trust import verify
 from tests.archiving import copy_of, read_all
 from tests.integration.test_archive_stream import relayed
@@ -54,45 +56,64 @@ async def vault(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+async def any_vault(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Service]:
+    """The same, in any database that can be trimmed."""
+    schema = f"&schema=vault_{id(tmp_path)}"
+    store = request.getfixturevalue("postgres_url") + schema if request.param == "postgres" else ""
+    service = a_vault(tmp_path, store)
+    async with service.open():
+        await fill_vault(service)
+        await archive(service)
+        yield service
+
+
+async def left_in(service: Service) -> dict[str, int]:
+    """How many events of each stream are in its store still."""
+    store = service.store
+    assert isinstance(store, Inspectable)
+    found = await store.scan(0, 10_000)
+    return Counter(e.stream for e in found if isinstance(e, StoredEvent))
+
+
 async def head_of(service: Service) -> int:
     """The last position of its log."""
     assert service.store is not None
     return await service.store.head()
 
 
-async def test_a_trimmed_store_gives_the_answers_that_it_gave_before(vault: Service, tmp_path: Path) -> None:
+async def test_a_trimmed_store_gives_the_answers_that_it_gave_before(any_vault: Service) -> None:
     """Of every stream, at every version, and of the log; what snapshots hold and what was burnt has left the file."""
-    before, head = await everything(vault), await head_of(vault)
-    report = await trim(vault, head)
+    before, head = await everything(any_vault), await head_of(any_vault)
+    report = await trim(any_vault, head)
     long, burnt = 4, 4
     assert (report.position, report.streams, report.kept) == (head, long + burnt, BOXES - long - burnt)
-    with sqlite3.connect(tmp_path / "vault.db") as c:
-        left = dict(c.execute("SELECT stream, count(*) FROM events GROUP BY stream"))
+    left = await left_in(any_vault)
     assert sum(left.values()) == head - report.dropped
     assert {left[f"box-{n}"] for n in range(8, BOXES)} == {1}
     assert {left[f"box-{n}"] for n in range(4, 8)} == {7}
     assert max(left[f"box-{n}"] for n in range(4)) <= 10
-    assert await everything(vault) == before
-    assert (await trim(vault, head)).dropped == 0
+    assert await everything(any_vault) == before
+    assert (await trim(any_vault, head)).dropped == 0
 
 
-async def test_a_trimmed_store_goes_on(vault: Service) -> None:
+async def test_a_trimmed_store_goes_on(any_vault: Service) -> None:
     """Saves, conflicts and later trims know of the versions that are gone; a burnt box cannot be opened again."""
-    await trim(vault, await head_of(vault))
+    await trim(any_vault, await head_of(any_vault))
     for n in range(8):
-        await vault.execute(Box, f"box-{n}", Box.put, 77)
+        await any_vault.execute(Box, f"box-{n}", Box.put, 77)
     with pytest.raises(Conflict):
-        await vault.save(Box("box-9"))
+        await any_vault.save(Box("box-9"))
     with pytest.raises(NotFound, match="discarded"):
-        await vault.get(Box, "box-9")
+        await any_vault.get(Box, "box-9")
     with pytest.raises(NotFound, match="no version 99"):
-        await vault.get(Box, "box-1", version=99)
+        await any_vault.get(Box, "box-1", version=99)
     with pytest.raises(NotFound):
-        await vault.get(Box, "box-99")
-    before = await everything(vault)
-    await archive(vault)
-    assert (await trim(vault, await head_of(vault) - 3)).position == await head_of(vault) - 3
-    assert await everything(vault) == before
+        await any_vault.get(Box, "box-99")
+    before = await everything(any_vault)
+    await archive(any_vault)
+    assert (await trim(any_vault, await head_of(any_vault) - 3)).position == await head_of(any_vault) - 3
+    assert await everything(any_vault) == before
 
 
 async def test_a_snapshot_that_is_lost_costs_time_and_no_data(vault: Service, tmp_path: Path) -> None:
@@ -109,7 +130,7 @@ async def test_a_snapshot_that_is_lost_costs_time_and_no_data(vault: Service, tm
 async def test_every_read_of_a_trimmed_log_is_whole(vault: Service, data: st.DataObject) -> None:
     """From anywhere, of any length, after trims to anywhere: what the log held there, and whole commits."""
     store = vault.store
-    assert isinstance(store, Trimmable)
+    assert isinstance(store, Trimmed)
     log = await read_all(store)  # type: ignore[arg-type]
     ends = [e.position for e in log if not e.remaining]
     await trim(vault, data.draw(st.sampled_from(ends)))
@@ -126,16 +147,16 @@ async def test_every_read_of_a_trimmed_log_is_whole(vault: Service, data: st.Dat
     assert [c[1] async for part in changes for c in part] == [e.version for e in expected]
 
 
-async def test_readers_go_on_while_a_store_is_trimmed(vault: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readers_go_on_while_a_store_is_trimmed(any_vault: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between any two of its steps."""
-    monkeypatch.setattr(sqlite_trimmed, "ROWS_PER_TRANSACTION", 3)
-    assert vault.store is not None
-    log, boxes = await read_all(vault.store), [await opened(vault, n) for n in range(BOXES)]
-    trimming = asyncio.create_task(trim(vault, len(log)))
+    monkeypatch.setattr(trimmed, "ROWS_PER_TRANSACTION", 3)
+    assert any_vault.store is not None
+    log, boxes = await read_all(any_vault.store), [await opened(any_vault, n) for n in range(BOXES)]
+    trimming = asyncio.create_task(trim(any_vault, len(log)))
     rounds = 0
     while not trimming.done():
-        assert await read_all(vault.store) == log
-        now = [await opened(vault, n) for n in range(BOXES)]
+        assert await read_all(any_vault.store) == log
+        now = [await opened(any_vault, n) for n in range(BOXES)]
         assert [box and (box.version, box.things) for box in now] == [
             box and (box.version, box.things) for box in boxes
         ]
@@ -289,7 +310,7 @@ async def test_what_is_not_archived_in_enough_whole_copies_does_not_leave(vault:
     with pytest.raises((ConfigurationError, ArchiveIncomplete)):
         await trim(vault, head + 9)
     store = vault.store
-    assert isinstance(store, Trimmable)
+    assert isinstance(store, Trimmed)
     assert await store.trimmed() == 0
     assert {k: v for k, v in (await everything(vault)).items() if k != "log"} == {
         k: v for k, v in before.items() if k != "log"
@@ -305,7 +326,11 @@ async def test_shards_are_not_trimmed_and_slots_do_not_leave_a_trimmed_store(vau
     try:
         with pytest.raises(ConfigurationError, match="was trimmed, and slots cannot be moved"):
             await bring_about(slot_stores({"main": main, "b": other}), ["b"] * main.identity.slots)
-        assert isinstance(other, Trimmable)
+        shards = a_vault(tmp_path)
+        async with shards.open(store={"main": f"sqlite:///{tmp_path}/vault.db", "b": f"sqlite:///{tmp_path}/b.db"}):
+            events = [e async for e in shards.log()]
+            assert len(await shards.history(Box, "box-0")) == len([e for e in events if e.stream_id == "box-0"]) > 20
+        assert isinstance(other, Trimmed)
         with pytest.raises(ConfigurationError, match="cannot be trimmed"):
             await other.begin_trim(1)
     finally:

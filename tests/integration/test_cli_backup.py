@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,31 +185,48 @@ async def test_a_reset_asks_first(shop: Shop) -> None:
     assert "are made anew" in screen
 
 
-async def test_services_are_marked_and_restored_to_the_mark(shop: Shop) -> None:
+@pytest.fixture
+def run(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command in this process, to its end, which must be with this exit code: what it wrote."""
+    monkeypatch.chdir(shop.directory)
+    monkeypatch.syspath_prepend(str(shop.directory))
+    monkeypatch.setenv("EVSYNC_STOCK_STORE", shop.store)
+    monkeypatch.delenv("EVSYNC_NATS", raising=False)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == code, done.output
+        return done.stdout if code == 0 else done.output
+
+    return run
+
+
+def test_services_are_marked_and_restored_to_the_mark(shop: Shop, run: Callable[..., str]) -> None:
     """The mark is listed and verified; a restore to it stops there, whatever was archived since."""
-    await shop.save(item("sku-1", 5))
-    shown = shop.evsync("backup", "mark", "archived:stock", "--name", "noon").stdout.splitlines()
+    asyncio.run(shop.save(item("sku-1", 5)))
+    shown = run("backup", "mark", "archived:stock", "--name", "noon").splitlines()
     assert shown[0] == "mark noon"
     assert shown[2].split()[2:] == ["1", "0", "2", "disk-a,", "disk-b"]
-    await shop.save(item("sku-2", 6))
-    [second] = shop.json("backup", "mark", "archived:stock")
+    asyncio.run(shop.save(item("sku-2", 6)))
+    second = json.loads(run("backup", "mark", "archived:stock", "--json"))
     assert [(m["log"], m["position"], m["places"]) for m in second["logs"]] == [("stock.main", 2, ["disk-a", "disk-b"])]
-    [listed] = shop.json("backup", "list", "archived:stock")
+    listed = json.loads(run("backup", "list", "archived:stock", "--json"))
     assert [[(m["name"], m["logs"]) for m in c["marks"]] for c in listed] == [
         [("noon", {"stock.main": 1}), (second["name"], {"stock.main": 2})]
     ] * 2
-    assert "noon" in shop.evsync("backup", "list", "archived:stock").stdout
-    [restored] = shop.json("restore", "archived:stock", "--to", "sqlite:///restored.db", "--mark", "noon")
+    assert "noon" in run("backup", "list", "archived:stock")
+    to = ("restore", "archived:stock", "--to")
+    restored = json.loads(run(*to, "sqlite:///restored.db", "--mark", "noon", "--json"))
     assert (restored["position"], restored["parent"]) == (1, second["logs"][0]["incarnation"])
     (shop.directory / "disk-a" / "stock.main" / "marks" / "noon.json").write_text("{}")
-    assert "noon.json in disk-a" in shop.evsync("backup", "verify", "archived:stock", code=1).stdout
-    assert "noon.json in disk-a" in shop.evsync("backup", "list", "archived:stock").stdout
-    shop.evsync("restore", "archived:stock", "--to", "sqlite:///other.db", "--mark", "noon")  # from the other place
-    both = ("--mark", "noon", "--position", "1")
-    assert "--mark" in shop.evsync("restore", "archived:stock", "--to", "sqlite:///x.db", *both, code=2).stderr
+    assert "noon.json in disk-a" in run("backup", "verify", "archived:stock", code=1)
+    assert "noon.json in disk-a" in run("backup", "list", "archived:stock")
+    run(*to, "sqlite:///other.db", "--mark", "noon")  # from the other place
+    assert "there is no mark 'midnight'" in run(*to, "sqlite:///x.db", "--mark", "midnight", code=1)
+    assert "--mark" in run(*to, "sqlite:///x.db", "--mark", "noon", "--position", "1", code=2)
 
 
-def test_a_store_is_trimmed_and_says_so(shop: Shop) -> None:
+def test_a_store_is_trimmed_and_says_so(shop: Shop, run: Callable[..., str]) -> None:
     """Asked first, refused without an archive, and shown by `store info`; history is read as before."""
     (shop.directory / "trimmed.py").write_text(
         """
@@ -220,18 +239,18 @@ stock = Service("stock", aggregates=[Item], snapshots=SnapshotPolicy(every_event
     )
     asyncio.run(_save_with_snapshots(shop))
     trim = ("archive", "trim", "trimmed:stock", "--to", "4", "--store")
-    assert "no terminal" in shop.evsync(*trim, code=2).stderr
-    assert "whole in 0 places" in shop.evsync(*trim, "--yes", code=1).stderr
-    shop.evsync("backup", "run", "trimmed:stock")
-    before = shop.evsync("tail", "trimmed:stock", "--after", "0").stdout
-    shown = shop.evsync(*trim, "--yes").stdout.splitlines()
+    assert "no terminal" in run(*trim, code=2)
+    assert "whole in 0 places" in run(*trim, "--yes", code=1)
+    run("backup", "run", "trimmed:stock")
+    before = run("tail", "trimmed:stock", "--after", "0")
+    shown = run(*trim, "--yes").splitlines()
     assert shown[0] == "log stock.main: trimmed up to position 4; 3 events of 1 streams left the store"
-    [info] = shop.json("store", "info", "trimmed:stock")
+    info = json.loads(run("store", "info", "trimmed:stock", "--json"))
     assert (info["head"], info["events"], info["trimmed"]) == (4, 1, 4)
-    assert "trimmed up to" in shop.evsync("store", "info", "trimmed:stock").stdout
-    assert "all is well" in shop.evsync("store", "check", "trimmed:stock").stdout
-    assert shop.evsync("tail", "trimmed:stock", "--after", "0").stdout == before
-    [again] = shop.json(*trim, "--yes")
+    assert "trimmed up to" in run("store", "info", "trimmed:stock")
+    assert "all is well" in run("store", "check", "trimmed:stock")
+    assert run("tail", "trimmed:stock", "--after", "0") == before
+    again = json.loads(run(*trim, "--yes", "--json"))
     assert (again["dropped"], again["position"]) == (0, 4)
 
 

@@ -220,7 +220,8 @@ async def test_what_makes_no_sense_yet_with_several_shards_is_refused(tmp_path: 
     )
     for command in (
         ("backup", "run"), ("backup", "list"), ("backup", "verify"), ("backup", "drill"),
-        ("archive", "trim", "--to", "1", "--yes"), ("restore", "--to", "sqlite:///restored.db"),
+        ("backup", "mark"), ("archive", "trim", "--to", "1", "--yes"),
+        ("archive", "trim", "--to", "1", "--yes", "--store"), ("restore", "--to", "sqlite:///restored.db"),
     ):  # fmt: skip
         said = shards.evsync("a b", *command, code=2, target="archived:shop").stderr
         assert "service 'shop' has 2 shards (a, b), and shards are not archived" in said

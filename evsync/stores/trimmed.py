@@ -1,0 +1,135 @@
+"""What a store needs whose log may have been trimmed from the front, whatever database it is in.
+
+A trim takes events out of the store, and never the last one of a stream: so versions go on, whatever is gone. What is
+still there of the trimmed part are the events that aggregates are made of. A read that meets a gap gets the rest from
+the archive, if there is one to read; who meets none pays for one comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from evsync.errors import ConfigurationError, HistoryGone
+from evsync.ports import Past
+from evsync.records import Change, LogIdentity, StoredEvent, change_of
+
+ROWS_PER_TRANSACTION = 2_000
+"""How many events leave at once."""
+
+
+class Trimmed:
+    """A store whose log can be trimmed from the front, and what makes whole what it has read.
+
+    Laws: the last event of a stream never leaves. What is read of a log or a stream is whole, the trimmed part of it
+    from `past`; HistoryGone is raised where there is none. Whatever changes something may be called again after it was
+    broken off.
+    """
+
+    past: Past | None = None
+    """Where to read what is gone."""
+    identity: LogIdentity
+
+    async def trimmed(self) -> int:
+        """The position up to which events may be gone; 0 for a log that was never trimmed."""
+        raise NotImplementedError
+
+    async def begin_trim(self, position: int) -> None:
+        """From now on, events up to this position may be gone. Raises ConfigurationError for one of several shards."""
+        raise NotImplementedError
+
+    async def old_streams(self, position: int, after: str, limit: int) -> Sequence[tuple[str, int]]:
+        """Streams behind `after`, by id, that have events at or before a position which are not their last; each with
+        its last version. None of evsync's own."""
+        raise NotImplementedError
+
+    async def drop(self, versions: Mapping[str, int]) -> int:
+        """Take out the events of these streams up to the version given, and the position trimmed to; how many."""
+        raise NotImplementedError
+
+    async def _goes_on(self, stream: str, version: int) -> bool:
+        """Whether a stream has events behind a version."""
+        raise NotImplementedError
+
+    async def _whole_log(self, events: list[StoredEvent], after: int, limit: int) -> list[StoredEvent]:
+        """What was read of the log, or instead what the archive has there, if there is a gap in it."""
+        # Positions only grow, so as many as they span are all of them. The log's last event is always there.
+        if not events or events[-1].position - after == len(events) or after >= (trimmed := await self.trimmed()):
+            return events
+        what = f"positions {after + 1} to {trimmed}"
+        found = await self._past(what).read(after, limit, trimmed)
+        if not found:
+            raise self._gone(what, "the archive does not have them")
+        return found
+
+    async def _whole_stream(
+        self, events: list[StoredEvent], stream: str, after_version: int, to_version: int | None
+    ) -> list[StoredEvent]:
+        """What was read of a stream, its gaps filled from the archive."""
+        after_version = max(after_version, 0)  # a version 0, which other libraries give, never leaves
+        if not events:
+            end = await self._end_of_gap(stream, after_version, to_version)
+            return await self._trimmed_of(stream, after_version, end - 1) if end > after_version + 1 else []
+        if events[-1].version - after_version == len(events) or not await self.trimmed():
+            return events
+        found: list[StoredEvent] = []
+        for event in events:  # a trim may come between two slices, and leave a gap there
+            due = found[-1].version + 1 if found else after_version + 1
+            if event.version > due:
+                found += await self._trimmed_of(stream, due - 1, event.version - 1)
+            found.append(event)
+        return found
+
+    async def _whole_changes(
+        self, slices: AsyncIterator[Sequence[Change]], stream: str, after_version: int, to_version: int | None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """The slices of a stream, gaps before, between and behind them filled from the archive."""
+        after_version = max(after_version, 0)
+        due = after_version + 1
+        async for changes in slices:
+            first = changes[0][1]
+            if first > due and (missed := await self._trimmed_of(stream, due - 1, first - 1)):
+                yield list(map(change_of, missed))
+            yield changes
+            due = changes[-1][1] + 1
+        if due <= after_version + 1:
+            end = await self._end_of_gap(stream, after_version, to_version)
+            if end > due and (missed := await self._trimmed_of(stream, after_version, end - 1)):
+                yield list(map(change_of, missed))
+
+    async def _end_of_gap(self, stream: str, after_version: int, to_version: int | None) -> int:
+        """Where nothing was found up to a version: the one behind it, if the stream goes on there; else 0."""
+        if to_version is None or to_version <= after_version:
+            return 0  # the last event is always there
+        return to_version + 1 if await self._goes_on(stream, to_version) else 0
+
+    async def _trimmed_of(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
+        if not await self.trimmed():
+            return []  # another library gives its versions itself, with gaps
+        what = f"versions {after_version + 1} to {to_version} of stream {stream!r}"
+        return await self._past(what).read_stream(stream, after_version, to_version)
+
+    def _past(self, what: str) -> Past:
+        if self.past is None:
+            raise self._gone(what, "there is no archive to read them from")
+        return self.past
+
+    def _gone(self, what: str, why: str) -> HistoryGone:
+        return HistoryGone(
+            f"{what} were trimmed from the store of log {self.identity.name}, and {why}. Give the service its "
+            "BackupPolicy, or who follows it archives= with the places of its archive.",
+            log=self.identity.name,
+        )
+
+    async def _check_slots_may_leave(self) -> None:
+        if await self.trimmed():
+            raise ConfigurationError(
+                f"the store of log {self.identity.name} was trimmed, and slots cannot be moved from a trimmed store in "
+                "this version: their whole history would have to go along. Restore the service from its archive first; "
+                "that makes it whole."
+            )
+
+    def _one_of_several(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"the store of log {self.identity.name} is that of one of several shards, and these cannot be trimmed in "
+            "this version: a slot that moves takes its whole history along. Nothing was done."
+        )
