@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -217,7 +217,9 @@ async def rebuild(
     anew: bool = False,
     only_if_older: bool = False,
     grace_s: float = GRACE_S,
+    timeout_s: float | None = None,
     advance: Advance = lambda done, total: None,
+    tell: Callable[[str], None] = lambda reason: None,
 ) -> RebuildReport:
     """Rebuild a projection's read model while the one that is there goes on being used (see `Rebuild`).
 
@@ -236,7 +238,9 @@ async def rebuild(
         anew=anew,
         only_if_older=only_if_older,
         grace_s=grace_s,
+        timeout_s=timeout_s,
         advance=advance,
+        tell=tell,
     )
     return await work.run()
 

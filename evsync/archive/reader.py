@@ -142,6 +142,11 @@ class ArchivedSource:
         self._source = source
         self._targets = [open_target(url) for url in urls]
 
+    @property
+    def waiting_for(self) -> str:
+        """Why the source has no readers yet; "" if that is not known."""
+        return getattr(self._source, "waiting_for", "")
+
     async def readers(self) -> Sequence[LogReader]:
         """A reader for each that the source has."""
         return [ArchivedReader(reader, self._targets) for reader in await self._source.readers()]

@@ -11,7 +11,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import estimate, plain, print_json, print_lines, reporting, say
+from evsync.cli.terminal import estimate, plain, print_json, print_lines, redacted, reporting, say
 from evsync.projections.rebuild import GRACE_S, RebuildReport, drop_old_copies
 from evsync.service import Service
 from evsync.trust import projection_of
@@ -25,30 +25,39 @@ def rebuild(
         float, typer.Option(metavar="SECONDS", min=0, help="How long the old copy is kept afterwards.")
     ] = GRACE_S,
     anew: Annotated[bool, typer.Option("--anew", help="Do not go on with what an earlier attempt has filled.")] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Give up when nothing has come for so long; 0: never.")
+    ] = 60.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a projection's read model anew from history, while the old one is in use.
+    """Make a read model anew from history, while it is in use.
 
     A second copy of its tables is filled by the code as it is now, and takes the place of the old one in a single
     transaction when it shows as much; workers go on with it. Whoever reads meets the one or the other, whole. If it is
     broken off, give the same command again: it goes on where it was, as long as the code is the same. The old copy is
-    dropped when its grace is over, by this command, or by whoever runs the service if this has ended.
+    dropped when its grace is over, by this command, or by whoever runs the service if this has ended. What it has to
+    wait for, such as a broker that is away, is said.
 
     \b
         evsync rebuild shop.orders:orders customers
         evsync rebuild shop.orders:orders customers --grace 0
     """
     with reporting(debug):
-        asyncio.run(_rebuild(load(target), projection, grace, anew, json))
+        asyncio.run(_rebuild(load(target), projection, grace, anew, timeout or None, json))
 
 
-async def _rebuild(service: Service, name: str, grace_s: float, anew: bool, json: bool) -> None:
+async def _rebuild(
+    service: Service, name: str, grace_s: float, anew: bool, timeout_s: float | None, json: bool
+) -> None:
     async with service.inspect(followers=True):
         runtime = service.runtime
         projection = projection_of(runtime, name)
         with estimate(f"Filling {name}") as advance:
-            report = await rebuild_model(runtime, projection, anew=anew, grace_s=grace_s, advance=advance)
+            report = await rebuild_model(
+                runtime, projection, anew=anew, grace_s=grace_s, timeout_s=timeout_s, advance=advance,
+                tell=lambda reason: say(f"Waiting: {redacted(reason)}", "yellow"),
+            )  # fmt: skip
         if json:
             print_json(asdict(report), flush=True)
         else:

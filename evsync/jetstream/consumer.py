@@ -362,8 +362,8 @@ def _hole(stream: str, due: int, found: int) -> StreamHole:
 def _history_gone(stream: str, due: int, first: int) -> HistoryGone:
     return HistoryGone(
         f"stream {stream} begins at position {first}, and the next one needed is {due}: its limits, or a person, have "
-        f"removed what was before. Read positions {due} to {first - 1} from an archive of the log, or fill the stream "
-        f"again: {_REBUILD}.",
+        f"removed what was before. Read positions {due} to {first - 1} from the archive: name its places in the "
+        f"setting archives= of the service that reads. Where there is no archive, fill the stream again: {_REBUILD}.",
         stream=stream,
         position=due,
         first=first,

@@ -39,6 +39,7 @@ from evsync.projections.read_model import DatabaseAway
 from evsync.projections.runner import BATCH, ProjectionRunner
 from evsync.projections.shadow import Mark, file_of, fingerprint_of, obtain, peek, remove, shadow_place
 from evsync.projections.sql_model import SqlModel
+from evsync.projections.status import FollowerStatus
 
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ NEAR = BATCH
 """So many events before the end of its logs a shadow is near enough: the rest is applied while the live model waits."""
 _LEASE_S = 1.0
 """Of a shadow's groups: how soon the next attempt goes on after one that was killed."""
+_SILENCE_S = 0.5
+"""How long nothing comes before that is said."""
 _CATCH_UP_S = 20.0
 _LOOK_S = 0.1
 _FIND_S = 30.0
@@ -68,6 +71,8 @@ class RebuildReport:
     seconds: float
     frozen_s: float
     """How long the live model stood still."""
+    waited_for: Sequence[str] = ()
+    """What kept it waiting on the way, each once: a broker that was away, a stream that was not there yet."""
 
 
 class Rebuild:
@@ -83,10 +88,13 @@ class Rebuild:
         only_if_older: bool = False,
         grace_s: float = GRACE_S,
         batch: int = BATCH,
+        timeout_s: float | None = None,
         advance: Advance = lambda done, total: None,
+        tell: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`anew`: do not go on with what an earlier attempt has filled, as is done where the code is the same.
-        `only_if_older`: not where the read model is of this version already."""
+        `only_if_older`: not where the read model is of this version already. `timeout_s`: how long nothing may come of
+        the logs before it gives up; `tell` hears what is waited for, whenever that is something else."""
         if not isinstance(projection.model, SqlModel) or database is None:
             raise ConfigurationError(
                 f"projection {projection.name!r} keeps its model in memory: it is made from the logs' beginning each "
@@ -95,6 +103,8 @@ class Rebuild:
         self._projection, self._metadata, self._database = projection, projection.model.metadata, database
         self._sources, self._anew, self._grace_s, self._batch = tuple(sources), anew, grace_s, batch
         self._advance, self._only_if_older = advance, only_if_older
+        self._timeout_s, self._tell = timeout_s, tell
+        self._waited_for: dict[str, None] = {}  # in order
         self._mark: Mark | None = None
         self._place = shadow_place(database.place, projection.name)
         self._exchange = Exchange(
@@ -127,7 +137,8 @@ class Rebuild:
                     await self._patiently(self._remove_placed)
                     events, resumed, frozen_s = await self._patiently(self._exchange.events), True, 0.0
                 name, version = self._projection.name, self._projection.version
-                return RebuildReport(name, version, events, resumed, time.monotonic() - begun, frozen_s)
+                taken_s = time.monotonic() - begun
+                return RebuildReport(name, version, events, resumed, taken_s, frozen_s, tuple(self._waited_for))
         except BaseException:
             with contextlib.suppress(Exception):
                 await self._database.write(self._exchange.thaw)
@@ -198,8 +209,9 @@ class Rebuild:
             raise Lost("the shadow was removed, or is made for other code by now")
 
     async def _fill(self, runner: ProjectionRunner, task: asyncio.Task[None]) -> dict[str, int]:
-        """Return once the shadow is near the end of its logs: where these are. Raises Lost."""
-        checked = begun = time.monotonic()
+        """Return once the shadow is near the end of its logs: where these are. Raises Lost, StoreUnavailable."""
+        checked = begun = moved = time.monotonic()
+        before = -1
         while True:
             if time.monotonic() - checked > 1.0:
                 await self._check_shadow()
@@ -221,12 +233,38 @@ class Rebuild:
                 )
             else:
                 runner.seek(missing)
+            waiting = self._waits_for(status)
+            if done != before or not waiting:
+                moved, before = time.monotonic(), done
+            elif time.monotonic() - moved > _SILENCE_S:
+                self._wait_for(waiting, time.monotonic() - moved)
             await self._moment(task, _LOOK_S)
 
     async def _missing(self, found: Collection[str]) -> list[str]:
         """The logs that the live model shows, of services that are still read, and that were not found here (yet)."""
         live = await self._patiently(self._exchange.shown) if await self._patiently(exists) else {}
         return [log for log in live if service_of(log) in self._projection.sources and log not in found]
+
+    def _waits_for(self, status: FollowerStatus) -> str:
+        """What keeps the shadow's runner from getting on; "" if nothing does."""
+        missing = [source for source in self._sources if source.service in status.waiting_for]
+        reasons = [
+            *(getattr(source, "waiting_for", f"no log of service {source.service!r} is there") for source in missing),
+            status.reason,
+            *(log.reason for log in status.logs),
+        ]
+        return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+
+    def _wait_for(self, reason: str, silent_s: float) -> None:
+        if reason not in self._waited_for:
+            self._waited_for[reason] = None
+            self._tell(reason)
+        if self._timeout_s is not None and silent_s > self._timeout_s:
+            raise StoreUnavailable(
+                f"projection {self._projection.name!r} was not rebuilt: nothing has come of its logs for "
+                f"{silent_s:.0f} s: {reason}. The live model is as it was. Rebuild again when the logs can be read; it "
+                "goes on with what is filled"
+            )
 
     async def _catch_up(
         self, shadow: ViewsDatabase, heads: dict[str, int], live: Shown, task: asyncio.Task[None]

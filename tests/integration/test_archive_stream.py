@@ -137,7 +137,7 @@ async def test_a_stream_that_goes_on_elsewhere_does_not_help(tmp_path: Path, nat
             return found is not None and found.first > 5
 
         await eventually(aged, "the stream's limit takes its events")
-        with pytest.raises(HistoryGone):
+        with pytest.raises(HistoryGone, match=r"archives=.*Where there is no archive.*stream rebuild"):
             await restore_log(archive, url, Until(), connection=connection)
         await streams.delete(connection, name)
         with pytest.raises(ArchiveIncomplete, match="there is no stream"):

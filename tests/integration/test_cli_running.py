@@ -134,3 +134,30 @@ async def test_run_refuses_what_cannot_run(tmp_path: Path) -> None:
     nothing = shop.evsync("run", "tests.cli_shop:idle", code=2)
     assert "service 'idle' has nothing to run" in nothing.stderr
     assert "without a NATS server (EVSYNC_NATS) no relay" in nothing.stderr
+
+
+async def test_a_rebuild_says_what_it_waits_for_and_gives_up_in_time(
+    tmp_path: Path, nats_server: EmbeddedServer
+) -> None:
+    """A broker that is away, then a stream that nobody has made; with --json in the end, too."""
+    shop = Shop(tmp_path, nats_server.url)
+    read = {"EVSYNC_READER_STORE": "sqlite:///reader.db", "EVSYNC_READER_NATS": nats_server.url}
+    for command in (("store", "init", "tests.cli_shop:reader"), ("store", "init", "tests.cli_shop:stock")):
+        shop.evsync(*command, **read)
+    rebuild = ("rebuild", "tests.cli_shop:reader", "copied", "--grace", "0")
+    nats_server.stop()
+    away = shop.evsync(*rebuild, "--timeout", "1", code=1, **read)
+    first, last = away.stderr.splitlines()
+    assert first.startswith(f"Waiting: NATS at {nats_server.url}: ")
+    assert last.startswith("Error: projection 'copied' was not rebuilt: nothing has come of its logs for ")
+    nats_server.restart()
+    with shop.running(*rebuild, "--json", **read) as running:
+        error = running.process.stderr
+        assert error is not None
+        assert "there is no stream of service 'stock'" in error.readline().decode()
+        await shop.save(item("sku-1", 5))
+        shop.evsync("stream", "rebuild", "tests.cli_shop:stock")
+        report = json.loads(running.line())
+        assert running.wait()[0] == 0
+    assert report["events"] == 1
+    assert [text.partition(" at ")[0] for text in report["waited_for"]] == ["there is no stream of service 'stock'"]
