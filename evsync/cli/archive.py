@@ -37,7 +37,7 @@ def trim(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Take the beginning of a service's log out of its JetStream stream, or out of its store.
+    """Take the beginning of a log out of its stream, or its store.
 
     Refused unless as many copies as the BackupPolicy needs hold it; they are read from end to end. The stream is made
     anew, and the rest published into it; consumers that are farther back need archives= among their settings.

@@ -41,7 +41,7 @@ app = typer.Typer(
 
 @app.command("run")
 def run(target: Target, json: Json = False, debug: Debug = False) -> None:
-    """Bring what is new of a service's log to every place of its BackupPolicy.
+    """Bring what is new of a log to every place of its policy.
 
     A service that runs does this by itself; this is for a scheduler of your own, or for now. What is old enough is
     merged into longer segments. The exit code is 1 if fewer places than needed hold everything.
@@ -131,15 +131,16 @@ def mark(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Mark a place in the logs of several services to which they can be restored together.
+    """Mark a place in several logs, to restore them to it together.
 
     No log has an answer there to what another one has not. All logs are brought to their places up to the mark, and
     the mark is put beside them. The services go on meanwhile.
 
     \b
-        evsync backup mark shop.orders:orders shop.payments:payments --name before-the-move
-        evsync restore shop.orders:orders --to sqlite:///orders2.db --mark before-the-move
-        evsync restore shop.payments:payments --to sqlite:///payments2.db --mark before-the-move
+        evsync backup mark shop.orders:orders shop.payments:payments --name monday
+        evsync restore shop.orders:orders --to sqlite:///orders2.db --mark monday
+        evsync restore shop.payments:payments --to sqlite:///payments2.db \\
+            --mark monday
     """
     with reporting(debug):
         services = [load(target) for target in targets]

@@ -19,7 +19,7 @@ from evsync.contracts.readers import Reader, readers_of
 from evsync.errors import ConfigurationError
 
 app = typer.Typer(
-    name="contracts", help="Write down what a service publishes, and check what a change breaks.", no_args_is_help=True
+    name="contracts", help="Write down what a service publishes; check changes of it.", no_args_is_help=True
 )
 
 
@@ -97,7 +97,8 @@ def check(
 
     \b
         evsync contracts check contracts/users.schema.json shop.users:users
-        evsync contracts check old/users.schema.json new/users.schema.json --readers shop.orders:orders
+        evsync contracts check old/users.schema.json new/users.schema.json \\
+            --readers shop.orders:orders
     """
     with reporting(debug):
         found = changes(_read(old), _read(new))

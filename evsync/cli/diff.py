@@ -32,7 +32,7 @@ def diff(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the rows that a projection's code makes otherwise than they are.
+    """Show the rows that code makes otherwise than they are.
 
     History is run through its handlers, into tables that are thrown away, and these are compared with the read model
     as it is: what a rebuild would change. Or, with --with, with what the projection of the same name in another module
@@ -41,7 +41,7 @@ def diff(
 
     \b
         evsync diff shop.orders:orders customers
-        evsync diff shop.orders:orders customers --with old_shop.orders:orders --json
+        evsync diff shop.orders:orders customers --with old_shop.orders:orders
     """
     with reporting(debug):
         report = asyncio.run(_diff(load(target), projection, load(other) if other else None, limit))

@@ -45,7 +45,7 @@ def explain(
 
     \b
         evsync explain shop.orders:orders customers 42
-        evsync explain shop.orders:orders daily 2026-01-31 paid --type '*.Paid' --last 20
+        evsync explain shop.orders:orders daily 2026-01-31 paid --type '*.Paid'
     """
 
     def chosen(event: Any) -> bool:

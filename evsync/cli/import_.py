@@ -25,16 +25,17 @@ def import_(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Copy the events of an eventsourcing application into an evsync store.
+    """Copy an eventsourcing application's events into a store.
 
     Ids, versions, topics and states stay as they are, and the order of the log. Stop the application first. If it is
     broken off, give the same command again: it goes on where the copy ends. At the end table and log are compared,
     event by event.
 
     \b
-        evsync import --from bank.db --to sqlite:///bank_accounts.db --service bank_accounts
-        evsync import --from postgresql://localhost/bank --table public.bankaccounts_events \\
-            --to postgresql://localhost/evsync --service bank_accounts
+        evsync import --from bank.db --to sqlite:///accounts.db --service accounts
+        evsync import --from postgresql://localhost/bank \\
+            --table public.bankaccounts_events \\
+            --to postgresql://localhost/evsync --service accounts
     """
     with reporting(debug):
         report = asyncio.run(_import(source, table, to, service))

@@ -24,7 +24,7 @@ from evsync.service import Service
 
 app = typer.Typer(
     name="parked",
-    help="Look at streams that a projection has set aside, and set them going again.",
+    help="Look at streams that were set aside, and set them going.",
     no_args_is_help=True,
 )
 
@@ -81,7 +81,7 @@ def show(
     """Show the parked events of one stream, in order, with their data.
 
     \b
-        evsync parked show shop.orders:orders customers 5b5f0ad0-4f0a-4d2f-9a52-0c8a8d8f9f0e
+        evsync parked show shop.orders:orders customers 5b5f0ad0-…
     """
     with reporting(debug):
         events = asyncio.run(_show(load(target), projection, stream, of))
@@ -114,7 +114,7 @@ def retry(
     and the exit code is 1. Workers may run meanwhile: they need the mended handlers too, for what comes next.
 
     \b
-        evsync parked retry shop.orders:orders customers 5b5f0ad0-4f0a-4d2f-9a52-0c8a8d8f9f0e
+        evsync parked retry shop.orders:orders customers 5b5f0ad0-…
         evsync parked retry shop.orders:orders customers --all
     """
     with reporting(debug):
@@ -142,7 +142,7 @@ def skip(
     stream stays parked: go on with `evsync parked retry`.
 
     \b
-        evsync parked skip shop.orders:orders customers 5b5f0ad0-4f0a-4d2f-9a52-0c8a8d8f9f0e
+        evsync parked skip shop.orders:orders customers 5b5f0ad0-…
     """
     with reporting(debug):
         n, left = asyncio.run(_skip(load(target), projection, stream, of, every))

@@ -22,7 +22,7 @@ def reset(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Let a projection begin anew, or a reaction go on, after a log was restored.
+    """Let a follower go on that was ahead of a restored log.
 
     For what had come farther than the log that it follows was restored to. A projection's tables are dropped, and made
     anew from the log by the process that runs it next; stop its processes first. A reaction goes on behind the last

@@ -58,9 +58,10 @@ def restore(
 
     \b
         evsync restore shop.users:users --to sqlite:///restored.db
-        evsync restore shop.users:users --to postgresql://localhost/shop?schema=users2 --at 2026-01-31T12:00:00Z
+        evsync restore shop.users:users --at 2026-01-31T12:00:00Z \\
+            --to postgresql://localhost/shop?schema=users2
         evsync restore shop.users:users --to sqlite:///restored.db --from-stream
-        evsync restore shop.users:users --to sqlite:///restored.db --mark before-the-move
+        evsync restore shop.users:users --to sqlite:///restored.db --mark monday
     """
     if mark is not None and (position is not None or at is not None or incarnation is not None or from_stream):
         raise typer.BadParameter(

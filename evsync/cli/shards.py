@@ -117,9 +117,9 @@ def move(
 
 @app.command()
 def rebalance(target: Target, dry_run: DryRun = False, json: Json = False, debug: Debug = False) -> None:
-    """Move slots until they are where the service's router plans them, with as few moves as it can.
+    """Move slots to where the service's router plans them.
 
-    Also finishes moves that somebody has begun and left.
+    With as few moves as it can. Also finishes moves that somebody has begun and left.
 
     \b
         evsync shards rebalance shop.users:users --dry-run

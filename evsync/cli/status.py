@@ -38,7 +38,7 @@ def status(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how far the parts of a service are, and what stands in their way.
+    """Show how far a service is, and what stands in its way.
 
     It only looks: nothing is run or made, and processes that run the service are not disturbed. Of the relay it sees
     what has arrived in the stream. Lag is told in events, and as the time since the first of them happened. With

@@ -64,7 +64,7 @@ def init(target: Named, store: Url = None, json: Json = False, debug: Debug = Fa
 
 @app.command()
 def info(target: Named, store: Url = None, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
-    """Show which log a store holds, and how much of it; of a service with several shards, one after the other.
+    """Show which log a store holds, and how much of it.
 
     \b
         evsync store info shop.users:users
@@ -79,7 +79,7 @@ def info(target: Named, store: Url = None, shard: OneShard = None, json: Json = 
 
 @app.command()
 def check(target: Named, store: Url = None, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
-    """Read a whole log, or those of all shards, and prove that it is as it must be.
+    """Read a whole log, and prove that it is as it must be.
 
     Positions count up without a gap, and so do the versions of each stream (where another library gave them, none
     comes twice); commits are whole, ids, slots and incarnation are right, and every event can be read and is of a type

@@ -30,7 +30,7 @@ app = typer.Typer(
 
 @app.command()
 def check(target: Target, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
-    """Compare a service's stream with its log, or those of all its shards.
+    """Compare a service's stream with its log.
 
     The whole stream is read, and every message compared with the event at its position. Nothing is changed, and the
     service may run meanwhile. The exit code is 1 if a difference was found.
@@ -54,7 +54,7 @@ def rebuild(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a service's stream anew from its log, or those of all its shards one after the other.
+    """Make a service's stream anew from its log.
 
     The stream is deleted, the whole log published into a new one, and the two are compared. The log is only read.
     Consumers wait meanwhile and go on where they were; so does a relay that runs or has halted.

@@ -19,6 +19,7 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.terminal import console, plain, print_json, reporting, say
 from evsync.codec.json_form import as_json
+from evsync.errors import ConfigurationError
 from evsync.projections import Event
 from evsync.records import LogIdentity, Position
 from evsync.service import Service
@@ -135,10 +136,9 @@ def _begins(heads: Mapping[LogIdentity, int], after: str | None, last: int | Non
         return [log.at(0) for log in heads]
     if after.isascii() and after.isdigit():
         if len(heads) > 1:
-            raise typer.BadParameter(
-                f"{after} is a place in each of {len(heads)} logs: say which with --shard, or give a position such as "
-                f"{next(iter(heads)).at(int(after))}",
-                param_hint="--after",
+            raise ConfigurationError(
+                f"--after {after}: that is a place in each of {len(heads)} logs. Say which with --shard, or give a "
+                f"position such as {next(iter(heads)).at(int(after))}"
             )
         return [log.at(int(after)) for log in heads]
     try:

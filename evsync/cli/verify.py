@@ -28,7 +28,7 @@ def verify(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check that read models hold exactly the events of their logs, once.
+    """Check that read models hold exactly their logs' events, once.
 
     Each log is read again up to the projection's checkpoints, and count and digest of its events are compared with
     what the checkpoints say, group by group. Where they differ, the events are named as far as sums can tell. Nothing

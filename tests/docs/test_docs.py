@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 import evsync
 from evsync import errors
@@ -115,6 +116,17 @@ def test_every_command_and_option_is_in_the_reference() -> None:
                 missing = [o for o in option.opts if f"`{o}" not in by_command[line]]
                 assert missing == [], f"{line}: {missing}"
     assert sorted(by_command) == sorted(written), "the reference names a command that does not exist"
+
+
+def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is wrapped by the terminal, and no summary in a list of commands is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    groups = {" ".join(name.split()[:-1]) for name, _ in commands()}
+    for name in sorted(groups | {name for name, _ in commands()}):
+        shown = CliRunner().invoke(app, [*name.split()[1:], "--help"], prog_name="evsync").output
+        assert "Options:" in shown
+        too_long = [line for line in shown.splitlines() if len(line) > 80 or line.endswith("...")]
+        assert [line for line in too_long if not line.startswith("Usage:")] == [], name
 
 
 def test_the_testing_kit_is_on_its_page() -> None:

@@ -226,6 +226,6 @@ async def test_what_makes_no_sense_yet_with_several_shards_is_refused(tmp_path: 
         said = shards.evsync("a b", *command, code=2, target="archived:shop").stderr
         assert "service 'shop' has 2 shards (a, b), and shards are not archived" in said
     assert {"disk", "restored.db"}.isdisjoint(os.listdir(tmp_path))
-    assert "is a place in each of 2 logs" in shards.evsync("a b", "tail", "--after", "3", code=2).stderr
+    assert "that is a place in each of 2 logs" in shards.evsync("a b", "tail", "--after", "3", code=2).stderr
     assert "is in none of the shards b: a shard is missing" in shards.evsync("b", "store", "check", code=1).stderr
     assert "there is no shard 'z'" in shards.evsync("a b", "store", "check", "--shard", "z", code=2).stderr
