@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from evsync.cli import app
 from evsync.jetstream.server import EmbeddedServer
 from evsync.sharding import HashRing, slot_of
 from tests.command_line import Shop
@@ -210,22 +213,33 @@ async def test_all_shards_are_followed_at_once(tmp_path: Path) -> None:
     assert {e["position"].partition(":")[0] for e in seen} == {"shop.a", "shop.b"}
 
 
-async def test_what_makes_no_sense_yet_with_several_shards_is_refused(tmp_path: Path) -> None:
+def test_what_makes_no_sense_yet_with_several_shards_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing of it is done for the first shard alone, which would look as if it were done."""
     shards = Shards(tmp_path)
-    await shards.fill("a", "b")
-    (tmp_path / "archived.py").write_text(
+    asyncio.run(shards.fill("a", "b"))
+    (tmp_path / "archived_shop.py").write_text(
         "from evsync import BackupPolicy, Service\nfrom tests.sharded_shop import Cart\n"
         "shop = Service('shop', aggregates=[Cart], backups=BackupPolicy(targets=['disk'], loss=0.01))\n"
     )
-    for command in (
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def said(names: str, *arguments: str, code: int = 2) -> str:
+        stores = {"EVSYNC_SHOP_STORE": json.dumps(shards.stores(*names))}
+        done = CliRunner().invoke(app, arguments, env=stores)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    for command, *options in (
         ("backup", "run"), ("backup", "list"), ("backup", "verify"), ("backup", "drill"),
         ("backup", "mark"), ("archive", "trim", "--to", "1", "--yes"),
         ("archive", "trim", "--to", "1", "--yes", "--store"), ("restore", "--to", "sqlite:///restored.db"),
     ):  # fmt: skip
-        said = shards.evsync("a b", *command, code=2, target="archived:shop").stderr
-        assert "service 'shop' has 2 shards (a, b), and shards are not archived" in said
+        refused = said("ab", command, *options, "archived_shop:shop")
+        assert "service 'shop' has 2 shards (a, b), and shards are not archived" in refused
     assert {"disk", "restored.db"}.isdisjoint(os.listdir(tmp_path))
-    assert "that is a place in each of 2 logs" in shards.evsync("a b", "tail", "--after", "3", code=2).stderr
-    assert "is in none of the shards b: a shard is missing" in shards.evsync("b", "store", "check", code=1).stderr
-    assert "there is no shard 'z'" in shards.evsync("a b", "store", "check", "--shard", "z", code=2).stderr
+    assert "that is a place in each of 2 logs" in said("ab", "tail", "--after", "3", TARGET)
+    assert "is in none of the shards b: a shard is missing" in said("b", "store", "check", TARGET, code=1)
+    assert "there is no shard 'z'" in said("ab", "store", "check", "--shard", "z", TARGET)
