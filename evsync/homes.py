@@ -129,6 +129,7 @@ class ShardedStores:
     ) -> None:
         self._stores, self._commits = dict(stores), dict(commits)
         self._reading = {shard: reading(store) for shard, store in stores.items()}
+        self._looking: asyncio.Future[dict[int, Held]] | None = None
         self._now: Mapping[int, Held] = {}
         self._know(now)
         self.slots = next(iter(stores.values())).identity.slots
@@ -144,8 +145,11 @@ class ShardedStores:
         return self._now[slot_of(stream, self.slots)].bound_for
 
     async def look(self) -> Mapping[int, Held]:
-        """Ask all stores where the slots are."""
-        self._know(await truth(self.slot_stores))
+        """Ask all stores where the slots are; all who want to know at once ask together."""
+        looking = self._looking
+        if looking is None or looking.done():
+            looking = self._looking = asyncio.ensure_future(truth(self.slot_stores))
+        self._know(await asyncio.shield(looking))
         return self._now
 
     def _know(self, now: Mapping[int, Held]) -> None:

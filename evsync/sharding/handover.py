@@ -24,7 +24,8 @@ from evsync.sharding.truth import Held, truth
 
 SLOTS_PER_STEP = 64
 """Slots that are closed at once."""
-EVENTS_PER_READ = 1_000
+EVENTS_PER_READ = 500
+"""Few, because writers of the new shard wait while they are imported."""
 REST = 2.5
 """While writers go on, copying rests this many times as long as it works: they have the disk and the processor too."""
 BEGINNING: Place = (0, 0)
@@ -151,6 +152,7 @@ class _Handover:
             if found:
                 self._place = found[-1][0]
             if len(found) < EVENTS_PER_READ:
+                self._place = max(self._place, (head, 0))  # what these slots get from now on comes behind it
                 return head
             await asyncio.sleep(rest * (time.monotonic() - began))
 

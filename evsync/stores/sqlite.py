@@ -367,11 +367,8 @@ class SqliteStore(MovableSlots):
         self._check_file()
         schema.begin(c, self._patience_s if patience_s is None else patience_s)
         streams, keys = streams_of(commits), keys_of(commits)
-        head, moves, versions = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
-        slots = None
-        if moves:  # a slot was moved, if only to be placed: imports count, and the slot must be open here
-            slots = self._states(c, moves)
-            versions = statements.look_up(c, statements.VERSION_MOVED, [(s, s) for s in streams])[2]
+        head, moves, versions = self._versions(c, streams)
+        slots = self._states(c, moves) if moves else None
         positions = statements.look_up(c, statements.CHECKPOINT, keys)[2] if keys else []
         known = dict(zip(streams, versions, strict=True)), dict(zip(keys, positions, strict=True))
         taken: Collection[Place] = ()

@@ -13,6 +13,7 @@ from evsync.ports import Arrived, SlotSize
 from evsync.records import History, SlotState
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
+from evsync.stores import sqlite_statements as statements
 from evsync.stores.slot_steps import Decide, SlotChange, Steps
 from evsync.stores.sqlite_errors import translated
 from evsync.stores.sqlite_threads import ConnectionThreads
@@ -96,6 +97,14 @@ class MovableSlots(Steps):
         if done is not None and done.rows:
             self._tail.moved(done.rows[-1].position)
         return done
+
+    def _versions(self, c: sqlite3.Connection, streams: Sequence[str]) -> tuple[int, int, list[int]]:
+        """The head of the log, how often slots have moved, and the versions of streams: with imports where one has."""
+        if self._known_slots[0] == 0:
+            found = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
+            if found[1] == 0:
+                return found
+        return statements.look_up(c, statements.VERSION_MOVED, [(s, s) for s in streams])
 
     def _states(self, c: sqlite3.Connection, moves: int) -> Mapping[int, SlotState]:
         known, states = self._known_slots

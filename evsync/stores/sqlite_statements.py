@@ -47,10 +47,7 @@ READ_HEAD = "SELECT coalesce((SELECT max(position) FROM events), trimmed) FROM l
 VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
 TAKEN = "EXISTS (SELECT 1 FROM events WHERE stream = ? AND version = ?)"
 # Over imports too, for a store that slots have moved from or to. Each key is given twice.
-VERSION_MOVED = (
-    "(SELECT max(v) FROM (SELECT max(version) AS v FROM events WHERE stream = ? "
-    "UNION ALL SELECT max(version) FROM imports WHERE stream = ?))"
-)
+VERSION_MOVED = f"max(coalesce({VERSION}, 0), coalesce({VERSION.replace('events', 'imports')}, 0))"
 TAKEN_MOVED = f"({TAKEN} OR {TAKEN.replace('events', 'imports')})"
 CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
 
