@@ -15,7 +15,8 @@ from nats.errors import Error as NatsError
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from evsync.jetstream.frames import Block, Handler, Message, header_block, status_of
-from evsync.jetstream.session import RECONNECT_WAIT_S, Session
+from evsync.jetstream.plain_session import PlainSession
+from evsync.jetstream.session import RECONNECT_WAIT_S, TESTED, Session, new_session, untested
 from evsync.jetstream.settings import NatsSettings
 from evsync.records import check_name
 
@@ -62,7 +63,7 @@ class Connection:
         self.blocks: list[Block] = []
         """Who deals with blocks of frames before they are taken apart; see `Block`."""
         self._inbox_root = f"_INBOX_{name}"
-        self._session: Session | None = None
+        self._session: Session | PlainSession | None = None
         self._up = asyncio.Event()
         self._handlers: dict[bytes, Handler] = {}
         self._subjects: dict[bytes, str] = {}
@@ -85,6 +86,13 @@ class Connection:
         Raises ConfigurationError when the settings could never work.
         """
         connection = cls(settings, check_name("service", name), settings.tls_context())
+        if version := untested():
+            log.warning(
+                "nats-py %s is none that this version of evsync was tested with: its own calls are used, several times "
+                "slower. Take a newer evsync, or nats-py %s",
+                version,
+                ", ".join(sorted(TESTED)),
+            )
         connection._keeper = asyncio.create_task(connection._keep_connected(), name=f"NATS connection of {name}")
         return connection
 
@@ -92,6 +100,11 @@ class Connection:
     def connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
         return self._session is not None
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether messages come in the order in which the server sent them, also those of different subscriptions."""
+        return not isinstance(self._session, PlainSession)
 
     async def ready(self, timeout_s: float) -> None:
         """Wait for a connection. Raises BrokerUnavailable, with the last problem, when the time has run out."""
@@ -223,7 +236,7 @@ class Connection:
 
     async def _keep_connected(self) -> None:
         while self._keeper is not None:
-            session = Session(self._handlers, self.blocks, self._violated)
+            session = new_session(self._handlers, self.blocks, self._violated)
             closing = False
             try:
                 servers = [*self.settings.servers, *self._discovered]
@@ -246,7 +259,7 @@ class Connection:
                     await session.end(flush=False)
             await asyncio.sleep(RECONNECT_WAIT_S)
 
-    def _enter(self, session: Session) -> None:
+    def _enter(self, session: Session | PlainSession) -> None:
         self._session, self.problem = session, None
         self.epoch += 1
         self.max_payload = session.max_payload
@@ -287,7 +300,7 @@ class Connection:
     def _flush(self) -> None:
         if self._out and self._session is not None:
             out, self._out = self._out, []
-            self._session.write(b"".join(out))
+            self._session.write(out)
 
     def _unsubscribe(self, subscription: Subscription) -> None:
         if self._handlers.pop(subscription.sid, None) is not None:
@@ -304,7 +317,7 @@ class Connection:
         self.violation = words
         log.error("NATS at %s: %s", self.settings.shown, words)
         for subject, answer in self._asked.values():
-            if f'"{subject}"' in words and not answer.done():
+            if f'"{subject}"'.lower() in words.lower() and not answer.done():
                 answer.set_exception(BrokerRefused(subject, _FORBIDDEN, 0, words))
         self._call(self._violation_hooks, words)
 

@@ -128,7 +128,8 @@ class Flight:
 
     def concerns(self, violation: str) -> bool:
         """Whether the server's words about permissions are about this flight's messages or acknowledgements."""
-        return f'"{self._form.subjects[:-1]}' in violation or f'"{self._reply_head}' in violation
+        mine = (f'"{self._form.subjects[:-1]}', f'"{self._reply_head}')
+        return any(subject.lower() in violation.lower() for subject in mine)
 
     def close(self) -> None:
         """Listen no more. What is still in flight may yet be stored, each at its own sequence."""

@@ -105,6 +105,8 @@ class PullConsumer:
         # The first pull is half as large, so that the two are not used up at the same moment: the server uses them
         # in turn.
         consumer._pulls = [_Pull(consumer, conn, max(policy.batch // 2, 1)), _Pull(consumer, conn, policy.batch)]
+        if not conn.keeps_order:  # each has a subscription of its own
+            consumer._pulls.pop().subscription.unsubscribe()
         consumer.refill()
         return consumer
 

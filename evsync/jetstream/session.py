@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +15,31 @@ from nats.errors import Error, StaleConnectionError
 from nats.protocol.parser import Parser
 
 from evsync.jetstream.frames import Block, FrameParser, Handler
+from evsync.jetstream.plain_session import OPTIONS, WITHOUT_TLS, PlainSession
 from evsync.jetstream.settings import NatsSettings
 
 log = logging.getLogger("evsync.jetstream")
 
-CONNECT_TIMEOUT_S = 5
 RECONNECT_WAIT_S = 0.2
-PING_INTERVAL_S = 5
-"""A peer that does not answer two pings is dead; nats-py's own default would notice after four minutes."""
+TESTED = frozenset({"2.16.0"})
+"""Versions of nats-py whose private names and parser `Session` is known to fit."""
+INSTALLED = importlib.metadata.version("nats-py")
+
+
+def untested() -> str:
+    """The installed version of nats-py, if the quick way was not tested with it; else ""."""
+    return "" if INSTALLED in TESTED else INSTALLED
+
+
+def new_session(
+    handlers: Mapping[bytes, Handler], blocks: Sequence[Block], violated: Callable[[str], None]
+) -> Session | PlainSession:
+    """A session by the quick way, or with another nats-py than it was tested with, by nats-py's own.
+
+    `handlers` are asked by the id of a subscription, `blocks` first (by the quick way only); `violated` is told
+    of permissions violations, in the server's words.
+    """
+    return PlainSession(handlers, violated) if untested() else Session(handlers, blocks, violated)
 
 
 class Session(Client):
@@ -33,7 +51,7 @@ class Session(Client):
     with the reason, when the connection is.
 
     The private names used (`_ps`, `_transport`, `_reading_task`, `_flush_queue`, `_process_op_err`, `_process_info`)
-    are those of nats-py 2.16; tests/integration/test_connection.py fails if another version moves them.
+    are those of the versions in TESTED.
     """
 
     def __init__(
@@ -72,23 +90,17 @@ class Session(Client):
             list(servers),
             error_cb=on_error,
             name=name,
-            allow_reconnect=False,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # declared int, used as seconds
-            max_reconnect_attempts=-1,
-            ping_interval=PING_INTERVAL_S,
-            max_outstanding_pings=2,
-            pending_size=0,
             tls=tls,
+            **OPTIONS,
             **login,
         )
         assert self._reading_task is not None
         self._reading_task.add_done_callback(lambda _: self._lose(StaleConnectionError()))
 
-    def write(self, data: bytes) -> None:
-        """Send bytes that are whole frames, without waiting. The caller bounds what is in flight."""
+    def write(self, frames: Sequence[bytes]) -> None:
+        """Send whole frames, without waiting. The caller bounds what is in flight."""
         assert self._transport is not None
-        self._transport.write(data)
+        self._transport.write(b"".join(frames))
 
     async def end(self, *, flush: bool) -> None:
         """Close the socket, after sending what was written if `flush`, and end nats-py's tasks. Never hangs."""
@@ -112,7 +124,7 @@ class Session(Client):
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """Called by nats-py with the server's INFO, before anything is sent: the moment to insist on TLS."""
         if initial_connection and self._needs_tls and not info.get("tls_required"):
-            raise Error("the server does not use TLS, and the settings insist on it")
+            raise Error(WITHOUT_TLS)
         await super()._process_info(info, initial_connection)
 
     async def _control(self, line: bytes) -> None:

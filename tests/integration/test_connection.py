@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import cast
 
 import nats.aio.client
 import pytest
@@ -15,9 +16,9 @@ from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
-from evsync.jetstream import session
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.frames import header_block, status_of
+from evsync.jetstream.plain_session import OPTIONS
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.settings import NatsSettings
 from tests.relaying import connected, eventually
@@ -187,7 +188,7 @@ async def test_an_error_of_the_server_costs_one_connection_only(nats_server: Emb
 
 async def test_a_dead_peer_is_noticed_and_let_go(nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with megabytes unsent, which would keep a socket that is closed politely open for ever."""
-    monkeypatch.setattr(session, "PING_INTERVAL_S", 0.1)
+    monkeypatch.setitem(cast("dict[str, float]", OPTIONS), "ping_interval", 0.1)
     async with connected(nats_server.url) as conn:
         received = collect(conn, "a")
         assert conn._session is not None
