@@ -101,7 +101,10 @@ class DirectoryTarget:
                     yield (Path(directory) / name).relative_to(self.path).as_posix()
 
     def _file(self, name: str) -> Path:
-        return self.path.joinpath(*name.split("/"))
+        parts = name.split("/")
+        if "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise TargetUnavailable(f"{name[:200]!r} cannot be the name of anything in the backup directory {self.url}")
+        return self.path.joinpath(*parts)
 
     def _make(self, directory: Path) -> None:
         """Make a directory and those above it, so that they are there after a crash of the machine too."""

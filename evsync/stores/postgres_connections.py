@@ -38,9 +38,15 @@ def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str
             "the URL of a PostgreSQL store looks like postgresql://user:password@host:5432/database?schema=users, with "
             f"the driver's own options (sslmode=…) beside schema; this one is not understood: {words(e)}"
         ) from e
-    if not 0 < len(schema.encode()) <= 63 or "\0" in schema or schema.startswith("pg_"):
+    if (
+        not 0 < len(schema.encode()) <= 63
+        or "\0" in schema
+        or "%" in schema
+        or "$$" in schema
+        or schema.startswith("pg_")
+    ):
         raise ConfigurationError(
-            f"schema={schema!r} cannot be the name of a PostgreSQL schema: 1 to 63 bytes, not pg_…"
+            f"schema={schema!r} cannot be the name of a PostgreSQL schema: 1 to 63 bytes, not pg_…, no % and no $$"
         )
     return settings, schema
 
