@@ -100,8 +100,11 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
         environment = _Environment(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of the base class
         found: dict[str, Any] = environment.model_dump(exclude_none=True)
         nats = _Broker().nats
-    except (ValidationError, ValueError) as e:
-        raise ConfigurationError(f"the environment of service {service!r} ({prefix}…) cannot be read: {e}") from e
+    except ValueError as e:
+        # Neither the error nor its cause may tell the value: it may hold a password.
+        wrong = e.errors(include_input=False, include_url=False) if isinstance(e, ValidationError) else ()
+        what = "; ".join(f"{'.'.join(map(str, w['loc']))}: {w['msg']}" for w in wrong) or str(e)
+        raise ConfigurationError(f"the environment of service {service!r} ({prefix}…) cannot be read: {what}") from None
     if "run" in found and found["run"] not in ("all", "none"):
         found["run"] = [part.strip() for part in found["run"].split(",") if part.strip()]
     settings: dict[str, Any] = {"nats": nats, **found}
@@ -128,7 +131,7 @@ def _stores(what: str, given: Any) -> Any:
         try:
             given = json.loads(given)
         except ValueError as e:
-            raise ConfigurationError(f"{what}={given!r} is not JSON: {e}") from e
+            raise ConfigurationError(f"{what}={given!r} is not JSON: {e}") from None
     if not isinstance(given, (str, Mapping)):
         raise ConfigurationError(f"{what}={given!r}, where a URL is needed, or a URL for each shard")
     if isinstance(given, str):

@@ -37,6 +37,7 @@ not only text. What a driver raised is kept as `__cause__`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,15 @@ BEGIN_ANEW = (
     "Have what followed it begin anew: `evsync reset module:service NAME`, with the name of the projection or reaction."
 )
 """What mends a follower that is ahead of a restored log."""
+
+
+_LOGIN = re.compile(r"(?<=://)(?!/)([^\s:@]*:)?\S*(?=@)")
+_PASSWORD = re.compile(r"((?:password|passwd|token|secret)=)[^&\s'\"]*", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """Text without the passwords and tokens of its URLs."""
+    return _PASSWORD.sub(r"\1***", _LOGIN.sub(r"\1***", text))
 
 
 class EvsyncError(Exception):
@@ -161,7 +171,10 @@ class Parked(EvsyncError):
 
 
 class ConfigurationError(EvsyncError):
-    """A wrong URL, setting, name or class. Raised before anything is touched."""
+    """A wrong URL, setting, name or class. Raised before anything is touched. Holds no password of a URL."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redacted(text))
 
 
 class CodecError(EvsyncError):

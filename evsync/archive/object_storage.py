@@ -32,8 +32,10 @@ class ObjectTarget:
             raise ConfigurationError("backups in object storage need its client: pip install 'evsync[s3]'") from e
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if not parts.hostname or parts.username or (unknown := set(options) - set(_OPTIONS)):
-            what = f"option {min(unknown)!r} is not known" if parts.hostname and not parts.username else "no bucket"
+        login = parts.username is not None or "@" in options.get("endpoint", "")
+        if not parts.hostname or login or (unknown := set(options) - set(_OPTIONS)):
+            what = "no bucket" if not parts.hostname else "it takes no login" if login else ""
+            what = what or f"option {min(unknown)!r} is not known"
             raise ConfigurationError(f"the URL of a place for backups in object storage is like {FORM}; {what}")
         self.url = url
         self._obstore = obstore

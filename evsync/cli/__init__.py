@@ -29,7 +29,7 @@ from evsync.cli import (
     tail,
     verify,
 )
-from evsync.cli.terminal import redacted
+from evsync.errors import redacted
 
 app = typer.Typer(
     name="evsync",

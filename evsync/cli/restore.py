@@ -17,9 +17,9 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
 from evsync.cli.stream import CONNECT_S
 from evsync.cli.tail import as_utc
-from evsync.cli.terminal import plain, print_json, print_lines, progress, redacted, reporting
+from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting
 from evsync.config import broker_files, broker_url
-from evsync.errors import ConfigurationError
+from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.settings import NatsSettings
 from evsync.records import to_datetime, to_time_us

@@ -14,9 +14,9 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Target
-from evsync.cli.terminal import plain, redacted, reporting
+from evsync.cli.terminal import plain, reporting
 from evsync.config import Deployment
-from evsync.errors import ConfigurationError
+from evsync.errors import ConfigurationError, redacted
 from evsync.runtime import Runtime
 from evsync.service import Service
 

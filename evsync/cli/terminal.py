@@ -6,7 +6,6 @@ A terminal gets colours, and lines that fit. A pipe gets neither: whole lines wi
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 import unicodedata
@@ -22,14 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from evsync.codec.json_form import as_json
-from evsync.errors import ConfigurationError, EvsyncError
+from evsync.errors import ConfigurationError, EvsyncError, redacted
 from evsync.jetstream.verification import Progress as ProgressCallback
 
 _UNLIMITED = 1 << 30
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of what moves a cursor, hides or reorders text, or cannot be written at all."""
-_LOGIN = re.compile(r"(?<=://)(?!/)([^\s:@]*:)?\S*(?=@)")
-_PASSWORD = re.compile(r"((?:password|passwd|token)=)[^&\s'\"]*", re.IGNORECASE)
 STYLES = {"halted": "bold red", "faulty": "bold red", "retrying": "yellow", "unreachable": "yellow", "behind": "yellow"}
 """Colours of states; all others have none."""
 
@@ -98,11 +95,6 @@ def print_lines(*parts: Any) -> None:
             to.print(part)
     for line in captured.get().splitlines():
         sys.stdout.write(line.rstrip(" ") + "\n")
-
-
-def redacted(text: str) -> str:
-    """Text without the passwords and tokens of its URLs."""
-    return _PASSWORD.sub(r"\1***", _LOGIN.sub(r"\1***", text))
 
 
 @contextmanager

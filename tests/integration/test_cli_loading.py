@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from evsync.cli.loading import load
-from evsync.cli.terminal import plain, redacted
-from evsync.errors import ConfigurationError
+from evsync.cli.terminal import plain
+from evsync.errors import ConfigurationError, redacted
 from tests.command_line import Shop
 
 MODULES = {
