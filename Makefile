@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := .venv-tools
 
-.PHONY: demo test check coverage bench asyncapi clean
+.PHONY: demo test check coverage bench asyncapi lowest audit clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m examples.users_orders demo
@@ -32,6 +33,25 @@ bench: $(STAMP)
 asyncapi: $(STAMP)
 	@EVSYNC_TEST_NPM=1 $(BIN)/python -m pytest -rs tests/integration/test_asyncapi_parser.py
 
+# The tests that meet what evsync is built on, with the lowest version of everything that pyproject.toml permits.
+lowest: $(TOOLS)/.installed
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	@$(TOOLS)/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	@.venv-lowest/bin/python -m pytest -n 2 tests/unit tests/contracts tests/interop tests/example \
+		tests/integration/test_projection_runner.py tests/integration/test_relay.py tests/integration/test_consumer.py \
+		tests/integration/test_cli_running.py tests/integration/test_archive_backup.py
+
+# Known vulnerabilities of what is installed. Not to reach the service that knows them is a failure too: it says nothing.
+audit: $(STAMP) $(TOOLS)/.installed
+	@$(TOOLS)/bin/pip-audit $(AUDIT) --strict --progress-spinner off --skip-editable --path "$$($(BIN)/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')" || \
+		{ echo "Not audited, or not clean: see above. (AUDIT='--vulnerability-service osv' asks another service.)"; exit 1; }
+
+$(TOOLS)/.installed:
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5' 'pip-audit>=2.7'
+	@touch $@
+
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing evsync and what it needs into $(VENV) ..."
@@ -39,4 +59,4 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
