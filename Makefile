@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := .venv-tools
 
-.PHONY: demo test check coverage bench asyncapi lowest audit clean
+.PHONY: demo test check coverage mutants bench asyncapi lowest audit clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m examples.users_orders demo
@@ -25,6 +25,10 @@ coverage: $(STAMP)
 	@$(BIN)/coverage run -m pytest -n 2 $(T)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+# Breaks one law at a time in a copy of the checkout, and sees that a test fails: see docs/testing.md.
+mutants: $(STAMP)
+	@$(BIN)/python -m tests.mutations $(T)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks --write

@@ -62,8 +62,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "Of many writers exactly one wins each version",
         "evsync/stores/postgres_schema.py", "appends do not lock the counter",
-        "SELECT log.head INTO before FROM {schema}.log FOR UPDATE;",
-        "SELECT log.head INTO before FROM {schema}.log;",
+        "moved FROM {schema}.log FOR UPDATE;", "moved FROM {schema}.log;",
         _POSTGRES + "test_several_processes_append_to_one_log",
         _POSTGRES + "test_a_reader_that_follows_misses_nothing",
     ),
@@ -427,7 +426,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "A process with one of the stores reads nothing old",
         "evsync/homes.py", "it does not ask whether the slot is still there",
-        "            if state is None or state.to is not None:\n", "            if False:\n",
+        "            if state is None or state.to is not None:\n                raise StoreUnavailable",
+        "            if False:\n                raise StoreUnavailable",
         "tests/integration/test_shards.py::test_a_process_with_one_store_reads_nothing_old",
     ),
     _break(
@@ -436,6 +436,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            if state is not None and state.to is None:\n                return store\n",
         "            return store\n",
         "tests/integration/test_shards.py::test_a_process_with_an_old_map_reads_nothing_old",
+    ),
+    _break(
+        "A process with an old map is told, and reads what is new",
+        "evsync/homes.py", "it folds what is left where the slot was",
+        "            if state is None or state.to is not None:\n                raise SlotMoved",
+        "            if False:\n                raise SlotMoved",
+        "tests/integration/test_shards.py::test_a_process_with_an_old_map_reads_nothing_old",
+    ),
+    _break(
+        "An append is refused where its slot is not open",
+        "evsync/stores/postgres_schema.py", "a slot that never came takes appends",
+        """WHERE s.slot IS NULL OR s."to" IS NOT NULL""", """WHERE s."to" IS NOT NULL""",
+        _POSTGRES + "test_an_append_to_a_slot_that_has_left_is_refused",
+    ),
+    _break(
+        "An append is refused where its slot is not open",
+        "evsync/stores/postgres_schema.py", "versions that came with a slot do not count",
+        "    IF moved THEN\n        {conflicts_over_imports}\n", "    IF moved THEN\n        {conflicts}\n",
+        _POSTGRES + "test_a_slot_moves_with_its_history",
     ),
     _break(
         "A follower waits where a slot came from, until that log is applied up to there",
@@ -586,13 +605,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "A gap or another history stops before anything is applied",
         "evsync/projections/batch.py", "gaps are not looked for",
         "if first > after + 1 or last - first != len(events) - 1:", "if False:",
-        "tests/integration/test_projection_runner.py::test_a_gap_or_another_history_stops_before_anything_is_applied",
+        "tests/integration/test_projection_runner.py::TestSources::test_a_gap_or_another_history_stops_before_anything_is_applied",
     ),
     _break(
         "A gap or another history stops before anything is applied",
         "evsync/projections/batch.py", "another incarnation is gone on with",
         "            raise other_incarnation(log, after, known, event.incarnation)\n", "",
-        "tests/integration/test_projection_runner.py::test_a_gap_or_another_history_stops_before_anything_is_applied",
+        "tests/integration/test_projection_runner.py::TestSources::test_a_gap_or_another_history_stops_before_anything_is_applied",
     ),
     _break(
         "Each event takes effect once",
@@ -605,14 +624,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         "Each event takes effect once",
         "evsync/projections/batch.py", "events of groups that others have are applied too",
         "passed(group, beyond)", "passed(group, 0)",
-        "tests/properties/test_projection_batches.py::"
-        "test_any_cut_redelivery_failure_and_takeover_gives_the_same_tables",
+        "tests/integration/test_projection_runner.py::TestWorkers::"
+        "test_two_share_the_groups_and_the_one_that_is_left_has_them_all",
     ),
     _break(
         "Each event takes effect once",
         "evsync/projections/followed_log.py", "reading goes on at the greatest of the checkpoints",
         "return min((c.position for c in", "return max((c.position for c in",
-        "tests/integration/test_projection_runner.py::test_a_group_that_is_taken_over_far_behind_is_caught_up",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_group_that_is_taken_over_far_behind_is_caught_up",
     ),
     _break(
         "Each event takes effect once",
@@ -627,20 +646,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints",
         "        connection.commit()\n"
         "        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints",
-        "tests/integration/test_projection_runner.py::test_a_batch_and_its_checkpoint_are_stored_in_one_transaction",
+        "tests/integration/test_projection_runner.py::TestDatabase::test_a_batch_and_its_checkpoint_are_stored_in_one_transaction",
     ),
     _break(
         "A worker that was taken over from applies nothing more",
         "evsync/projections/leases.py", "tokens are not compared",
         "if {row.group: row.token for row in rows} != tokens:", "if False:",
-        "tests/integration/test_projection_runner.py::test_a_worker_that_was_taken_over_from_applies_nothing_more",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_that_was_taken_over_from_applies_nothing_more",
     ),
     _break(
         "A worker that was taken over from applies nothing more",
         "evsync/projections/leases.py", "who takes a group does not raise its token",
         "                token=LEASES.c.token + 1, owner=claim.owner, expires=now + claim.lease_s, halted=None\n",
         "                owner=claim.owner, expires=now + claim.lease_s, halted=None\n",
-        "tests/integration/test_projection_runner.py::test_a_worker_that_was_taken_over_from_applies_nothing_more",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_that_was_taken_over_from_applies_nothing_more",
     ),
     _break(
         "Workers share the groups evenly",
@@ -677,7 +696,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "evsync's own events reach no handler",
         "evsync/projections/handlers.py", "a contract for a whole service catches them",
         " and not is_control(event_type)", "",
-        "tests/unit/test_projection_contracts.py::test_no_handler_catches_events_of_evsyncs_own",
+        "tests/unit/test_projection_contracts.py::TestHandlers::test_no_handler_catches_events_of_evsyncs_own",
     ),
     _break(
         "A stream is applied up to its bad event, and others whole",
@@ -711,22 +730,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         "evsync/projections/visibility.py", "the group that is furthest speaks for all",
         "least = min(known.values(), key=lambda c: c.position)",
         "least = max(known.values(), key=lambda c: c.position)",
-        "tests/integration/test_projection_runner.py::"
+        "tests/integration/test_projection_runner.py::TestWorkers::"
         "test_two_share_the_groups_and_the_one_that_is_left_has_them_all",
-        "tests/integration/test_projection_runner.py::test_a_group_that_is_taken_over_far_behind_is_caught_up",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_group_that_is_taken_over_far_behind_is_caught_up",
     ),
     _break(
         "A query after a position shows everything up to it",
         "evsync/projections/visibility.py", "who waits is woken one event too soon",
         "elif shown.number >= position.number:", "elif shown.number >= position.number - 1:",
-        "tests/integration/test_projection_runner.py::"
+        "tests/integration/test_projection_runner.py::TestVisible::"
         "test_a_position_that_does_not_come_is_not_visible_and_the_lag_is_told",
     ),
     _break(
         "A query can change nothing",
         "evsync/projections/engines.py", "the connections of queries may write",
         "PRAGMA query_only = ON", "PRAGMA query_only = OFF",
-        "tests/integration/test_projection_runner.py::test_a_query_can_change_nothing",
+        "tests/integration/test_projection_runner.py::TestDatabase::test_a_query_can_change_nothing",
     ),
     # ---- reactions
     _break(
@@ -734,7 +753,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "evsync/projections/reaction_runner.py", "an answer is saved wherever the checkpoint is",
         "await self._commit(changed, self.reaction.name, checkpoint, log.stored.position)",
         "await self._commit(changed, self.reaction.name, checkpoint, None)",
-        "tests/integration/test_projection_reactions.py::test_each_event_is_answered_once_and_one_of_them_stands_by",
+        "tests/integration/test_projection_reactions.py::TestTwoProcesses::test_each_event_is_answered_once_and_one_of_them_stands_by",
         "tests/properties/test_projection_reactions.py::"
         "test_each_event_is_answered_exactly_once_through_lost_replies_conflicts_and_rivals",
     ),
@@ -842,7 +861,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "evsync/projections/feed.py", "a follower does not ask when the log has grown beyond its position again",
         "if incarnation and found is not None and found != incarnation:", "if False:",
         "tests/integration/test_archive_restore.py::test_followers_that_are_ahead_stop_and_a_command_mends_it",
-        "tests/integration/test_projection_runner.py::"
+        "tests/integration/test_projection_runner.py::TestSources::"
         "test_a_log_of_another_incarnation_is_found_out_without_an_event",
     ),
     _break(

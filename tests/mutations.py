@@ -2,6 +2,7 @@
 
     python -m tests.mutations              all of them
     python -m tests.mutations relay batch  those whose law, file or change contains one of the words
+    python -m tests.mutations --table      the table in docs/testing.md; breaks nothing
 
 A test that is still running after two minutes has failed: many a broken law shows as something that never comes. Before
 anything is broken, the tests must pass in the copy as it is. Ends with 1 if a change survived.
@@ -82,6 +83,16 @@ def chosen(words: Sequence[str]) -> list[Mutation]:
     ]
 
 
+def table() -> str:
+    """All of them, as docs/testing.md shows them."""
+    lines, last = ["| law | what was broken | where | noticed by |", "| --- | --- | --- | --- |"], ""
+    for m in MUTATIONS:
+        tests = ", ".join(f"`{name}`" for name in m.test_names)
+        lines.append(f"| {m.law if m.law != last else ''} | {m.change} | `{m.file}` | {tests} |")
+        last = m.law
+    return "\n".join(lines) + "\n"
+
+
 def main(words: Sequence[str]) -> int:
     """Break, test, report; the exit code."""
     mutations, survivors = chosen(words), 0
@@ -108,4 +119,7 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:] == ["--table"]:
+        print(table(), end="")
+    else:
+        sys.exit(main(sys.argv[1:]))
