@@ -657,8 +657,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "A worker that was taken over from applies nothing more",
         "evsync/projections/leases.py", "who takes a group does not raise its token",
-        "                token=LEASES.c.token + 1, owner=claim.owner, expires=now + claim.lease_s, halted=None\n",
-        "                owner=claim.owner, expires=now + claim.lease_s, halted=None\n",
+        "row.token + 1 for row in rows if row.owner == claim.owner or not _runs(row.expires, now)}\n"
+        "    if taken:\n"
+        "        connection.execute(\n"
+        "            _of(claim, taken).values(\n"
+        "                token=LEASES.c.token + 1, owner=claim.owner",
+        "row.token for row in rows if row.owner == claim.owner or not _runs(row.expires, now)}\n"
+        "    if taken:\n"
+        "        connection.execute(\n"
+        "            _of(claim, taken).values(\n"
+        "                owner=claim.owner",
         "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_that_was_taken_over_from_applies_nothing_more",
     ),
     _break(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import AsyncExitStack
+import sqlite3
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,28 @@ def test_values_that_are_written_otherwise_are_no_difference() -> None:
     assert (found["notes"].only_old, found["notes"].only_new) == (1, 1)
     for side in sides:
         side.connection.close()
+
+
+async def test_verify_tells_people_what_differs(shop: Bank) -> None:
+    """The verdict first, then each finding with its events; nothing of it where nothing was applied yet."""
+    target = "tests.rebuilt_bank:bank"
+    with closing(sqlite3.connect(shop.directory / "views.db")) as views:
+        group, count = views.execute('SELECT "group", count FROM evsync_checkpoints ORDER BY count DESC').fetchone()
+        gone = ("0" * 16, group)
+        views.execute('UPDATE evsync_checkpoints SET count = 0, digest = ? WHERE "group" = ?', gone)
+        views.commit()
+    shown = shop.evsync("verify", target, code=1).stdout
+    assert "balances, log bank.main: NOT exactly the 40 events up to position 40; 1 of 16 groups differ" in shown
+    assert f"group {group}: {count} events were not applied" in shown
+    assert shown.count("bank.Account.Paid") == count - count // 4
+    (shop.directory / "bank.db").rename(shop.directory / "moved.db")
+    async with made()[0].open(**shop.urls, run="none"):
+        pass
+    assert "NOT exactly the 0 events up to position 40" in shop.evsync("verify", target, code=1).stdout
+    (shop.directory / "views.db").unlink()
+    async with made()[0].open(**shop.urls):
+        pass
+    assert "nothing applied yet" in shop.evsync("verify", target).stdout
 
 
 async def test_the_commands(shop: Bank) -> None:

@@ -114,6 +114,10 @@ async def test_postgres_to_postgres(postgres_url: str) -> None:
         arguments = ["--from", postgres_url, "--table", "public.baskets_events", "--to", target, "--service", "baskets"]
         report = imported(*arguments)
         assert (report["events"], report["renumbered"]) == (4, 2)
+        said = evsync(*arguments).stdout
+        assert "baskets.main: 0 events copied, 4 in all, no difference" in said
+        assert f"digest {report['digest']}" in said
+        assert "2 events have another position than their notification id was" in said
         factory = Factory(Environment("Baskets", {"EVSYNC_STORE": target}))
         new = factory.application_recorder().select_notifications(None, 10)
         factory.close()
