@@ -5,15 +5,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import datetime
+from decimal import Decimal
+from typing import Any
 from uuid import RFC_4122, UUID, uuid4
 
 import pytest
+from eventsourcing.domain import BaseAggregate, CanInitAggregate, CanMutateAggregate
+from pydantic import BaseModel, ConfigDict, Field
 
 from evsync.codec.events import EventCodec
+from evsync.codec.values import unpack
 from evsync.domain import Aggregate, NamedAggregate, event, event_types, invoke, stream_of
 from evsync.errors import ConfigurationError
 from evsync.sharding.slots import slot_of
 from tests.aggregates import Account, Basket, Savings
+from tests.stored import as_stored, folded
 
 
 def test_event_types_are_named_by_service_aggregate_and_event() -> None:
@@ -119,3 +125,67 @@ def test_an_annotation_that_cannot_be_resolved_counts_as_any() -> None:
     """Names that exist only for the type checker do not keep a service from being made."""
     assert event_types(Clock)["Set"].fields["at"] is not datetime
     EventCodec("clocks", [Clock])
+
+
+class Modelled(BaseAggregate[UUID]):
+    """An aggregate in the other style that the library knows: its events are pydantic models."""
+
+    class Event(BaseModel, CanMutateAggregate[UUID]):
+        """What every event has."""
+
+        model_config = ConfigDict(frozen=True)
+
+        originator_id: UUID
+        originator_version: int
+        timestamp: datetime
+
+    class Created(Event, CanInitAggregate[UUID]):
+        """The first event."""
+
+        originator_topic: str
+
+    @staticmethod
+    def create_id(*_: Any, **__: Any) -> UUID:
+        """Any id."""
+        return uuid4()
+
+
+class Parcel(Modelled):
+    """One of them."""
+
+    class Weighed(Modelled.Event):
+        """An event that changes the aggregate in its own way."""
+
+        weight: Decimal = Decimal("1.5")
+        marks: list[str] = Field(default_factory=list)
+
+        def apply(self, aggregate: Any) -> None:
+            """Take the weight over."""
+            aggregate.weight = self.weight
+
+    @event("Packed")
+    def __init__(self, to: str) -> None:
+        self.to, self.weight = to, Decimal(0)
+
+    @event("Sent")
+    def send(self, to: str) -> None:
+        """Send it somewhere else."""
+        self.to = to
+
+
+def test_events_that_are_pydantic_models_are_kept_as_any_others() -> None:
+    """By their own fields, without those of the envelope, and with the defaults that the model gives."""
+    parcel = Parcel(to="Ada")
+    parcel.trigger_event(Parcel.Weighed, weight=Decimal("2.50"))
+    parcel.send("Bob")
+    codec = EventCodec("post", [Parcel])
+    stored = as_stored(codec, parcel)
+    assert [unpack(e.data) for e in stored] == [
+        {"to": "Ada"},
+        {"weight": Decimal("2.50"), "marks": []},
+        {"to": "Bob"},
+    ]
+    found = folded(codec, stored)
+    assert isinstance(found, Parcel)
+    assert (found.to, found.weight, found.version, found.modified_on) == ("Bob", Decimal("2.50"), 3, parcel.modified_on)
+    assert event_types(Parcel)["Weighed"].defaults == {"weight": Decimal("1.5"), "marks": []}
