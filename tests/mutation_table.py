@@ -220,6 +220,19 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/integration/test_repository.py::test_a_save_whose_first_try_arrives_late_stores_once",
     ),
     _break(
+        "In a process, one save per stream is in flight, and who is cancelled stops nobody",
+        "evsync/stream_locks.py", "who is cancelled as its turn comes keeps it",
+        "            if not turn.cancelled():\n", "            if False:\n",
+        "tests/unit/test_stream_locks.py::test_who_is_cancelled_as_its_turn_comes_passes_it_on",
+    ),
+    _break(
+        "In a process, one save per stream is in flight, and who is cancelled stops nobody",
+        "evsync/stream_locks.py", "who is cancelled while it waits for a second stream keeps the first",
+        "            self.release(held)\n            raise\n", "            raise\n",
+        "tests/unit/test_stream_locks.py::"
+        "test_who_is_cancelled_while_it_waits_for_a_second_stream_gives_the_first_back",
+    ),
+    _break(
         "A failed save keeps the pending events",
         "evsync/repository.py", "they are taken from the aggregate before the commit",
         "            position = await self._home.commit(commit)\n",

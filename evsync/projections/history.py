@@ -14,6 +14,7 @@ LIMIT = 5_000
 PATIENCE_S = 30.0
 """How long a log that says that it goes on may be silent."""
 _WAIT_S = 2.0
+_PAUSE_S = 0.1
 
 Advance = Callable[[int, int], None]
 """Is told how many events have been dealt with, and how many there are in all."""
@@ -51,5 +52,5 @@ async def end_of(reader: LogReader, atleast: int) -> int:
     for _ in range(20):
         if (head := await reader.head()) is not None:
             return head
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(_PAUSE_S)
     return atleast

@@ -57,7 +57,8 @@ async def test_a_log_that_neither_goes_on_nor_ends_is_not_taken_for_a_short_one(
         await positions(Reader(bank_events(20, 1), head), 30)
 
 
-async def test_the_end_of_a_log_is_asked_for_until_it_is_known() -> None:
+async def test_the_end_of_a_log_is_asked_for_until_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """And is taken to be where one has been already, if nobody can tell."""
+    monkeypatch.setattr(history, "_PAUSE_S", 0.0)
     assert await end_of(Reader([], None, None, 7), 3) == 7
     assert await end_of(Reader([], None), 3) == 3
