@@ -167,6 +167,24 @@ MUTATIONS: tuple[Mutation, ...] = (
         _JETSTREAM + "test_an_unknown_outcome_is_found_by_its_command",
         "tests/faults/test_jetstream_store.py::test_what_gets_lost_on_the_way_is_found_out",
     ),
+    _break(
+        "A store of another service or a newer evsync is refused",
+        "evsync/stores/sqlite_schema.py", "nobody looks whose store it is",
+        "if (identity.service, identity.shard) != (service, shard):", "if False:",
+        "tests/faults/test_sqlite_files.py::test_a_store_of_another_service_or_shard_is_refused",
+    ),
+    _break(
+        "A store of another service or a newer evsync is refused",
+        "evsync/stores/sqlite_schema.py", "nobody looks who wrote it",
+        "    if schema > SCHEMA:\n", "    if False:\n",
+        "tests/faults/test_sqlite_files.py::test_a_store_of_a_newer_evsync_is_refused",
+    ),
+    _break(
+        "Who waits for a log's end is woken by the next append",
+        "evsync/stores/tail.py", "nobody is woken",
+        "            if after < head:\n", "            if False:\n",
+        _SQLITE + "test_own_appends_wake_those_who_wait_without_the_poll",
+    ),
     # ---- group commit
     _break(
         "Group commit: bounded, in order, nobody fails for a neighbour",
@@ -476,6 +494,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/unit/test_projection_barrier.py::"
         "test_nothing_is_given_from_where_a_slot_came_until_it_is_applied_there",
     ),
+    _break(
+        "A shard that joins only takes",
+        "evsync/sharding/ring.py", "a ring with one shard more is made without looking at the one before",
+        "self._placement = self.plan(before.placement)", "self._placement = self._placement",
+        "tests/properties/test_sharding.py::test_a_shard_that_joins_only_takes",
+    ),
     # ---- the relay
     _break(
         "Event n stands at sequence n",
@@ -681,6 +705,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            _of(claim, taken).values(\n"
         "                owner=claim.owner",
         "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_that_was_taken_over_from_applies_nothing_more",
+    ),
+    _break(
+        "Leases run by the database's clock, and one of a wrong clock is not believed",
+        "evsync/projections/leases.py", "a lease may run for ever",
+        "return now < expires <= now + MAX_LEASE_S", "return now < expires",
+        "tests/integration/test_projection_runner.py::TestWorkers::"
+        "test_a_lease_that_was_written_by_a_clock_set_back_since_is_not_believed",
     ),
     _break(
         "Workers share the groups evenly",

@@ -636,6 +636,19 @@ class TestWorkers:
                     await runner.wait(at(69), 10)
         await asyncio.gather(*(d.close() for d in databases))
 
+    async def test_a_lease_that_was_written_by_a_clock_set_back_since_is_not_believed(
+        self, views: ViewsDatabase
+    ) -> None:
+        """It would else keep everybody out for as long as the clock was wrong."""
+        runner = ProjectionRunner(Ledger().projection, views, [ListSource("bank")])
+        await runner.open()
+        now = "(julianday('now') - 2440587.5) * 86400.0"
+        for ahead_s, taken in ((30, False), (3_600, True)):
+            lease = f"UPDATE evsync_leases SET owner = 'somebody', expires = {now} + {ahead_s}"
+            await views.write(lambda c, lease=lease: c.exec_driver_sql(lease))
+            assert await runner.balance() is taken
+        await runner.close()
+
     async def test_a_worker_that_was_taken_over_from_applies_nothing_more(self, views: ViewsDatabase) -> None:
         """Its token is not the stored one, so its transaction is rolled back; it comes back where the other is."""
         source, ledger = ListSource("bank", bank_events(100, 1)), Ledger()
