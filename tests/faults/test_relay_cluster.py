@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from evsync.errors import BrokerError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.server import EmbeddedServer
+from tests.fences import three_servers
 from tests.relaying import caught_up, connected, eventually, mirrored_again, new_log, relaying, save
 
 pytestmark = pytest.mark.anyio
@@ -22,23 +22,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[EmbeddedServer]]:
     """Three servers that know one another."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        ports = [s.getsockname()[1] for s in sockets]
-    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                EmbeddedServer.start(
-                    tmp_path / f"node-{n}",
-                    extra_config=f"server_name: n{n}\n"
-                    f"cluster {{ name: evsync, listen: 127.0.0.1:{port}, routes: [{routes}] }}",
-                )
-            )
-            for n, port in enumerate(ports)
-        ]
+    with three_servers(tmp_path) as servers:
+        yield servers
 
 
 async def leader_of(conn: Connection, name: str) -> str:
