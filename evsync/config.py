@@ -131,7 +131,7 @@ def _stores(what: str, given: Any) -> Any:
         try:
             given = json.loads(given)
         except ValueError as e:
-            raise ConfigurationError(f"{what}={given!r} is not JSON: {e}") from None
+            raise ConfigurationError(f"{what} begins with a brace and is not JSON: {e}") from None
     if not isinstance(given, (str, Mapping)):
         raise ConfigurationError(f"{what}={given!r}, where a URL is needed, or a URL for each shard")
     if isinstance(given, str):
@@ -142,6 +142,6 @@ def _stores(what: str, given: Any) -> Any:
         check_name("shard", shard)
         if not isinstance(url, str):
             raise ConfigurationError(f"{what} has {url!r} for shard {shard!r}, where a URL is needed")
-        if url != "memory://" and sum(url == other for other in given.values()) > 1:
-            raise ConfigurationError(f"{what} has two shards in {url!r}; each needs its own")
+        if alike := [s for s, other in given.items() if s != shard and url == other != "memory://"]:
+            raise ConfigurationError(f"{what}: shards {shard!r} and {alike[0]!r} have the same URL; each needs its own")
     return dict(given)

@@ -11,7 +11,8 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import estimate, plain, print_json, print_lines, redacted, reporting, say
+from evsync.cli.terminal import estimate, plain, print_json, print_lines, reporting, say
+from evsync.errors import redacted
 from evsync.projections.rebuild import GRACE_S, RebuildReport, drop_old_copies
 from evsync.service import Service
 from evsync.trust import projection_of
