@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,8 @@ import sqlalchemy as sa
 
 from benchmarks.cdnow import PURCHASES, write_full_size
 from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
-from benchmarks.workload import Order, customers, orders, reports, save_all, shop, sqlite_url
-from evsync import Position
+from benchmarks.workload import Order, OrderPlaced, customers, orders, reports, save_all, shop, sqlite_url
+from evsync import Event, MemoryModel, Position, Projection, Service
 from evsync.archive.backup import GENTLE, Backups
 from evsync.archive.copies import verify_copy
 from evsync.archive.reader import ArchivedReader
@@ -24,7 +25,6 @@ from evsync.errors import ConfigurationError
 from evsync.opening import open_store
 from evsync.ports import LogReader
 from evsync.recovery import restore_log
-from evsync.service import Service
 from evsync.sources import StoreReader
 from examples.users_orders.demo import SAMPLE
 from examples.users_orders.orders import Order as Purchase
@@ -36,10 +36,10 @@ TITLE = "Archive, restore, history"
 NOTES = f"""\
 The {PURCHASES:,} orders of the example at full size in an SQLite store, archived into one directory on the same disk,
 and restored from there into a new SQLite store; each segment is read back when it is written, and verified when it is
-read. History: what a projection's reader does with the archive; and the projection of the tables above, with 200,000
-orders out of their archive. The size is that of all segments, of the store's file after `VACUUM`. Saves during a
-backup: the same saves, 64 in flight, with and without backups that begin again as soon as they end, which no interval
-does; they rest between two pieces of work, as a service's own do.
+read. History: what a projection's reader does with the archive; and 200,000 orders out of their archive, counted by
+customer in memory, and projected into the tables above, two operations an order. The size is that of all segments, of
+the store's file after `VACUUM`. Saves during a backup: the same saves, 64 in flight, with and without backups that
+begin again as soon as they end, which no interval does; they rest between two pieces of work, as a service's own do.
 
 What limits it: Python on one core. A backup is SQLite's rows becoming Python values, then columns of them; a restore
 the columns becoming values, and SQLite's index of streams. Reading history is far from being what limits a projection:
@@ -70,9 +70,13 @@ def measure(rounds: int, advance: Advance) -> list[Row]:
                 run=partial(_history, store, place),
             ),
             Subject(
-                name="history from segments, into a projection",
-                run=partial(_project, Path(directory), last),
+                name="history from segments, into a projection in memory",
+                run=partial(_project, Path(directory), last, tables=False),
                 goal=Goal(of="value", least=150_000),
+            ),
+            Subject(
+                name="history from segments, into a projection in SQLite",
+                run=partial(_project, Path(directory), last, tables=True),
             ),
             Subject(
                 name="archive of the example, of the store's size",
@@ -170,9 +174,10 @@ async def _fill_shop(directory: Path) -> Position:
     return last
 
 
-def _project(history: Path, last: Position, directory: Path) -> float:
+def _project(history: Path, last: Position, directory: Path, *, tables: bool) -> float:
     async def run() -> float:
-        async with reports().open(
+        totals = MemoryModel[Counter[str]](Counter)
+        async with (reports() if tables else _totals(totals)).open(
             store="memory://",
             views=sqlite_url(directory / "views.db"),
             run=["customers"],
@@ -182,11 +187,25 @@ def _project(history: Path, last: Position, directory: Path) -> float:
             began = time.perf_counter()
             await service.wait(last, timeout_s=120)
             seconds = time.perf_counter() - began
-            shown = await service.query(sa.select(sa.func.sum(customers.c.orders)))
-            check("orders in the read model", shown.scalar_one(), EVENTS)
+            if tables:
+                shown = (await service.query(sa.select(sa.func.sum(customers.c.orders)))).scalar_one()
+            else:
+                shown = service.state(totals).total()
+            check("orders in the read model", shown, EVENTS)
             return EVENTS / seconds
 
     return asyncio.run(run())
+
+
+def _totals(model: MemoryModel[Counter[str]]) -> Service:
+    """A service that counts the orders of each customer, in memory."""
+    view = Projection("customers", model=model)
+
+    @view.on(OrderPlaced)
+    def placed(e: Event[OrderPlaced], totals: Counter[str]) -> None:
+        totals[e.data.customer_id] += 1
+
+    return Service("reports", projections=[view])
 
 
 def _size(store: Path, place: Path, directory: Path) -> float:
