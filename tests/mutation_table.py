@@ -31,7 +31,7 @@ class Mutation:
     def applied_to(self, text: str) -> str:
         """The file's text with the change."""
         found = text.count(self.old)
-        assert found == 1, f"{self.file}: {self.old!r} stands there {found} times"
+        assert found == 1, f"{self.file}: {self.old!r} stands there {found} times; let tests/mutation_table.py follow"
         return text.replace(self.old, self.new)
 
     @property
