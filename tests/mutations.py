@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
 PASSED, FAILED = 0, 1
 """pytest's exit codes. The others say that it could not run what was named: nothing is proved then."""
-_LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", ".coverage*", "dist")
+_LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", ".coverage*", "dist")
 
 
 class Copy:
