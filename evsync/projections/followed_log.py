@@ -38,8 +38,8 @@ class FollowedLog:
         memory, which goes through everything before the culprit again."""
         self.culprit = 0
         self.condemned: dict[int, str] = {}
-        """Positions of events that have failed for the last time and are to be parked, with the reason. Kept: a model
-        in memory that begins anew meets them again."""
+        """Positions of events that have failed for the last time and are to be parked, with the reason. Kept for a
+        model in memory, which meets them again when it begins anew."""
         self.rewound = False
         """Whether reading has to go on at an earlier place since this was last set to False: a group was taken."""
         self._tokens: Mapping[int, int] = {}
@@ -101,9 +101,11 @@ class FollowedLog:
             self.feed.read_ahead(reach.events[-1].position, timeout_s)
         return reach
 
-    def moved(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """A batch was applied, and these are the checkpoints now."""
+    def moved(self, checkpoints: Iterable[Checkpoint], *, lasting: bool) -> None:
+        """A batch was applied, and these are the checkpoints now. `lasting`: see ModelSession."""
         self.checkpoints = {c.group: c for c in checkpoints}
+        if lasting:
+            self.condemned = self.due
         self.failures, self.reason = 0, None
         if time.monotonic() - self._began > QUICK_S:
             self.feed.limit = max(self.feed.limit // 2, self._batch)

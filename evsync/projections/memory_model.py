@@ -45,6 +45,7 @@ class MemorySession(Generic[S]):
     """
 
     growth: ClassVar[int] = 1  # it keeps the event loop for a whole batch
+    lasting: ClassVar[bool] = False
 
     def __init__(self, factory: Callable[[], S], groups: int) -> None:
         self._factory, self._groups = factory, groups

@@ -113,6 +113,8 @@ class ModelSession(Protocol[S_co]):
 
     growth: ClassVar[int]
     """How many times as large batches may grow that are applied quickly: 1 where they are not cheaper for that."""
+    lasting: ClassVar[bool]
+    """Whether what was applied stays when a later batch fails. Else the model begins anew then."""
 
     async def prepare(self) -> None:
         """Make what is missing: tables, bookkeeping.

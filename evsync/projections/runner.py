@@ -127,7 +127,8 @@ class ProjectionRunner:
             )
         self.seek([position.log])
         await self._visibility.wait(position, timeout_s)
-        if self._visibility.may_be_parked:
+        # Asked each time where it may have happened: a rebuild by another process may have parked what was visible.
+        if self._visibility.may_be_parked or self.projection.then == "park":
             try:
                 parked = await self._session.parked_at(position)
             except DatabaseAway as e:
@@ -401,7 +402,7 @@ class ProjectionRunner:
                     return
                 raise blamed(kept, log.checkpoints, handlers, groups, str(e)) from e
         self._tenure.park(p.as_stream for p in parked)
-        log.moved(moved)
+        log.moved(moved, lasting=self._session.lasting)
         self._visibility.moved(moved)
 
     async def _halt(self, log: FollowedLog | None, error: EvsyncError) -> None:

@@ -26,6 +26,8 @@ def scratch(place: Place, metadata: sa.MetaData) -> Iterator[sa.Connection]:
             if not place.is_sqlite:
                 path = connection.exec_driver_sql("SHOW search_path").scalar_one()
                 connection.exec_driver_sql(f"SET LOCAL search_path = {TEMPORARY}, {path}")
+                # Nobody waits for it, and the log that is gone through may be slow to read.
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
                 connection.execution_options(schema_translate_map={None: TEMPORARY})
             metadata.create_all(connection, checkfirst=False)
             connection.execution_options(schema_translate_map={})

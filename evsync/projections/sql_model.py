@@ -57,6 +57,7 @@ class SqlSession:
     """Applies batches in transactions that also move the checkpoints and check the tokens. Implements ModelSession."""
 
     growth: ClassVar[int] = 4  # a row that several events change is written once a batch
+    lasting: ClassVar[bool] = True
 
     def __init__(self, metadata: sa.MetaData, claim: Claim, database: ViewsDatabase) -> None:
         self._metadata, self._claim, self._database = metadata, claim, database

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from evsync.errors import Parked
 from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase
+from evsync.projections.rebuild import Rebuild
 from evsync.records import Position
 from tests.integration.test_projection_runner import at, running
 from tests.projection_logs import Ledger, ListSource, Opened, fold_bank, stored
@@ -85,6 +86,7 @@ async def test_a_stream_is_parked_and_others_go_on(views: ViewsDatabase, url: st
         assert (await runner.status()).parked == 0
         counts = sa.text("SELECT sum(count) FROM evsync_checkpoints")
         assert await views.read(lambda c: c.execute(counts).scalar_one()) == 7
+        assert runner._logs["bank.main"].condemned == {}
     await onlooker.close()
     await elsewhere.close()
 
@@ -100,6 +102,23 @@ async def test_whoever_waits_for_a_commit_hears_of_each_of_its_events(views: Vie
         source.add(PAID, "b", amount=1)
         await runner.wait(at(3), 10)
         assert await views.read(ledger.rows) == fold_bank(source.events[1:])
+
+
+async def test_whoever_waits_hears_of_what_a_rebuild_has_parked(views: ViewsDatabase, url: str) -> None:
+    """Also of an event that was visible in the old model, and in a process that has seen that it was."""
+    source, ledger = payments(("a", 1), ("b", 1), ("a", 2)), Ledger(then="park")
+    elsewhere = ViewsDatabase(url)
+    onlooker = ProjectionRunner(Ledger(then="park").projection, elsewhere, [source])
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source], lease_s=1.0)):
+        await onlooker.open()
+        await asyncio.gather(runner.wait(at(3), 10), onlooker.wait(at(3), 10))
+        await Rebuild(Ledger(bad={1}, retries=0, then="park").projection, views, [source], grace_s=0.0).run()
+        for of in (runner, onlooker):
+            with pytest.raises(Parked, match="1 is bad"):
+                await of.wait(at(1), 10)
+            await of.wait(at(2), 10)
+    await onlooker.close()
+    await elsewhere.close()
 
 
 async def test_what_only_the_end_of_a_transaction_refuses_is_found_and_parked(views: ViewsDatabase) -> None:
