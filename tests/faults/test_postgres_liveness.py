@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from evsync import liveness
 from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase
 from evsync.projections import sql_model as module
+from evsync.projections.scratch import scratch
 from evsync.stores.postgres import PostgresStore
 from evsync.testing.contracts.samples import one
 from tests.integration.test_projection_runner import at, running
@@ -116,6 +117,8 @@ async def test_both_ends_of_every_connection_look_after_each_other(postgres_url:
         assert await of_pool(connection) == expected
     assert await store._database.patiently(of_pool) == expected
     assert await views.write(of_views) == await views.read(of_views) == expected
+    with scratch(views.place, sa.MetaData()) as c:  # where history is gone through, however slowly
+        assert c.execute(sa.text(SHOW)).one()[0] == "0"
     await asyncio.gather(store.close(), views.close())
 
     views = ViewsDatabase(
