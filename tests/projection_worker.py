@@ -14,7 +14,10 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from evsync import liveness
-from evsync.ports import LogReader
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.settings import NatsSettings
+from evsync.jetstream.source import JetStreamSource
+from evsync.ports import LogReader, LogSource
 from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase
 from evsync.records import StoredEvent
 from tests.projection_logs import Ledger, ListReader, ListSource, Paid, bank_events
@@ -57,8 +60,11 @@ class StoppingLedger(Ledger):
 
 
 async def work(arguments: argparse.Namespace) -> None:
-    """Follow a log that everybody can compute, until SIGTERM."""
-    source = SlowSource("bank", bank_events(arguments.events, arguments.seed), arguments.pace_ms / 1_000)
+    """Follow a log that everybody can compute, or one on NATS, until SIGTERM."""
+    source: LogSource = SlowSource("bank", bank_events(arguments.events, arguments.seed), arguments.pace_ms / 1_000)
+    conn = await Connection.open(NatsSettings(arguments.nats), "worker") if arguments.nats else None
+    if conn is not None:
+        source = JetStreamSource(conn, "bank")
     views = ViewsDatabase(arguments.url)
     ledger = StoppingLedger(bad=arguments.bad, retries=0, then="park")
     ledger.stop_at, liveness.IDLE_S = arguments.stop_at, arguments.idle_s
@@ -72,6 +78,8 @@ async def work(arguments: argparse.Namespace) -> None:
         await running
     await runner.close()
     await views.close()
+    if conn is not None:
+        await conn.close()
 
 
 if __name__ == "__main__":
@@ -79,6 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("url")
     for name in ("events", "seed", "batch", "lease-ms", "pace-ms"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--nats", default="")
     parser.add_argument("--stop-at", type=int, default=0)
     parser.add_argument("--idle-s", type=int, default=liveness.IDLE_S)
     parser.add_argument("--bad", type=int, nargs="*", default=[])

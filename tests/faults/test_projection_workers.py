@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from evsync.jetstream.server import EmbeddedServer
+from evsync.records import Append, Commit, LogIdentity, NewEvent, StoredEvent, new_command
+from evsync.stores.memory import MemoryStore
 from evsync.testing.postgres import PostgresServer
+from tests.projection_logs import INCARNATION
 from tests.projection_processes import GROUPS, Workers, until
+from tests.relaying import connected, eventually, relaying
 
 CHAOS_S = float(os.environ.get("EVSYNC_CHAOS_S", "5"))
 """For how long workers come and go. A minute shows more; a run of all tests has no time for that."""
@@ -95,3 +101,60 @@ def test_a_database_restarted_in_the_middle_of_batches_is_waited_for(server: Pos
         assert sum(workers.shares().values()) == GROUPS
     finally:
         workers.end()
+
+
+@pytest.mark.anyio
+async def test_workers_that_read_from_jetstream_outlive_a_broker_and_a_database_that_are_killed_beside_them(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    """All at once: workers killed, paused and new ones, events parked, both servers restarted, and new events."""
+    chance, events = random.Random(), int(CHAOS_S * 800)
+    bad = chance.sample(range(1, events), 8)
+    workers = Workers(f"{server.url}&schema=views", tmp_path, events, bad=bad)
+    store = MemoryStore(LogIdentity("bank", "main", INCARNATION))
+    batches = [workers.log[n : n + 50] for n in range(0, events, 50)]
+    alive: list[subprocess.Popen[bytes]] = []
+    try:
+        with EmbeddedServer.start(tmp_path / "nats") as nats:
+            async with connected(nats.url, "bank") as conn, relaying(store, conn):
+
+                def join() -> None:
+                    alive.append(workers.start("--nats", nats.url, batch=BATCH, lease_ms=600))
+
+                def restart_database() -> None:
+                    server.kill()
+                    server.restart()
+
+                for _ in range(4):
+                    join()
+                begun = time.monotonic()
+                due = {0.3: restart_database, 0.5: nats.kill, 0.6: nats.restart, 0.8: restart_database}
+                for number, batch in enumerate(batches, 1):
+                    outcomes = await store.append([as_commit(e) for e in batch])
+                    assert outcomes == [e.position for e in batch]
+                    deed = chance.choice(("join", "kill", "pause", "nothing"))
+                    if deed == "join" and len(alive) < MOST:
+                        join()
+                    elif deed == "kill" and len(alive) > 3:
+                        alive.pop(chance.randrange(len(alive))).kill()
+                    elif deed == "pause":
+                        one = chance.choice(alive)
+                        one.send_signal(signal.SIGSTOP)
+                        await asyncio.sleep(chance.choice([0.05, 0.9]))
+                        one.send_signal(signal.SIGCONT)
+                    for share in [share for share in due if number / len(batches) >= share]:
+                        await asyncio.to_thread(due.pop(share))
+                    await asyncio.sleep(max(0.0, begun + CHAOS_S * number / len(batches) - time.monotonic()))
+                workers.log = await store.read(0, events)
+                reached = workers.assert_is_a_fold_over_the_log()
+                await eventually(lambda: workers.position() == events, "the end of the log", timeout_s=60)
+                assert workers.assert_is_a_fold_over_the_log() == events >= reached
+                assert all(process.poll() is None for process in alive)
+    finally:
+        workers.end()
+
+
+def as_commit(e: StoredEvent) -> Commit:
+    """A commit that stores such an event again."""
+    event = NewEvent(e.type, e.time_us, e.data, e.meta)
+    return Commit(new_command(), [Append(e.stream, e.slot, e.version - 1, [event])])
