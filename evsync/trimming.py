@@ -64,7 +64,7 @@ async def verified_copies(
         raise ArchiveIncomplete(
             f"positions up to {position} are whole in {len(whole)} places "
             f"({', '.join(c.target.url for c in whole) or 'none'}), and the policy needs {copies}; nothing was "
-            f"trimmed. Make a backup, or mend the others. {' '.join(found)}"
+            f"trimmed. {' '.join(['Make a backup, or mend the others.', *found])}"
         )
     return whole
 
@@ -88,7 +88,7 @@ async def trim_store(
             f"a {type(store).__name__} cannot be trimmed in this version: only stores in SQLite and PostgreSQL can. "
             "Nothing was done"
         )
-    await _check_end(store, position)
+    await check_end(store, position)
     for number, copy in enumerate(copies):
         await _compare(store, copy, position)
         tell(number + 1, len(copies))
@@ -109,7 +109,7 @@ async def trim_store(
     return report
 
 
-async def _check_end(store: Store, position: int) -> None:
+async def check_end(store: Store, position: int) -> None:
     """Raise ConfigurationError unless a commit of the log ends at the position."""
     if position > (head := await store.head()):
         raise ConfigurationError(

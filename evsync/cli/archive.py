@@ -21,7 +21,7 @@ from evsync.cli.terminal import plain, print_json, print_lines, progress, report
 from evsync.errors import ConfigurationError
 from evsync.jetstream.trimming import trim_stream
 from evsync.service import Service
-from evsync.trimming import TrimReport, trim_store, verified_copies
+from evsync.trimming import TrimReport, check_end, trim_store, verified_copies
 
 app = typer.Typer(name="archive", help="Give up elsewhere what the archive holds.", no_args_is_help=True)
 
@@ -88,6 +88,7 @@ async def _trim_store(service: Service, position: int) -> TrimReport:
     policy = policy_of(service)
     async with service.inspect(), opened_targets(policy.targets) as targets:
         runtime = service.runtime
+        await check_end(runtime.store, position)
         with ExitStack() as bars:
             copies = await verified_copies(runtime.store, targets, policy.copies, position, _bars(bars))
         with progress("Comparing") as advance:

@@ -240,6 +240,7 @@ stock = Service("stock", aggregates=[Item], snapshots=SnapshotPolicy(every_event
     asyncio.run(_save_with_snapshots(shop))
     trim = ("archive", "trim", "trimmed:stock", "--to", "4", "--store")
     assert "no terminal" in run(*trim, code=2)
+    assert "ends at position 4, before 9" in run(*trim, "--to", "9", "--yes", code=2)
     assert "whole in 0 places" in run(*trim, "--yes", code=1)
     run("backup", "run", "trimmed:stock")
     before = run("tail", "trimmed:stock", "--after", "0")
