@@ -142,6 +142,8 @@ def _stores(what: str, given: Any) -> Any:
         check_name("shard", shard)
         if not isinstance(url, str):
             raise ConfigurationError(f"{what} has {url!r} for shard {shard!r}, where a URL is needed")
-        if alike := [s for s, other in given.items() if s != shard and url == other != "memory://"]:
+        # Two URLs of memory, or of a broker, can be the same text and mean two stores.
+        several = url == "memory://" or (url.partition("://")[0] in ("nats", "tls") and "stream=" not in url)
+        if not several and (alike := [s for s, other in given.items() if s != shard and url == other]):
             raise ConfigurationError(f"{what}: shards {shard!r} and {alike[0]!r} have the same URL; each needs its own")
     return dict(given)

@@ -21,6 +21,16 @@ def is_on_nats(url: str) -> bool:
     return url.partition("://")[0] in _ON_NATS
 
 
+def shards_on_nats(store: str | Mapping[str, str]) -> Mapping[str, str]:
+    """The URLs, by shard, of the stores that are JetStream streams."""
+    return {shard: url for shard, url in urls_by_shard(store).items() if is_on_nats(url)}
+
+
+def broker_of(store: str | Mapping[str, str]) -> str | None:
+    """The broker that a service's stores are on, where no other is named: other services' logs are there too."""
+    return next((url.partition("?")[0].rstrip("/") for url in shards_on_nats(store).values()), None)
+
+
 async def open_store(
     url: str, *, service: str, shard: str = "main", create: bool = True, owns_slots: bool = True
 ) -> Store:
@@ -30,7 +40,9 @@ async def open_store(
     `owns_slots`: whether all slots are open in a store that is made, as in the first shard of a service, or none.
     """
     if is_on_nats(url):
-        return await JetStreamStore.open(url, service=service, shard=shard, create=create, files=broker_files())
+        return await JetStreamStore.open(
+            url, service=service, shard=shard, create=create, owns_slots=owns_slots, files=broker_files()
+        )
     return await open_database(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
 
 

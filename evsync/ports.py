@@ -50,6 +50,8 @@ class Capabilities:
     """A commit with a checkpoint has one event more, its last: evsync's own (see `is_control`), with a position."""
     max_commit_events: int = 65_536
     """How many events one commit may hold, that of a checkpoint included."""
+    slots_leave: bool = True
+    """A slot of a SlotStore can be moved away when its log holds events. Else see KeepsSlots."""
     given_versions: bool = False
     """An append may say at which versions its events stand (`Append.versions`)."""
 
@@ -213,6 +215,15 @@ class ReadsOpenSlots(Protocol):
         self, stream: str, slot: int, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See EventStore.read_changes. Raises SlotMoved, having given nothing, where the slot is not open here."""
+        ...
+
+
+@runtime_checkable
+class KeepsSlots(Protocol):
+    """A SlotStore that slots can be moved to, and away from only at times."""
+
+    async def check_leaving(self) -> None:
+        """Raise ConfigurationError, saying why, where no slot can leave; a slot that was closed already can."""
         ...
 
 

@@ -32,7 +32,7 @@ from evsync.jetstream.relay import Relay
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import first_url, is_on_nats, open_store, urls_by_shard, views_beside
+from evsync.opening import broker_of, first_url, open_store, shards_on_nats, urls_by_shard, views_beside
 from evsync.parts import OwnLogStatus, Status, parts_to_run, read_past, scheduled_backups, services_read_by
 from evsync.ports import LogSource, Store
 from evsync.projections import (
@@ -104,7 +104,6 @@ class Runtime:
         """
         running = frozenset[str]() if look_only else parts_to_run(service, settings)
         given = settings["store"]
-        url = first_url(given)
         async with AsyncExitStack() as stack:
             if isinstance(given, str):
                 store = await open_store(given, service=service.name, create=not look_only)
@@ -120,15 +119,14 @@ class Runtime:
             runtime.running = running
             if runtime.snapshots is not None:
                 stack.push_async_callback(runtime.snapshots.close)
-            nats = settings.get("nats")
-            if nats is None and is_on_nats(url):
-                nats = url.partition("?")[0].rstrip("/")  # other services' logs are where this one's is
+            nats = settings.get("nats") or broker_of(given)
             if nats:
                 settings_of_nats = NatsSettings(nats, **{name: Path(path) for name, path in broker_files().items()})
                 runtime.connection = await Connection.open(settings_of_nats, service.name)
                 stack.push_async_callback(runtime.connection.close)
-                if "relay" in running and not is_on_nats(url):  # there the log is the stream
-                    runtime.relays = {shard: Relay(store, runtime.connection) for shard, store in stores.items()}
+                if "relay" in running:
+                    mirrored = stores.keys() - shards_on_nats(given).keys()  # there the log is the stream
+                    runtime.relays = {s: Relay(stores[s], runtime.connection) for s in stores if s in mirrored}
             if service.backups is not None and "backup" in running:
                 runtime.backups = await scheduled_backups(service, stores, service.backups, stack)
             if followers:

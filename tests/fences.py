@@ -143,9 +143,11 @@ async def _last(conn: Connection) -> int:
 # ---- who appends, and who seals
 
 
-async def write(urls: str, fence: str, first_lane: int, until: float) -> dict[str, Any]:
-    """Append until the time; what was answered."""
+async def write(urls: str, fence: str, first_lane: int) -> dict[str, Any]:
+    """Append until the time that standard input tells; what was answered."""
     conn = await _connected(urls)
+    print("ready", flush=True)
+    until = float(await asyncio.to_thread(sys.stdin.readline))
     answers: Counter[str] = Counter()
     acknowledged: list[tuple[str, int]] = []
     sealed: set[tuple[int, int]] = set()
@@ -300,15 +302,18 @@ async def run(fence: str, directory: Path, seconds: float, *, faults: bool = Tru
         urls = ",".join(server.url for server in servers)
         conn = await _connected(urls)
         await _create(conn)
-        until = time.time() + seconds
-        processes = [await _process(urls, fence, n * TASKS, until) for n in range(PROCESSES)]
+        processes = [await _process(urls, fence, n * TASKS) for n in range(PROCESSES)]
         sealing, disturbing = Counter[str](), Counter[str]()
         try:
+            for process in processes:
+                assert process.stdout is not None
+                assert await process.stdout.readline() == b"ready\n"
+            until = time.time() + seconds
             async with asyncio.TaskGroup() as group:
                 group.create_task(_seal(conn, fence, until, sealing))
                 if faults:
                     group.create_task(_disturb(servers, conn, until, disturbing))
-                stories = [group.create_task(process.communicate()) for process in processes]
+                stories = [group.create_task(process.communicate(b"%f\n" % until)) for process in processes]
         finally:
             for process in processes:
                 if process.returncode is None:
@@ -332,18 +337,18 @@ async def _judged(conn: Connection, told: Sequence[Mapping[str, Any]]) -> dict[s
             await asyncio.sleep(0.2)
 
 
-async def _process(urls: str, fence: str, first_lane: int, until: float) -> asyncio.subprocess.Process:
-    arguments = [urls, fence, str(first_lane), str(until)]
+async def _process(urls: str, fence: str, first_lane: int) -> asyncio.subprocess.Process:
+    arguments = [urls, fence, str(first_lane)]
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.fences", "write", *arguments, stdout=PIPE, limit=1 << 26
+        sys.executable, "-m", "tests.fences", "write", *arguments, stdin=PIPE, stdout=PIPE, limit=1 << 26
     )
 
 
 def main(arguments: Sequence[str]) -> None:
     """`write …`: one writer process. Else: all fences, or those that are named, for so many seconds each."""
     if arguments[0] == "write":
-        urls, fence, first_lane, until = arguments[1:]
-        print(json.dumps(asyncio.run(write(urls, fence, int(first_lane), float(until)))))
+        urls, fence, first_lane = arguments[1:]
+        print(json.dumps(asyncio.run(write(urls, fence, int(first_lane)))))
         return
     for fence in arguments[1:] or FENCES:
         with tempfile.TemporaryDirectory() as directory:

@@ -70,7 +70,8 @@ def _grant(service: Service, settings: Deployment, logs: Mapping[str, Sequence[_
     running = parts_to_run(service, settings)
     for log in logs[service.name]:
         if log.is_store:
-            publish += permissions.storing(service.name, log.shard, log.stream, snapshots=service.snapshots is not None)
+            snapshots, several = service.snapshots is not None, len(logs[service.name]) > 1
+            publish += permissions.storing(service.name, log.shard, log.stream, snapshots=snapshots, imports=several)
         elif "relay" in running:
             publish += permissions.relaying(service.name, log.shard, log.stream, log.older)
             if log.stream == ANY and not any_stream:

@@ -19,7 +19,7 @@ from evsync.inspection import Inspectable
 from evsync.ports import SlotSize, SlotStore, Store
 from evsync.service import Service
 from evsync.sharding import HashRing, Router
-from evsync.sharding.handover import Move, Step, bring_about, moves_between, placement_of
+from evsync.sharding.handover import Move, Step, bring_about, check_moves, moves_between, placement_of
 from evsync.sharding.router import Placement
 from evsync.sharding.splits import split_commits
 from evsync.sharding.truth import Held, truth
@@ -142,6 +142,7 @@ async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run
         now = await truth(home.slot_stores)
         planned = plan(plan_of(stores, service.router), placement_of(now))
         moves = moves_between(now, planned)
+        await check_moves(home.slot_stores, moves, now)
         _print_plan(moves, now, json)
         if dry_run:
             for line in await _split(stores, planned):

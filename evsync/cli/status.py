@@ -21,6 +21,7 @@ from evsync.errors import BrokerError, RelayError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.verification import check_state
+from evsync.opening import shards_on_nats
 from evsync.projections.status import FollowerStatus
 from evsync.records import LogIdentity
 from evsync.service import Service
@@ -89,9 +90,12 @@ async def _watch(service: Service, every_s: float, *, json: bool, groups: bool) 
 async def _look(service: Service) -> dict[str, Any]:
     runtime, status = service.runtime, await service.status()
     connection, logs = runtime.connection, {}
-    for store in runtime.stores.values():
+    own_streams = shards_on_nats(runtime.settings["store"])  # no relay fills them
+    for shard, store in runtime.stores.items():
         identity, head = store.identity, status.logs[store.identity.name].head
-        relay = await _relay(connection, identity, head) if connection is not None else None
+        relay = None
+        if connection is not None and shard not in own_streams:
+            relay = await _relay(connection, identity, head)
         logs[identity.name] = {"incarnation": identity.incarnation, "head": head, "relay": relay}
     reactions = {r.name for r in service.reactions}
     return {

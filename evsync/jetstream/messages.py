@@ -25,7 +25,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from evsync.errors import DecodingError, EncodingError
-from evsync.records import EPOCH, StoredEvent, to_time_us
+from evsync.records import EPOCH, SLOTS_STREAM, StoredEvent, to_time_us
 
 FIRST_LINE: Final = b"NATS/1.0\r\n"
 END_OF_HEADERS: Final = b"\r\n"
@@ -64,13 +64,13 @@ _EXTENSIONS = {
 class MessageFormat:
     """Writes and reads the messages of one log, `service.shard`. Pure; make one and keep it: it remembers event types.
 
-    A message of another log is refused like any other that is not ours.
+    A message of another log is refused like any other that is not ours. `root` is what its subjects begin with.
     """
 
-    def __init__(self, log: str) -> None:
+    def __init__(self, log: str, root: str = "evsync") -> None:
         self.log = log
         self._service, _, shard = log.partition(".")
-        self._prefix = f"evsync.{self._service}.{shard}."
+        self._prefix = f"{root}.{self._service}.{shard}."
         self._source = f"/{self._service}/{shard}"
         self._subject_shape = re.compile(
             re.escape(self._prefix) + _NUMBER + rf"\.{_TOKEN}\.{_TOKEN}\.{_TOKEN}(?:\.{_NUMBER})?"
@@ -128,9 +128,11 @@ class MessageFormat:
     def stream_filter(self, stream: str, slot: int, version: int | None = None) -> str:
         """The subjects of an aggregate's events in a stream that is the store, or of its event of one version.
 
-        All writers of a stream must state expectations with this very text.
+        All writers of a stream must state expectations with this very text. The stream that says where slots are has
+        events in all of them.
         """
-        return f"{self._prefix}{slot:d}.*.*.{escape(stream)}.{'*' if version is None else version}"
+        place = "*" if stream == SLOTS_STREAM else str(slot)
+        return f"{self._prefix}{place}.*.*.{escape(stream)}.{'*' if version is None else version}"
 
     def decode(self, subject: str, raw_headers: bytes, body: bytes, sequence: int = 0) -> StoredEvent:
         """The event of a message, from its whole header block (`NATS/1.0` to the blank line).

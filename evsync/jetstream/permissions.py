@@ -39,8 +39,8 @@ def relaying(service: str, shard: str, stream: str, older: Iterable[str] = ()) -
     ]
 
 
-def storing(service: str, shard: str, stream: str, *, snapshots: bool) -> list[str]:
-    """What an event store in a stream publishes to."""
+def storing(service: str, shard: str, stream: str, *, snapshots: bool, imports: bool = False) -> list[str]:
+    """What an event store in a stream publishes to; with `imports` if slots may be moved to it."""
     found = [
         f"evsync.{service}.{shard}.>",
         *_api(stream, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET"),
@@ -51,6 +51,12 @@ def storing(service: str, shard: str, stream: str, *, snapshots: bool) -> list[s
         found += [
             f"evsync-snapshots.{service}.{shard}.>",
             *_api(kept, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET"),
+        ]
+    if imports:
+        copies = f"evsync_{service}_{shard}_imports"
+        found += [
+            f"evsync-imports.{service}.{shard}.>",
+            *_api(copies, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET"),
         ]
     return found
 

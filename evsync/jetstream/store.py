@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,13 +22,17 @@ from evsync.errors import (
 from evsync.inspection import StoreFacts, Unreadable
 from evsync.jetstream import store_checkpoints as checkpoints
 from evsync.jetstream import store_inspection as inspection
+from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.faults import passes
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.store_append import Appending, Ends
+from evsync.jetstream.store_imports import ImportStream
+from evsync.jetstream.store_movable import MovableSlots
 from evsync.jetstream.store_reads import Seen, StreamReads, Top
 from evsync.jetstream.store_sends import Sender
+from evsync.jetstream.store_slots import Slots
 from evsync.jetstream.store_snapshots import SnapshotStream
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, open_stream
 from evsync.jetstream.streams import StreamState
@@ -46,7 +51,7 @@ _POLL_S = 0.05
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 
 
-class JetStreamStore:
+class JetStreamStore(MovableSlots):
     """A Store in a JetStream stream: one event a message, one atomic batch for a commit of several.
 
     There is no relay: whoever follows the service reads this stream. Commits of one event are published all at once
@@ -58,7 +63,11 @@ class JetStreamStore:
     """
 
     capabilities = Capabilities(
-        given_versions=True, any_text=False, checkpoints_are_events=True, max_commit_events=MAX_COMMIT_EVENTS
+        given_versions=True,
+        any_text=False,
+        checkpoints_are_events=True,
+        max_commit_events=MAX_COMMIT_EVENTS,
+        slots_leave=False,
     )
 
     @classmethod
@@ -69,12 +78,14 @@ class JetStreamStore:
         service: str,
         shard: str = "main",
         create: bool = True,
+        owns_slots: bool = True,
         files: Mapping[str, str] | None = None,
         patience_s: float = PATIENCE_S,
         poll_s: float = _POLL_S,
     ) -> JetStreamStore:
         """The store at `nats://host:4222/?stream=NAME&replicas=3`, made if there is none and `create` is set.
 
+        `owns_slots`: whether all slots are open in one that is made, as in the first shard of a service, or none.
         `files` are paths for NatsSettings: credentials, ca, certificate, key. Raises ConfigurationError for the URL,
         WrongStore for a stream that is not this log's store, StoreUnavailable when no server answers in time, or when
         there is no store.
@@ -86,7 +97,9 @@ class JetStreamStore:
         conn = await Connection.open(NatsSettings(parsed.servers, **paths), service)
         try:
             state = await _patiently(
-                patience_s, lambda: _opened(conn, service, shard, parsed, create, patience_s), "nothing was touched"
+                patience_s,
+                lambda: _opened(conn, service, shard, parsed, create, owns_slots, patience_s),
+                "nothing was touched",
             )
         except BaseException:
             await conn.close()
@@ -104,7 +117,15 @@ class JetStreamStore:
         self._reads = StreamReads(conn, state.name, self.identity, self._form)
         self._sender = Sender(conn, self._form, state.name)
         self._ends = Ends()
-        self._snapshots = SnapshotStream(conn, self.identity, int(state.config.get("num_replicas") or 1))
+        replicas = int(state.config.get("num_replicas") or 1)
+        self._snapshots = SnapshotStream(conn, self.identity, replicas)
+        self._slots = Slots(
+            self.identity,
+            self._reads,
+            self._sender,
+            ImportStream(conn, self.identity, replicas),
+            owns_slots=streams.WITHOUT_SLOTS_KEY not in (state.config.get("metadata") or {}),
+        )
         self._seen: Seen | None = None
         self._tail = Tail(state.last)
         self._poller: asyncio.Task[None] | None = None
@@ -135,10 +156,12 @@ class JetStreamStore:
         One round trip for a stream of up to 1,024 events; one more for a longer one, and for each 1,023 of it.
         """
         seen = self._seen if self._replicated else None
-        events = await self._ask(lambda: self._reads.stream(stream, after_version, to_version, seen))
-        if events and to_version is None:
+        events = own = await self._ask(lambda: self._reads.stream(stream, after_version, to_version, seen))
+        if copies := await self._ask(lambda: self._slots.imports_of(stream, after_version, to_version)):
+            events = sorted([*copies, *own], key=attrgetter("version"))
+        if own and to_version is None:
             # A gap may have been filled: then the last message is not the one of the greatest version.
-            self._ends.learn(stream, Top(events[-1].version, max(e.position for e in events)))
+            self._ends.learn(stream, Top(events[-1].version, max(e.position for e in own)))
         return events
 
     async def read_changes(
@@ -172,6 +195,7 @@ class JetStreamStore:
             await asyncio.wait([self._poller])
         async with self._appending:
             self._sender.close()
+            self._slots.imports.reads.close()
             self._reads.close()
             await self._conn.close()
 
@@ -286,6 +310,7 @@ class JetStreamStore:
                     self._reads,
                     self._sender,
                     self._ends,
+                    self._slots,
                     touched=touched,
                     deadline=deadline,
                     answer_s=_ANSWER_S,
@@ -335,10 +360,10 @@ class JetStreamStore:
 
 
 async def _opened(
-    conn: Connection, service: str, shard: str, url: StoreUrl, create: bool, patience_s: float
+    conn: Connection, service: str, shard: str, url: StoreUrl, create: bool, owns_slots: bool, patience_s: float
 ) -> StreamState:
     await conn.ready(patience_s)
-    return await open_stream(conn, service, shard, url, create=create)
+    return await open_stream(conn, service, shard, url, create=create, owns_slots=owns_slots)
 
 
 async def _patiently(patience_s: float, question: Callable[[], Awaitable[T]], aside: str) -> T:

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from evsync.errors import BrokerError, Conflict, OutcomeUnknown, StoreFull, StoreUnavailable
+from evsync.errors import BrokerError, Conflict, OutcomeUnknown, SlotMoved, StoreFull, StoreUnavailable
 from evsync.jetstream import store_checkpoints as checkpoints
 from evsync.jetstream.faults import passes
 from evsync.jetstream.store_reads import StreamReads, Top
 from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE, Answer, Refused, Sender, outgoing
+from evsync.jetstream.store_slots import Slots
 from evsync.records import Commit, LogIdentity, StoredEvent
 from evsync.stores.plan import CheckpointKey, Plan, doubtful, key_of, plan, streams_of
 
@@ -67,6 +68,7 @@ class Appending:
         reads: StreamReads,
         sender: Sender,
         ends: Ends,
+        slots: Slots,
         *,
         touched: bool,
         deadline: float,
@@ -76,7 +78,7 @@ class Appending:
         """Whether something of the whole append is stored."""
         self.last: tuple[StoredEvent, int] | None = None
         """The last event that was stored, and its position."""
-        self._identity, self._reads, self._sender, self._ends = identity, reads, sender, ends
+        self._identity, self._reads, self._sender, self._ends, self._slots = identity, reads, sender, ends, slots
         self._deadline, self._answer_s = deadline, answer_s
         self._tries: dict[int, _Try] = {}  # commits of which no answer says whether they are stored
         self._looked_up: set[str] = set()  # streams whose end is what the leader said
@@ -106,8 +108,13 @@ class Appending:
         self, commits: Sequence[Commit], left: Sequence[int], outcomes: dict[int, int | Conflict | None]
     ) -> None:
         """Decide on the commits that are left, and send those that nothing is known to stand in the way of."""
+        behind = await self._slots.fence(a.slot for n in left for a in commits[n].appends)
         chosen, planned, tops = await self._planned([commits[n] for n in left])
-        refused = [c for c, outcome in zip(chosen, planned.outcomes, strict=True) if isinstance(outcome, Conflict)]
+        refused = [
+            commit
+            for commit, outcome in zip(chosen, planned.outcomes, strict=True)
+            if isinstance(outcome, Conflict) and not isinstance(outcome, SlotMoved)
+        ]
         if unsure := {*streams_of(refused)} - self._looked_up:
             self._suspects |= unsure
             return  # to look: what is remembered makes no Conflict
@@ -127,7 +134,7 @@ class Appending:
             outcomes |= judged
             return
         unsent: str | None = None
-        for (n, rows), answer in zip(sending, await self._send(sending, tops), strict=True):
+        for (n, rows), answer in zip(sending, await self._send(sending, tops, behind), strict=True):
             if isinstance(answer, int):
                 outcomes[n] = answer
                 self._stored(rows, answer, tops)
@@ -136,23 +143,25 @@ class Appending:
                 self._ends.forget(streams)
                 self._suspects |= streams
                 self._looked_up -= streams
-                unsent = self._reason(answer) or unsent
+                unsent = self._reason(answer) or unsent or ("the log has gone on" if behind is not None else None)
         if all(n in outcomes for n, _ in sending):
             outcomes |= judged  # else they may have been judged by a neighbour that is itself kept out in the end
         if unsent is not None:
             await self._pause(unsent)
 
-    async def _send(self, sending: Sequence[tuple[int, list[StoredEvent]]], tops: dict[str, Top]) -> Sequence[Answer]:
+    async def _send(
+        self, sending: Sequence[tuple[int, list[StoredEvent]]], tops: dict[str, Top], behind: int | None
+    ) -> Sequence[Answer]:
         """Send the commits; for each the position of its last event, or what the server said, or None."""
         events = outgoing([row for _, rows in sending for row in rows], tops)
         new = {n: _Try(rows[0], len(rows)) for n, rows in sending if n not in self._tries}
         self._tries |= new  # also if this task is cancelled now
         answers: Sequence[Answer] = [_NOT_SENT] * len(sending)
         try:
-            if len(events) == len(sending) == len({row.stream for row, *_ in events}):
+            if behind is None and len(events) == len(sending) == len({row.stream for row, *_ in events}):
                 answers = await self._sender.one_by_one(events, self._answer_s)
             else:
-                last = await self._sender.batch(events, self._answer_s)
+                last = await self._sender.batch(events, self._answer_s, behind=behind)
                 ends = accumulate(len(rows) for _, rows in sending)
                 answers = [last - len(events) + end if isinstance(last, int) else last for end in ends]
         finally:
@@ -163,6 +172,7 @@ class Appending:
 
     def _stored(self, rows: Sequence[StoredEvent], last: int, tops: Mapping[str, Top]) -> None:
         self.touched = True
+        self._slots.appended()
         for position, row in enumerate(rows, last - len(rows) + 1):
             self._ends.learn(row.stream, Top(tops[row.stream].version, position))
         self.last = rows[-1], last
@@ -225,9 +235,9 @@ class Appending:
         tops = await self._tops(chosen)
         versions = {stream: top.version for stream, top in tops.items()}
         doubts = doubtful(chosen, versions)
-        held = await asyncio.gather(*(self._reads.at(*place) for place in doubts))
+        held = await asyncio.gather(*(self._slots.at(*place) for place in doubts))
         taken = {place for place, event in zip(doubts, held, strict=True) if event is not None}
-        return chosen, plan(self._identity, 0, versions, positions, chosen, taken), tops
+        return chosen, plan(self._identity, 0, versions, positions, chosen, taken, self._slots.states), tops
 
     async def _checkpoints(self, follower: str) -> tuple[checkpoints.Checkpoints, Top]:
         stream = checkpoints.stream_of(follower)
@@ -246,17 +256,22 @@ class Appending:
         unknown: dict[str, None] = {}
         for a in (a for commit in commits for a in commit.appends):
             top = self._ends.get(a.stream)
-            if top is None and a.versions is None and a.expected_version == 0:
+            if (
+                top is None
+                and a.versions is None
+                and a.expected_version == 0
+                and not await self._slots.imported(a.slot)
+            ):
                 top = Top(0, 0)
             # Without an event there is no message that the server would refuse.
             if top is None or a.stream in self._suspects or not (a.events or a.stream in self._looked_up):
                 unknown[a.stream] = None
             else:
                 tops[a.stream] = top
-        for stream, found in zip(unknown, await asyncio.gather(*map(self._reads.last, unknown)), strict=True):
+        for stream, found in zip(unknown, await asyncio.gather(*map(self._slots.last, unknown)), strict=True):
             tops[stream] = found[1] if found is not None else Top(0, 0)
             self._ends.forget([stream])
-            if found is not None:
+            if found is not None and found[1].sequence:  # no server would refuse what is remembered of imports
                 self._ends.learn(stream, found[1])
             self._looked_up.add(stream)
             self._suspects.discard(stream)

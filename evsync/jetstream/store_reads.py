@@ -54,6 +54,8 @@ class _Page(NamedTuple):
     """How many messages were left out."""
     up_to: int
     """The last sequence that the answering replica had."""
+    last: int
+    """Sequence of the last message in it; 0 for none."""
 
 
 class StreamReads:
@@ -71,6 +73,10 @@ class StreamReads:
     def close(self) -> None:
         """Listen no more."""
         self._subscription.unsubscribe()
+
+    def subject_of(self, event: StoredEvent) -> str:
+        """The subject that an event of this stream has."""
+        return self._form.encode_unplaced(event)[0]
 
     # ---- the leader
 
@@ -136,7 +142,7 @@ class StreamReads:
             end = await self.last(stream)
             if end is not None:
                 last, top = end
-                seen = seen and Seen(self._form.encode_unplaced(last)[0], top.sequence)
+                seen = seen and Seen(self.subject_of(last), top.sequence)
                 events = await self._versions(stream, after, top.version if to is None else min(to, top.version), seen)
         else:
             events = found
@@ -171,7 +177,7 @@ class StreamReads:
         events, up_to = page.events, page.up_to
         while page.pending and page.events:  # the server ends an answer at a number of bytes
             ask = {"multi_last": wanted, "batch": PAGE, "max_bytes": MOST_BYTES}
-            page = await self._direct_get(ask | {"seq": events[-1].position + 1, "up_to_seq": up_to})
+            page = await self._direct_get(ask | {"seq": page.last + 1, "up_to_seq": up_to})
             events += page.events
         return events
 
@@ -196,7 +202,8 @@ class StreamReads:
         if status not in (_END_OF_BATCH, _NOT_FOUND, _TOO_MANY):
             raise BrokerUnavailable(f"reading stream {self._stream} was answered with {status} {words}")
         events = [self._direct_event(headers, body) for headers, body in collector.messages]
-        return _Page(events, status, int(own.get("Nats-Num-Pending", 0)), int(own.get("Nats-UpTo-Sequence", 0)))
+        last = int(_of_the_server(collector.messages[-1][0])["Nats-Sequence"]) if events else 0
+        return _Page(events, status, int(own.get("Nats-Num-Pending", 0)), int(own.get("Nats-UpTo-Sequence", 0)), last)
 
     def _received(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
         collector = self._collecting.get(subject.rpartition(b".")[2])
@@ -209,8 +216,7 @@ class StreamReads:
             collector.messages.append((headers, body))
 
     def _direct_event(self, headers: bytes, body: bytes) -> StoredEvent:
-        # From the end: what the server adds stands behind the message's own headers.
-        own = parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
+        own = _of_the_server(headers)
         return self._event(own["Nats-Subject"], int(own["Nats-Sequence"]), headers, body)
 
     def _event(self, subject: str, sequence: int, headers: bytes, body: bytes) -> StoredEvent:
@@ -243,6 +249,11 @@ class _Collector:
     def __init__(self) -> None:
         self.messages: list[tuple[bytes, bytes]] = []
         self.ended: asyncio.Future[tuple[int, str, dict[str, str]]] = asyncio.get_running_loop().create_future()
+
+
+def _of_the_server(headers: bytes) -> dict[str, str]:
+    """From the end: what the server adds stands behind the message's own headers."""
+    return parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
 
 
 def _version(event: StoredEvent) -> int:

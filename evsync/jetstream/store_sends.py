@@ -50,6 +50,11 @@ class Refused(NamedTuple):
         )
 
     @property
+    def is_final(self) -> bool:
+        """Whether something that was expected is not so, as the server has looked up; else it may only be in doubt."""
+        return self.err_code == WRONG_LAST_SEQUENCE
+
+    @property
     def passes(self) -> bool:
         """Whether sending it again may help."""
         return self.code >= 500 or self.code in _PASSING_CODES or self.err_code in _BATCH_TROUBLE

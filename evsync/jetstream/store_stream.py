@@ -24,7 +24,7 @@ _SUBJECTS_OVERLAP = 10065
 _OPTIONS = ("stream", "replicas")
 _FORM = "nats://host:4222,nats://other:4222/?stream=NAME&replicas=3"
 
-_REQUIRED: Mapping[str, Any] = {
+REQUIRED: Mapping[str, Any] = {
     "retention": "limits",
     "storage": "file",
     "discard": "new",  # a full store refuses
@@ -83,20 +83,24 @@ def default_name(service: str, shard: str) -> str:
     return f"evsync_{service}_{shard}_log"
 
 
-def store_config(name: str, identity: LogIdentity, replicas: int) -> dict[str, Any]:
+def store_config(name: str, identity: LogIdentity, replicas: int, *, owns_slots: bool = True) -> dict[str, Any]:
     """The settings a store's stream is created with."""
     metadata = {**streams.metadata_of(identity), streams.STORE_KEY: FORMAT}
+    if not owns_slots:
+        metadata[streams.WITHOUT_SLOTS_KEY] = "yes"
     return {
         "name": name,
         "subjects": [streams.subjects(identity)],
         "num_replicas": replicas,
         "metadata": metadata,
         "description": f"the event store of {identity.name}: the only copy of its events",
-        **_REQUIRED,
+        **REQUIRED,
     }
 
 
-async def open_stream(conn: Connection, service: str, shard: str, url: StoreUrl, *, create: bool) -> StreamState:
+async def open_stream(
+    conn: Connection, service: str, shard: str, url: StoreUrl, *, create: bool, owns_slots: bool = True
+) -> StreamState:
     """The stream of a log's store, made if there is none and `create` is set, its settings checked.
 
     Raises StoreUnavailable when there is none; WrongStore when it is not this log's, has other settings than evsync
@@ -107,14 +111,16 @@ async def open_stream(conn: Connection, service: str, shard: str, url: StoreUrl,
     if state is None:
         if not create:
             raise StoreUnavailable(f"there is no stream {name} at {conn.settings.shown}: no store was made there yet")
-        state = await _create(conn, name, LogIdentity(service, shard, new_incarnation()), url.replicas)
+        identity = LogIdentity(service, shard, new_incarnation())
+        state = await _create(conn, store_config(name, identity, url.replicas, owns_slots=owns_slots), identity)
     _check(state, service, shard)
     return state
 
 
-async def _create(conn: Connection, name: str, identity: LogIdentity, replicas: int) -> StreamState:
+async def _create(conn: Connection, config: Mapping[str, Any], identity: LogIdentity) -> StreamState:
+    name = config["name"]
     try:
-        return StreamState.of(await conn.api(f"STREAM.CREATE.{name}", store_config(name, identity, replicas)))
+        return StreamState.of(await conn.api(f"STREAM.CREATE.{name}", config))
     except BrokerRefused as e:
         if e.err_code == _SUBJECTS_OVERLAP:
             # Another process, a moment ago; or the mirror of a log of that name, which some relay fills.
@@ -151,7 +157,7 @@ def _check(state: StreamState, service: str, shard: str) -> None:
         raise WrongStore(
             f"stream {state.name} is the event store of {identity.name}, not of {service}.{shard}. Nothing was touched."
         )
-    wanted: dict[str, Any] = {"subjects": [streams.subjects(identity)], **_REQUIRED, **dict.fromkeys(_REFUSED)}
+    wanted: dict[str, Any] = {"subjects": [streams.subjects(identity)], **REQUIRED, **dict.fromkeys(_REFUSED)}
     for setting, value in wanted.items():
         found = state.config.get(setting)
         same = found in streams.NOTHING if value in (None, False) else found == value

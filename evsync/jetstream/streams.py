@@ -21,6 +21,8 @@ ANCESTRY_KEY = "evsync.ancestry"
 """Earlier incarnations of a restored log, oldest first, and the last position of each: `3f9a2b1c7d5e:42 …`."""
 RESTORING_KEY = "evsync.restoring"
 """In the metadata of a stream that is to become a store, and is still being filled from a backup."""
+WITHOUT_SLOTS_KEY = "evsync.without-slots"
+"""In the metadata of a store's stream where no slot was open when it was made: that of a shard that joined later."""
 STORE_KEY = "evsync.store"
 """In the metadata of a stream that is not a mirror of the log but the log itself (see evsync.jetstream.store)."""
 

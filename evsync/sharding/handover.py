@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from evsync.errors import WrongStore
-from evsync.ports import Place, SlotStore
+from evsync.ports import KeepsSlots, Place, SlotStore
 from evsync.records import History, Opening, StoredEvent
 from evsync.sharding.truth import Held, truth
 
@@ -72,11 +72,20 @@ async def bring_about(stores: Mapping[str, SlotStore], target: Sequence[str], re
     Returns how many moves there were. A slot that is on its way elsewhere arrives there first.
     """
     count = 0
-    while moves := moves_between(await truth(stores), target):
+    while moves := moves_between(now := await truth(stores), target):
+        await check_moves(stores, moves, now)
         for move in moves:
             await carry_out(stores, move, report)
             count += 1
     return count
+
+
+async def check_moves(stores: Mapping[str, SlotStore], moves: Sequence[Move], now: Mapping[int, Held]) -> None:
+    """Raise ConfigurationError if the store of a shard does not let slots go."""
+    for shard in dict.fromkeys(move.source for move in moves if now[move.slots[0]].is_open):
+        store = stores[shard]
+        if isinstance(store, KeepsSlots):
+            await store.check_leaving()
 
 
 async def carry_out(stores: Mapping[str, SlotStore], move: Move, report: Report = lambda _: None) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store import JetStreamStore
 from evsync.ports import Store
-from evsync.testing.contracts import EventLogContract, EventStoreContract, SnapshotStoreContract
+from evsync.stores.sqlite import SqliteStore
+from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
+from tests.relaying import connected
+
+numbers = itertools.count()
 
 
 class TestJetStreamStore(EventStoreContract, EventLogContract, SnapshotStoreContract):
@@ -31,3 +37,25 @@ class TestJetStreamStore(EventStoreContract, EventLogContract, SnapshotStoreCont
     def url_of(self, store: Store) -> str:
         assert isinstance(store, JetStreamStore)
         return f"{self.server.url}/?stream={store.stream}"
+
+
+class TestJetStreamShard(SlotStoreContract):
+    """As the shard that slots are moved to: from a JetStream stream that holds events they do not leave."""
+
+    @pytest.fixture(autouse=True)
+    def _places(self, nats_server: EmbeddedServer, tmp_path: Path) -> None:
+        self.server, self.directory = nats_server, tmp_path
+
+    async def new_shard(self, shard: str, *, owns_slots: bool) -> Store:
+        if shard == "a":
+            path = self.directory / f"{next(numbers)}.db"
+            return await SqliteStore.open(path, service="users", shard=shard, owns_slots=owns_slots)
+        async with connected(self.server.url) as conn:
+            for kind in ("log", "imports"):
+                await streams.delete(conn, f"evsync_users_{shard}_{kind}")
+        return await JetStreamStore.open(self.server.url, service="users", shard=shard, owns_slots=owns_slots)
+
+    async def reopen(self, store: Store) -> Store:
+        if isinstance(store, SqliteStore):
+            return await SqliteStore.open(store.path, service="users", shard="a", create=False)
+        return await JetStreamStore.open(self.server.url, service="users", shard="b", create=False)

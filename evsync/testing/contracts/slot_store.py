@@ -11,8 +11,9 @@ from itertools import count, pairwise
 from typing import Any, cast
 
 import msgpack
+import pytest
 
-from evsync.errors import Conflict, SlotMoved
+from evsync.errors import ConfigurationError, Conflict, SlotMoved
 from evsync.homes import ShardedStores
 from evsync.ports import SlotSize, SlotStore, Store
 from evsync.records import SLOTS_STREAM, History, Opening, SlotState, StoredEvent
@@ -85,6 +86,7 @@ class SlotStoreContract(StoreCase):
     async def test_an_append_to_a_slot_that_has_left_is_refused(self) -> None:
         """And says where it went; other commits of the same call are stored. So it is from the moment of its close."""
         async with self.shards() as stores:
+            self.require(stores["b"], "slots_leave")
             a = movable(stores)["a"]
             await stores["a"].append([one("ada")])
             await close(a, "ada")
@@ -132,6 +134,7 @@ class SlotStoreContract(StoreCase):
     async def test_closing_is_a_compare_and_set(self) -> None:
         """All slots are open in the epoch before, or nothing is closed; a second mover changes nothing."""
         async with self.shards() as stores:
+            self.require(stores["b"], "slots_leave")
             a, b = movable(stores).values()
             await stores["a"].append([one("ada"), one("bob")])
             ada, bob = slot_of("ada"), slot_of("bob")
@@ -223,9 +226,27 @@ class SlotStoreContract(StoreCase):
                 "position": 4,
             }
 
+    async def test_a_store_that_keeps_its_slots_says_so_before_anything_is_touched(self) -> None:
+        """They leave while the log holds nothing but events about slots, and not after that."""
+        async with self.shards() as stores:
+            if stores["b"].capabilities.slots_leave:
+                return
+            for target in ("b", "a", "b"):
+                await bring_about(movable(stores), [target] * stores["a"].identity.slots)
+            await stores["b"].append([one("ada")])
+            said = {name: await everything(store) for name, store in stores.items()}
+            with pytest.raises(ConfigurationError, match=r"'b'.*Nothing was moved"):
+                await bring_about(movable(stores), ["a"] * stores["a"].identity.slots)
+            assert await movable(stores)["b"].close_slots({slot_of("ada"): 9}, "a", 0, {}) is None
+            with pytest.raises(ConfigurationError, match="slots cannot be moved away"):
+                await movable(stores)["b"].close_slots({0: 5}, "a", 0, {0: History()})
+            assert {name: await everything(store) for name, store in stores.items()} == said
+            assert isinstance((await stores["b"].append([one("ada", 1)]))[0], int)
+
     async def test_a_slot_that_comes_back_keeps_its_order(self) -> None:
         """There and back and there again, with appends on each side: the order of a slot's events is the same."""
         async with self.shards() as stores:
+            self.require(stores["b"], "slots_leave")
             slot, version, sides = slot_of("ada"), 0, ["a", "b", "a", "b"]
             for side, other in pairwise(sides):
                 for _ in range(3):
@@ -264,6 +285,7 @@ class SlotStoreContract(StoreCase):
     async def test_slots_move_under_writers(self) -> None:
         """Twice there and back: each commit is stored once, and each stream is whole."""
         async with self.shards() as stores, contextlib.AsyncExitStack() as stack:
+            self.require(stores["b"], "slots_leave")
             commits = {name: GroupCommit(store) for name, store in stores.items()}
             for queue in commits.values():
                 stack.push_async_callback(queue.close)

@@ -1,0 +1,174 @@
+"""Imports beside a stream that is the store: a stream of their own, copies of events that were appended elsewhere.
+
+A message is the event as its own log's message would be, with the version behind the subject and one line more: what
+has arrived of its slot with it. A message expects that the slot's last one is what the importer believes, so imports
+are a compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from evsync.errors import BrokerRefused, BrokerUnavailable, DecodingError, EventTooLarge, WrongStore
+from evsync.jetstream import streams
+from evsync.jetstream.connection import Connection
+from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
+from evsync.jetstream.store_reads import StreamReads
+from evsync.jetstream.store_sends import Refused
+from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, REQUIRED
+from evsync.records import History, LogIdentity, StoredEvent
+
+ROOT = "evsync-imports"
+_ARRIVED = "evsync-arrived"
+_NO_MESSAGE, _NAME_IN_USE = 10037, 10058
+_ANSWER_S = 2.0
+
+
+class _Arrival(NamedTuple):
+    """The last import of a slot."""
+
+    sequence: int
+    history: History
+
+
+class ImportStream:
+    """The imports of one store. The JetStream stream is made with the first of them."""
+
+    def __init__(self, conn: Connection, identity: LogIdentity, replicas: int) -> None:
+        self.name = f"evsync_{identity.service}_{identity.shard}_imports"
+        self._conn, self._identity, self._replicas = conn, identity, replicas
+        self._form = MessageFormat(identity.name, ROOT)
+        self.reads = _ImportReads(conn, self.name, identity, self._form)
+        """Of streams' imports: of a slot that has some."""
+
+    async def arrived(self, slot: int) -> History:
+        """What has arrived of a slot, as the stream's leader knows it."""
+        return (await self._last(slot)).history
+
+    async def bring(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
+        """Store copies, if what is expected is what has arrived of their slots. Raises BrokerError, EncodingError,
+        EventTooLarge."""
+        await self._ensure()
+        for start in range(0, len(events), MAX_COMMIT_EVENTS):
+            part = events[start : start + MAX_COMMIT_EVENTS]
+            slots = list(dict.fromkeys(e.slot for e in part))
+            found = dict(zip(slots, await asyncio.gather(*map(self._last, slots)), strict=True))
+            if any(found[slot].history != expected[slot] for slot in slots):
+                return False
+            expected = {**expected, **await self._publish(part, found)}
+        return True
+
+    async def _publish(self, events: Sequence[StoredEvent], after: Mapping[int, _Arrival]) -> Mapping[int, History]:
+        """Publish one batch; what has arrived then. Raises BrokerUnavailable where it has to be looked at again."""
+        batch, stream = uuid4().hex, f"Nats-Expected-Stream: {self.name}\r\n"
+        histories = {slot: arrival.history for slot, arrival in after.items()}
+        messages: list[tuple[str, bytes, bytes]] = []
+        begun: set[int] = set()
+        for number, event in enumerate(events, 1):
+            subject, lines, body = self._form.encode(event)
+            history = histories[event.slot] = histories[event.slot].with_ids((event.id,))
+            more = (
+                f"{_ARRIVED}: {history.length} {history.digest}\r\n{stream}"
+                f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n"
+            )
+            if event.slot not in begun:
+                more += (
+                    f"Nats-Expected-Last-Subject-Sequence: {after[event.slot].sequence}\r\n"
+                    f"Nats-Expected-Last-Subject-Sequence-Subject: {self._filter(event.slot)}\r\n"
+                )
+                begun.add(event.slot)
+            if number == len(events):
+                more += "Nats-Batch-Commit: 1\r\n"
+            headers = b"%b%b%b%b" % (FIRST_LINE, lines, more.encode(), END_OF_HEADERS)
+            limit = self._conn.max_payload
+            if limit is not None and len(headers) + len(body) > limit:
+                raise EventTooLarge(event.type, event.stream, len(headers) + len(body), limit)
+            messages.append((f"{subject}.{event.version}", headers, body))
+        answer = await self._sent(messages)
+        if "error" in answer:
+            error = answer["error"]
+            refused = Refused(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+            if refused.is_conflict or refused.passes:
+                raise BrokerUnavailable(f"stream {self.name} refused imports: {refused.text}")
+            raise BrokerRefused(f"a message to stream {self.name}", *refused)
+        return histories
+
+    async def _sent(self, messages: Sequence[tuple[str, bytes, bytes]]) -> dict[str, Any]:
+        inbox = self._conn.inbox()
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        subscription = self._conn.subscribe(
+            inbox, lambda _s, _r, _h, body: None if answered.done() else answered.set_result(body)
+        )
+        try:
+            for subject, headers, body in messages[:-1]:
+                self._conn.publish(subject, "", headers, body)
+            self._conn.publish(messages[-1][0], inbox, *messages[-1][1:])
+            async with asyncio.timeout(_ANSWER_S):
+                return dict(json.loads(await answered))
+        except (TimeoutError, ValueError) as e:
+            raise BrokerUnavailable(f"no answer while importing into stream {self.name}") from e
+        finally:
+            subscription.unsubscribe()
+
+    async def _last(self, slot: int) -> _Arrival:
+        try:
+            answer = await self._conn.api(
+                f"STREAM.MSG.GET.{self.name}", {"last_by_subj": self._filter(slot)}, timeout_s=_ANSWER_S
+            )
+        except BrokerRefused as e:
+            if e.err_code in (_NO_MESSAGE, streams.STREAM_NOT_FOUND):
+                return _Arrival(0, History())
+            raise
+        message = answer["message"]
+        said = parse_headers(base64.b64decode(message.get("hdrs") or "")).get(_ARRIVED, "")
+        try:
+            length, digest = map(int, said.split())
+        except ValueError as e:
+            raise DecodingError(f"message {message['seq']} of stream {self.name} is not an import of evsync") from e
+        return _Arrival(int(message["seq"]), History(length, digest))
+
+    async def _ensure(self) -> None:
+        config = {
+            "name": self.name,
+            "subjects": [self._form.subjects],
+            "num_replicas": self._replicas,
+            "metadata": streams.metadata_of(self._identity),
+            "description": f"events of {self._identity.service} that were appended before their slots moved to "
+            f"{self._identity.name}: the store needs them",
+            **REQUIRED,
+        }
+        state = await streams.info(self._conn, self.name)
+        if state is None:
+            try:
+                await self._conn.api(f"STREAM.CREATE.{self.name}", config)
+            except BrokerRefused as e:
+                if e.err_code != _NAME_IN_USE:
+                    raise
+        elif state.identity != self._identity:
+            raise WrongStore(
+                f"stream {self.name} holds imports of another incarnation of {self._identity.name}: if that store is "
+                f"gone for good, delete the stream. Nothing was touched."
+            )
+
+    def _filter(self, slot: int) -> str:
+        """The subjects of a slot's imports. All importers state expectations with this very text."""
+        return f"{self._form.subjects[:-1]}{slot}.>"
+
+
+class _ImportReads(StreamReads):
+    """Reads copies: their positions are those of the logs that they were appended to."""
+
+    async def some(self, after: int, limit: int) -> list[StoredEvent]:
+        """The imports that came in behind the first so many, in order."""
+        return (await self._direct_get({"seq": after + 1, "batch": limit})).events
+
+    def _event(self, subject: str, sequence: int, headers: bytes, body: bytes) -> StoredEvent:
+        try:
+            return self._form.decode(subject.rpartition(".")[0], headers, body)
+        except DecodingError as e:
+            raise self._foreign(sequence, str(e)) from e
