@@ -28,7 +28,7 @@ from evsync.records import (
     StoredEvent,
 )
 from evsync.sharding.slots import slot_of
-from evsync.stores import slot_steps as steps
+from evsync.stores.slot_steps import Found, close, importing, open_, unmoved
 
 _ANSWER_S = 2.0
 _PAGE = 1_000
@@ -41,7 +41,7 @@ class Slots:
         self, identity: LogIdentity, reads: StreamReads, sender: Sender, imports: ImportStream, *, owns_slots: bool
     ) -> None:
         self._identity, self._reads, self._sender, self.imports = identity, reads, sender, imports
-        self._states = steps.unmoved(identity.slots) if owns_slots else {}
+        self._states = unmoved(identity.slots) if owns_slots else {}
         self._none_moved = owns_slots
         self._came: dict[int, bool | None] = {}  # slots that were moved here: whether with events, if that is known
         self._end = Top(0, 0)  # of the events about slots
@@ -213,7 +213,7 @@ class Slots:
     async def bring(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
         """See SlotStore.import_events. What is stored is what `imports` finds to be expected."""
         found = await self._found(list(expected))
-        return steps.importing(events, expected, found) is not None and await self.imports.bring(events, expected)
+        return importing(events, expected, found) is not None and await self.imports.bring(events, expected)
 
     async def close(
         self, closing: Mapping[int, int], to: str, histories: Mapping[int, History], *, again: bool
@@ -223,7 +223,7 @@ class Slots:
         known = {slot: found.states[slot] for slot in closing if slot in found.states}
         if again and {slot: (s.epoch, s.to) for slot, s in known.items()} == {s: (e, to) for s, e in closing.items()}:
             return known
-        change = steps.close(self._identity, closing, to, histories, found)
+        change = close(self._identity, closing, to, histories, found)
         if change is None:
             return None
         await self.check_leaving()
@@ -234,12 +234,12 @@ class Slots:
         found = await self._found(list(opening))
         if again and all(found.states.get(slot) == SlotState(o.epoch) for slot, o in opening.items()):
             return True
-        change = steps.open_(self._identity, opening, found)
+        change = open_(self._identity, opening, found)
         return change is not None and await self._say(change.rows)
 
-    async def _found(self, slots: Sequence[int]) -> steps.Found:
+    async def _found(self, slots: Sequence[int]) -> Found:
         await self._refresh()
-        return steps.Found(
+        return Found(
             moves=0 if self._none_moved else 1,
             states=self._states,
             arrived=await self.arrivals(slots),
