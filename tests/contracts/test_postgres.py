@@ -8,6 +8,7 @@ import pytest
 
 from evsync.ports import Store
 from evsync.stores.postgres import PostgresStore
+from evsync.stores.postgres_trimmed import TrimmablePostgresStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 
 
@@ -20,14 +21,16 @@ class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContr
 
     async def new_store(self) -> Store:
         url = f"{self.database}&schema=contract_{next(self.numbers)}"
-        return await PostgresStore.open(url, service="users")
+        return await TrimmablePostgresStore.open(url, service="users")
 
     async def new_shard(self, shard: str, *, owns_slots: bool) -> Store:
         url = f"{self.database}&schema=contract_{next(self.numbers)}"
-        return await PostgresStore.open(url, service="users", shard=shard, owns_slots=owns_slots)
+        return await TrimmablePostgresStore.open(url, service="users", shard=shard, owns_slots=owns_slots)
 
     async def reopen(self, store: Store) -> Store:
-        return await PostgresStore.open(self.url_of(store), service="users", shard=store.identity.shard, create=False)
+        return await TrimmablePostgresStore.open(
+            self.url_of(store), service="users", shard=store.identity.shard, create=False
+        )
 
     def url_of(self, store: Store) -> str:
         assert isinstance(store, PostgresStore)
