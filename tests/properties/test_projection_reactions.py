@@ -21,6 +21,7 @@ FAILURES: list[EvsyncError] = [
 async def answer_through_failures(seed: int, size: int, runners: int) -> None:
     chance = random.Random(seed)
     source, store = bank(size), AnswerStore()
+    source.again = lambda after: max(0, after - chance.choice([0, 0, 1, 3]))  # some events are delivered again
     workers = [runner_of(answering(retries=10_000, evens_only=True), store, source) for _ in range(runners)]
     while not store.at(size)():
         match chance.randrange(6):
