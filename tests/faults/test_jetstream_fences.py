@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.parametrize("fence", ["sequence", "subject"])
 async def test_no_append_is_stored_behind_the_seal_of_its_epoch(tmp_path: Path, fence: str) -> None:
     """Nor half, nor lost; none is refused for a seal that is not there. `python -m tests.fences` does it for longer."""
-    found = await fences.run(fence, tmp_path, 5)
+    found = await fences.run(fence, tmp_path, 4)
     assert found["events"] > 50
     assert found["seals"] > 3
     assert found["faults"]
