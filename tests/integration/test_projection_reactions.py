@@ -280,6 +280,19 @@ class TestFailures:
             await until(store.at(4))
         assert (seen[3:], store.answers) == ([4, 4], [1, 2, 3, 4])
 
+    async def test_a_reply_that_is_lost_later_on_is_made_up_for_without_a_restart(self) -> None:
+        """What is stored by then is gone on from: the event is not answered again, and nobody else is taken to do it."""
+        source, store, seen = bank(3), AnswerStore(), list[int]()
+        runner = runner_of(answering(seen), store, source)
+        for _ in range(10):
+            if store.at(1)():
+                store.after = [OutcomeUnknown("the reply was lost")]
+            await runner.step(limit=1)
+        assert runner.halted is None
+        assert store.at(3)()
+        assert (seen, store.answers) == ([1, 2, 3], [1, 2, 3])
+        await runner.close()
+
     async def test_a_store_that_is_away_is_waited_for(self) -> None:
         """However often: it is not the event's fault."""
         source, store = bank(1), AnswerStore()

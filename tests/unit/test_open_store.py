@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evsync.errors import ConfigurationError, StoreUnavailable
-from evsync.stores import open_store
+from evsync.stores import open_store, restore_store
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite import SqliteStore
 
@@ -81,3 +81,12 @@ async def test_names_are_checked(url: str) -> None:
     """A service's name becomes part of subjects."""
     with pytest.raises(ConfigurationError, match="Users"):
         await open_store(url, service="Users")
+
+
+async def test_what_may_be_a_password_is_not_repeated() -> None:
+    """In a URL that is not understood anything may stand before an @."""
+    url = "mysql://ada:geheim@host/db"
+    for opening in (open_store(url, service="users"), restore_store(url, service="users", slots=256)):
+        with pytest.raises(ConfigurationError, match="'mysql://…' is not the URL of an event store") as caught:
+            await opening
+        assert "geheim" not in str(caught.value)
