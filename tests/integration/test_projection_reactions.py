@@ -281,7 +281,7 @@ class TestFailures:
         assert (seen[3:], store.answers) == ([4, 4], [1, 2, 3, 4])
 
     async def test_a_reply_that_is_lost_later_on_is_made_up_for_without_a_restart(self) -> None:
-        """What is stored by then is gone on from: the event is not answered again, and nobody else is taken to do it."""
+        """What is stored by then is gone on from: the event is not answered again, and nobody else has done it."""
         source, store, seen = bank(3), AnswerStore(), list[int]()
         runner = runner_of(answering(seen), store, source)
         for _ in range(10):
