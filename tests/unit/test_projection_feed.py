@@ -66,7 +66,7 @@ def test_batches_grow_while_they_are_applied_quickly_and_shrink_again(monkeypatc
     def applied(count: int, quick_s: float) -> int:
         monkeypatch.setattr(followed_log, "QUICK_S", quick_s)
         log.check(full[:count])
-        log.moved([])
+        log.moved([], lasting=True)
         return log.feed.limit
 
     assert [applied(3, 60), applied(4, 60), applied(8, 60), applied(16, 60)] == [4, 8, 16, 16]
