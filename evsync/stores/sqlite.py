@@ -32,7 +32,7 @@ from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
-from evsync.stores.sqlite_errors import BUSY, primary_code, translated
+from evsync.stores.sqlite_errors import BUSY, FAILURES, is_busy, primary_code, translated
 from evsync.stores.sqlite_movable import MovableSlots, file_id
 from evsync.stores.sqlite_pace import Pace
 from evsync.stores.sqlite_threads import ConnectionThreads, rolled_back
@@ -85,6 +85,7 @@ class SqliteStore(MovableSlots):
         file = schema.check_path(path, create=create)
         writer = ConnectionThreads(
             lambda: schema.patiently(lambda: schema.connect(file, create=create, timeout_s=0), patience_s),
+            file,
             threads=1,
             name=f"evsync-write-{service}",
         )
@@ -106,10 +107,8 @@ class SqliteStore(MovableSlots):
             )
             moves = await writer.run(slots_of.moves_of)
             here = await writer.run(lambda _: schema.patiently(lambda: schema.connect_to_write(file), patience_s))
-        except BaseException as e:
+        except BaseException:
             await writer.close()
-            if isinstance(e, sqlite3.Error):
-                raise translated(e, file) from e
             raise
         return cls(file, identity, writer, here, reader, patience_s, poll_s, read_on_loop_s, moves)
 
@@ -134,6 +133,7 @@ class SqliteStore(MovableSlots):
         self._checkpointing: asyncio.Task[None] | None = None
         self._readers = ConnectionThreads(
             lambda: schema.connect_to_read(path, timeout_s=patience_s),
+            path,
             threads=READ_THREADS,
             name=f"evsync-read-{identity.service}",
         )
@@ -156,10 +156,7 @@ class SqliteStore(MovableSlots):
         self._check_open()
         if not commits:
             return []
-        try:
-            written = await self._writer.run(partial(self._write, commits), then=lambda w: self._tail.moved(w.head))
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
-            raise translated(e, self.path) from e
+        written = await self._writer.run(partial(self._write, commits), then=lambda w: self._tail.moved(w.head))
         return written.outcomes
 
     def append_now(self, commits: Sequence[Commit]) -> list[int | Conflict] | None:
@@ -176,11 +173,9 @@ class SqliteStore(MovableSlots):
             return None
         try:
             written = self._write(commits, c, patience_s=0)
-        except sqlite3.OperationalError as e:
-            if primary_code(e) in BUSY:
+        except FAILURES as e:
+            if is_busy(e):
                 return None
-            raise translated(e, self.path) from e
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
             raise translated(e, self.path) from e
         finally:
             if c.in_transaction:
@@ -197,7 +192,7 @@ class SqliteStore(MovableSlots):
         Left to SQLite, it would be done by whoever makes the commit that is one too many, on the event loop.
         """
         try:
-            with contextlib.suppress(sqlite3.Error, StoreError):  # a commit in the thread will try again
+            with contextlib.suppress(StoreError):  # a commit in the thread will try again
                 await self._writer.run(lambda c: c.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
         finally:
             self._checkpointing = None
@@ -235,10 +230,7 @@ class SqliteStore(MovableSlots):
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Keep it in place of an older one, or one of another shape. Waits in line with appends."""
         self._check_open()
-        try:
-            await self._writer.run(partial(self._keep, snapshot))
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
-            raise translated(e, self.path) from e
+        await self._writer.run(partial(self._keep, snapshot))
 
     async def snapshot(self, stream: str) -> Snapshot | None:
         """The snapshot of a stream, if one is kept."""
@@ -338,16 +330,13 @@ class SqliteStore(MovableSlots):
         try:
             if self._read_on_loop_s > 0 and (rows := self._fetch_now(sql, parameters)) is not None:
                 return rows
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
+        except FAILURES as e:
             raise translated(e, self.path) from e
         return await self._in_thread(lambda c: c.execute(sql, parameters).fetchall())
 
     async def _in_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
-        try:
-            return await self._readers.run(read)
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
-            raise translated(e, self.path) from e
+        return await self._readers.run(read)
 
     def _fetch_now(self, sql: str, parameters: tuple[Any, ...]) -> list[Any] | None:
         """The rows, or None if they did not come in time or a lock was in the way."""

@@ -12,6 +12,8 @@ from evsync.errors import EncodingError, EvsyncError, StoreFull, StoreUnavailabl
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _ROOM_BYTES = 65_536
 """Less than SQLite needs for the -shm file and a page of the log."""
+FAILURES = (sqlite3.Error, OverflowError, UnicodeEncodeError)
+"""What the driver raises: `translated` says what to do."""
 UNWRITABLE_VALUE = (OverflowError, UnicodeEncodeError, sqlite3.DataError, sqlite3.InterfaceError)
 """What the driver raises for a parameter that SQLite cannot hold, before anything is written."""
 

@@ -15,7 +15,6 @@ from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.slot_steps import Decide, SlotChange, Steps
-from evsync.stores.sqlite_errors import translated
 from evsync.stores.sqlite_threads import ConnectionThreads
 from evsync.stores.tail import Tail
 
@@ -90,10 +89,7 @@ class MovableSlots(Steps):
             return done
 
         self._check_open()
-        try:
-            done = await self._writer.run(change)
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
-            raise translated(e, self.path) from e
+        done = await self._writer.run(change)
         if done is not None and done.rows:
             self._tail.moved(done.rows[-1].position)
         return done

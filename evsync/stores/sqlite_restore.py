@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evsync.errors import ConfigurationError, StoreUnavailable
@@ -13,7 +13,6 @@ from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.plan import check_follows
-from evsync.stores.sqlite_errors import translated
 from evsync.stores.sqlite_threads import ConnectionThreads
 
 SUFFIX = ".restoring"
@@ -43,10 +42,10 @@ class SqliteRestore:
             )
         part = file.with_name(file.name + SUFFIX)
         claim = _claim(part)
-        threads = ConnectionThreads(lambda: _connect(part), threads=1, name=f"evsync-restore-{service}")
+        threads = ConnectionThreads(lambda: _connect(part), part, threads=1, name=f"evsync-restore-{service}")
         restore = cls(file, part, claim, threads)
         try:
-            await restore._run(lambda c: schema.make_tables(c, LogIdentity(service, shard, "restoring", slots)))
+            await threads.run(lambda c: schema.make_tables(c, LogIdentity(service, shard, "restoring", slots)))
         except BaseException:
             await restore.close()
             raise
@@ -67,7 +66,7 @@ class SqliteRestore:
             statements.insert(c, events)
             c.execute("COMMIT")
 
-        await self._run(load)
+        await self._threads.run(load)
         self._head += len(events)
 
     async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
@@ -81,7 +80,7 @@ class SqliteRestore:
             c.execute("UPDATE log SET incarnation = ?, slots = ?", (identity.incarnation, identity.slots))
             c.execute("COMMIT")
 
-        await self._run(complete)
+        await self._threads.run(complete)
         await self._threads.close()
         try:
             _finish(self._part, self.path)
@@ -102,12 +101,6 @@ class SqliteRestore:
         claim, self._claim = self._claim, None
         if claim is not None:
             os.close(claim)
-
-    async def _run(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        try:
-            await self._threads.run(work)
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
-            raise translated(e, self._part) from e
 
 
 def _connect(part: Path) -> sqlite3.Connection:

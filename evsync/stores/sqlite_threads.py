@@ -11,10 +11,12 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import StoreUnavailable
+from evsync.stores.sqlite_errors import FAILURES, translated
 
 T = TypeVar("T")
 
@@ -26,17 +28,18 @@ class _Job(NamedTuple):
 
 
 class ConnectionThreads:
-    """A few threads, each with a connection of its own, that take jobs from one queue in order."""
+    """A few threads, each with a connection of its own to a file, that take jobs from one queue in order."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], *, threads: int, name: str) -> None:
-        self._connect = connect
+    def __init__(self, connect: Callable[[], sqlite3.Connection], path: Path, *, threads: int, name: str) -> None:
+        self._connect, self._path = connect, path
         self._jobs: SimpleQueue[_Job | asyncio.Future[None]] = SimpleQueue()
         self._size, self._name = threads, name
         self._threads: list[threading.Thread] = []
         self._closed = False
 
     async def run(self, work: Callable[[sqlite3.Connection], T], *, then: Callable[[T], None] | None = None) -> T:
-        """Run `work` with a connection in one of the threads; what it raises is raised here.
+        """Run `work` with a connection in one of the threads; what it raises is raised here, the driver's errors
+        translated.
 
         A caller that is cancelled before the job began takes it back; after that the job is carried out all the same.
         `then` gets the result on the event loop in either case, before the caller goes on.
@@ -51,7 +54,10 @@ class ConnectionThreads:
                 thread.start()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put(_Job(work, future, then))
-        return await future
+        try:
+            return await future
+        except FAILURES as e:
+            raise translated(e, self._path) from e
 
     def end(self) -> list[asyncio.Future[None]]:
         """Have the threads end by themselves once they have carried out what was handed over. Twice is fine."""

@@ -13,7 +13,6 @@ from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import trimmed
 from evsync.stores.sqlite import SqliteStore
-from evsync.stores.sqlite_errors import translated
 from evsync.stores.trimmed import Trimmed
 
 _OLD_STREAMS = (
@@ -110,7 +109,4 @@ class TrimmableSqliteStore(Trimmed, SqliteStore):
             return changed  # a transaction that wrote nothing is rolled back behind us
 
         self._check_open()
-        try:
-            return await self._writer.run(change)
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as e:
-            raise translated(e, self.path) from e
+        return await self._writer.run(change)
