@@ -102,7 +102,7 @@ class DirectoryTarget:
 
     def _file(self, name: str) -> Path:
         parts = name.split("/")
-        if "\0" in name or any(part in ("", ".", "..") for part in parts):
+        if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
             raise TargetUnavailable(f"{name[:200]!r} cannot be the name of anything in the backup directory {self.url}")
         return self.path.joinpath(*parts)
 
