@@ -15,7 +15,7 @@ Laws of a store
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -32,6 +32,13 @@ from evsync.records import (
     Snapshot,
     StoredEvent,
 )
+
+Progress = Callable[[int, int], None]
+"""Is told how much of something long is done, and how much there is in all."""
+
+
+def unheard(done: int, total: int) -> None:
+    """The Progress of what nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgpack
 
-from evsync.archive.copies import Progress
 from evsync.archive.marks import MarkedLog
 from evsync.archive.restore import Archive, RestoreReport, Until, restore
 from evsync.codec.events import EventCodec
@@ -25,7 +24,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.opening import open_store, restore_store
-from evsync.ports import BackupTarget, EventLog, Store
+from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
 from evsync.records import OWN_STREAMS, LogIdentity, is_control, to_datetime
 from evsync.repository import Repository
 from evsync.stores.group_commit import GroupCommit
@@ -40,7 +39,7 @@ async def restore_log(
     *,
     marked: MarkedLog | None = None,
     connection: Connection | None = None,
-    tell: Progress | None = None,
+    tell: Progress = unheard,
 ) -> RestoreReport:
     """Restore an archived log into a new store at a URL.
 
@@ -101,7 +100,7 @@ class DrillReport:
 
 
 async def drill(
-    store: Store, targets: Sequence[BackupTarget], codec: EventCodec, tell: Progress | None = None
+    store: Store, targets: Sequence[BackupTarget], codec: EventCodec, tell: Progress = unheard
 ) -> DrillReport:
     """Restore the log into a scratch store, rebuild every aggregate, compare with the live log; keep what was measured.
 

@@ -15,19 +15,17 @@ from evsync.codec.values import unpack
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
 from evsync.inspection import Inspectable, Unreadable
 from evsync.interop import states
+from evsync.ports import Progress, unheard
 from evsync.records import SLOTS_STREAM, LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
 from evsync.sharding.slots import slot_of
 from evsync.stores.trimmed import Trimmed
 
 BATCH = 500
+MOST_PROBLEMS = 10
+"""So many are told."""
 _FAR = 2**62
 RESTORE = "Stop what writes to this store, keep a copy of it as it is, and restore it from a backup."
 """What there is to do where stored events were lost or changed."""
-
-Progress = Callable[[int, int], None]
-"""Told how many of how many positions are done."""
-
-
 Reader = Callable[[StoredEvent], None]
 """Raises CodecError for an event that cannot be read, or is of a type that nobody knows."""
 
@@ -202,9 +200,7 @@ def _wrong_kind(e: StoredEvent) -> str:
     return f"meta is {e.meta!r}"[:200] if e.meta is not None and type(e.meta) is not str else ""
 
 
-async def check_store(
-    store: Inspectable, read: Reader, on_progress: Progress | None = None, *, most_problems: int = 10
-) -> StoreReport:
+async def check_store(store: Inspectable, read: Reader, on_progress: Progress = unheard) -> StoreReport:
     """Read the whole log of a store, as far as it goes now. Changes nothing; the service may run meanwhile.
 
     Ends early with the problem that is one too many to tell. Raises StoreUnavailable when the store is gone.
@@ -218,20 +214,19 @@ async def check_store(
     check = LogCheck(store.identity, read, await store.trimmed() if isinstance(store, Trimmed) else 0)
     found: Sequence[StoredEvent | Unreadable] = ()
     # A little further than the head was, but not after a log that grows as fast as it is read.
-    while len(report.problems) < most_problems and check.last < head + BATCH:
+    while len(report.problems) < MOST_PROBLEMS and check.last < head + BATCH:
         found = await _scanned(store, check.last, head)
         if not found:
             report.problems += check.end(known or 0)
             break
         for each in found:
             report.problems += check.see(each)
-        if on_progress is not None:
-            on_progress(check.last, max(known or 0, check.last))
+        on_progress(check.last, max(known or 0, check.last))
         await asyncio.sleep(0)
     if (now := await _head(store)) is not None and check.last > now:
         text = f"the log's head is {now}, and there are events up to {check.last}: the next append would collide"
         report.problems.append(Problem(now + 1, "positions", text, RESTORE))
-    del report.problems[most_problems:]
+    del report.problems[MOST_PROBLEMS:]
     report.checked, report.streams, report.given = check.checked, check.streams, check.given
     return report
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from evsync.archive.copies import Copy, read_copies, verify_copy
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, CodecError, ConfigurationError
-from evsync.ports import BackupTarget, Store
+from evsync.ports import BackupTarget, Progress, Store, unheard
 from evsync.records import change_of
 from evsync.replay import Fold
 from evsync.snapshots import Snapshots
@@ -22,8 +22,6 @@ from evsync.stores.trimmed import Trimmed
 
 READ_EVENTS = 2_000
 STREAMS = 200
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -75,7 +73,7 @@ async def trim_store(
     position: int,
     codec: EventCodec,
     snapshots: Snapshots | None,
-    tell: Progress = lambda done, total: None,
+    tell: Progress = unheard,
 ) -> TrimReport:
     """Take out of a store what its aggregates do not need, up to a position; `copies` hold it, which is looked at.
 

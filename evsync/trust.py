@@ -14,14 +14,13 @@ import sqlalchemy as sa
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import is_on_nats
-from evsync.ports import LogReader, LogSource
+from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections import MemoryModel, Projection, SqlModel
 from evsync.projections.applied import Applied, applied
 from evsync.projections.diff import LIMIT, Side, TableDifference, as_it_is, compare
 from evsync.projections.explain import Chosen, Explanation, parse_key
 from evsync.projections.explain import explain as explain_row
 from evsync.projections.fold import Fold, heads_of
-from evsync.projections.history import Advance
 from evsync.projections.read_model import DatabaseAway
 from evsync.projections.rebuild import GRACE_S, Rebuild, RebuildReport
 from evsync.projections.scratch import scratch
@@ -65,9 +64,7 @@ def stored_projections(runtime: Runtime) -> list[Projection[Any]]:
     return [p for p in runtime.service.projections if not isinstance(p.model, MemoryModel)]
 
 
-async def verify(
-    runtime: Runtime, projection: Projection[Any], advance: Advance = lambda done, total: None
-) -> VerifyReport:
+async def verify(runtime: Runtime, projection: Projection[Any], advance: Progress = unheard) -> VerifyReport:
     """Compare what a projection's checkpoints count with its logs.
 
     Raises ConfigurationError for a model in memory, StoreUnavailable where there is no read model to look at.
@@ -164,7 +161,7 @@ async def explain(
     key: Sequence[str],
     *,
     chosen: Chosen = lambda event: True,
-    advance: Advance = lambda done, total: None,
+    advance: Progress = unheard,
 ) -> list[RowReport]:
     """Which events made the row of a table whose primary key is this, one report for each projection with the table.
 
@@ -218,7 +215,7 @@ async def rebuild(
     only_if_older: bool = False,
     grace_s: float = GRACE_S,
     timeout_s: float | None = None,
-    advance: Advance = lambda done, total: None,
+    advance: Progress = unheard,
     tell: Callable[[str], None] = lambda reason: None,
 ) -> RebuildReport:
     """Rebuild a projection's read model while the one that is there goes on being used (see `Rebuild`).
@@ -261,7 +258,7 @@ class DiffReport:
 
 
 async def diff(
-    runtime: Runtime, projection: Projection[Any], *, limit: int = LIMIT, advance: Advance = lambda done, total: None
+    runtime: Runtime, projection: Projection[Any], *, limit: int = LIMIT, advance: Progress = unheard
 ) -> DiffReport:
     """Compare the read model as it is with what the projection's code makes of the same events.
 
@@ -298,7 +295,7 @@ async def diff_with(
     other: Projection[Any],
     *,
     limit: int = LIMIT,
-    advance: Advance = lambda done, total: None,
+    advance: Progress = unheard,
 ) -> DiffReport:
     """Compare what another code of the projection makes of the whole history with what this one makes of it."""
     old, new, views = _tables(other), _tables(projection), runtime.views

@@ -10,12 +10,12 @@ from itertools import groupby
 
 from evsync.archive.columns import EventColumns
 from evsync.archive.compression import check_installed
-from evsync.archive.copies import Copy, Progress
+from evsync.archive.copies import Copy
 from evsync.archive.pace import Pace
 from evsync.archive.policy import Keep
 from evsync.archive.segments import FollowerCheckpoint, Header, Segment, encode_segment
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
-from evsync.ports import BackupTarget, Store
+from evsync.ports import BackupTarget, Progress, Store, unheard
 
 SEGMENT_EVENTS = 20_000
 SEGMENT_BYTES = 8 << 20
@@ -96,7 +96,7 @@ class Backups:
         self._of = [Copy(target, identity.name, identity.incarnation) for target in targets]
         self._encoded: dict[tuple[int, bytes], asyncio.Task[_Encoded]] = {}
 
-    async def run(self, tell: Progress | None = None) -> BackupReport:
+    async def run(self, tell: Progress = unheard) -> BackupReport:
         """Bring every target up to the log's present head, then merge what has grown old.
 
         A target that fails is in the report, and keeps no other from being written. Raises StoreError.
@@ -129,7 +129,7 @@ class Backups:
         result: TargetResult,
         head: int,
         checkpoints: Sequence[FollowerCheckpoint],
-        tell: Progress | None,
+        tell: Progress,
     ) -> None:
         try:
             await self._extend(copy, result, head, checkpoints, tell)
@@ -145,7 +145,7 @@ class Backups:
         result: TargetResult,
         head: int,
         checkpoints: Sequence[FollowerCheckpoint],
-        tell: Progress | None,
+        tell: Progress,
     ) -> None:
         tail, damaged = await self._tail_of(copy)
         await self._check_history(copy, tail, head)
@@ -168,8 +168,7 @@ class Backups:
                         f"{copy.name(end + 1)} in {copy.target.url} is there, and it can neither be read nor written"
                     )
             result.end = end
-            if tell is not None:
-                tell(min(end, head), head)
+            tell(min(end, head), head)
         for first in damaged:
             if first <= end:  # what it held is in a new segment
                 await copy.target.delete(copy.name(first))

@@ -20,11 +20,8 @@ from evsync.archive.segments import (
     segment_name,
 )
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, DecodingError, TargetUnavailable
-from evsync.ports import BackupTarget
+from evsync.ports import BackupTarget, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent
-
-Progress = Callable[[int, int], None]
-"""Is told how many of how many events are done."""
 
 
 class Copy:
@@ -111,7 +108,7 @@ class CopyReport:
     problems: list[ArchiveError] = field(default_factory=list)
 
 
-async def verify_copy(copy: Copy, tell: Progress | None = None) -> CopyReport:
+async def verify_copy(copy: Copy, tell: Progress = unheard) -> CopyReport:
     """Read every byte of a copy; name whatever is damaged, missing, doubled or in another's place.
 
     A copy that has lost its end is whole as far as it reaches: compare `last` with other copies and the log. Raises
@@ -124,8 +121,7 @@ async def verify_copy(copy: Copy, tell: Progress | None = None) -> CopyReport:
     before: Segment | None = None
     whole = True
     for number, first in enumerate(firsts):
-        if tell is not None:
-            tell(number, len(firsts))
+        tell(number, len(firsts))
         try:
             segment = await copy.segment(first)
             if segment.header.last <= report.end:
@@ -149,8 +145,7 @@ async def verify_copy(copy: Copy, tell: Progress | None = None) -> CopyReport:
         if whole:
             report.last = report.end
         before = segment
-    if tell is not None:
-        tell(len(firsts), len(firsts))
+    tell(len(firsts), len(firsts))
     return report
 
 

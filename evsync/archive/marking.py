@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from evsync.archive.backup import BackupReport, Backups
-from evsync.archive.copies import Progress
 from evsync.archive.followers import Followers
 from evsync.archive.marks import (
     Mark,
@@ -27,7 +26,7 @@ from evsync.archive.policy import BackupPolicy
 from evsync.archive.restore import Until
 from evsync.archive.segments import FollowerCheckpoint
 from evsync.errors import ArchiveError, ArchiveIncomplete, ConfigurationError
-from evsync.ports import BackupTarget, Store
+from evsync.ports import BackupTarget, Progress, Store, unheard
 from evsync.records import StoredEvent
 
 READ_EVENTS = 1_000
@@ -134,7 +133,7 @@ async def decide(name: str, logs: Sequence[ToMark], clock: Callable[[], float] =
 
 
 async def make_mark(
-    name: str, logs: Sequence[ToMark], tell: Progress | None = None, clock: Callable[[], float] = time.time
+    name: str, logs: Sequence[ToMark], tell: Progress = unheard, clock: Callable[[], float] = time.time
 ) -> MarkReport:
     """Mark these logs, bring all of them to their places up to the mark, and put the mark beside them.
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evsync.archive.copies import Copy, Progress, incarnations_of, read_copies
+from evsync.archive.copies import Copy, incarnations_of, read_copies
 from evsync.archive.followers import Followers
 from evsync.archive.marks import MarkedLog
 from evsync.archive.segments import Header
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
-from evsync.ports import BackupTarget, LogReader, StoreRestore
+from evsync.ports import BackupTarget, LogReader, Progress, StoreRestore, unheard
 from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
 from evsync.restores import restored_event
 
@@ -124,7 +124,7 @@ async def restore(
     marked: MarkedLog | None = None,
     tail: Tail | None = None,
     clock: Callable[[], float] = time.time,
-    tell: Progress | None = None,
+    tell: Progress = unheard,
 ) -> RestoreReport:
     """Fill a store from an archive, and from `tail` what the archive does not have yet. Completes the store.
 
@@ -152,8 +152,7 @@ async def restore(
         if events:
             position = events[-1].position
             latest_us = max(latest_us, *(e.time_us for e in events))
-        if tell is not None:
-            tell(position, max(total if until.position is None else min(total, until.position), position))
+        tell(position, max(total if until.position is None else min(total, until.position), position))
     if until.position is not None and until.position > max(total, position):
         raise ArchiveIncomplete(
             f"position {until.position} is not in the archive of log {archive.identity.name}, which ends at {position}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -11,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from evsync.archive.copies import Progress
 from evsync.archive.targets import opened_targets
 from evsync.cli.backup import policy_of, shard_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.stream import connected, mirrored, tell
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
+from evsync.cli.terminal import agree, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream.trimming import trim_stream
+from evsync.ports import Progress
 from evsync.service import Service
 from evsync.trimming import TrimReport, check_end, trim_store, verified_copies
 
@@ -59,9 +58,7 @@ def trim(
                 if store
                 else f"The stream of service {service.name} will be made anew, beginning at position {to + 1}."
             )
-            if not sys.stdin.isatty():
-                raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree")
-            typer.confirm("Go on?", abort=True, err=True)
+            agree()
         if store:
             _show(asyncio.run(_trim_store(service, to)), json)
         elif not asyncio.run(_trim(service, to, json)):

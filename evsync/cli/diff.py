@@ -10,7 +10,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import estimate, plain, print_json, print_lines, reporting, table
+from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.codec.json_form import as_json
 from evsync.errors import ConfigurationError
 from evsync.projections import Projection
@@ -57,7 +57,7 @@ async def _diff(service: Service, name: str, other: Service | None, limit: int) 
     async with service.inspect(followers=True):
         runtime = service.runtime
         projection = projection_of(runtime, name)
-        with estimate("Going through history") as advance:
+        with progress("Going through history", long=True) as advance:
             if other is None:
                 return await diff_with_live(runtime, projection, limit=limit, advance=advance)
             return await diff_with_code(runtime, projection, _same(other, name), limit=limit, advance=advance)

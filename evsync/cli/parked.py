@@ -166,11 +166,8 @@ def _names(service: Service) -> list[str]:
 
 
 async def _list(service: Service, projection: str | None) -> list[tuple[str, Sequence[ParkedSummary], int]]:
-    names = (
-        [p.name for p in service.projections if isinstance(p.model, SqlModel)] if projection is None else [projection]
-    )
     found = []
-    for name in names:
+    for name in _names(service) if projection is None else [projection]:
         async with _opened(service, name) as streams:
             found.append((name, *await streams.summaries()))
     return found

@@ -11,7 +11,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import estimate, plain, print_json, print_lines, reporting, say
+from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import redacted
 from evsync.projections.rebuild import GRACE_S, RebuildReport, drop_old_copies
 from evsync.service import Service
@@ -54,7 +54,7 @@ async def _rebuild(
     async with service.inspect(followers=True):
         runtime = service.runtime
         projection = projection_of(runtime, name)
-        with estimate(f"Filling {name}") as advance:
+        with progress(f"Filling {name}", long=True) as advance:
             report = await rebuild_model(
                 runtime, projection, anew=anew, grace_s=grace_s, timeout_s=timeout_s, advance=advance,
                 tell=lambda reason: say(f"Waiting: {redacted(reason)}", "yellow"),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated
 
 import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Target
-from evsync.cli.terminal import plain, print_lines, reporting, say
-from evsync.errors import ConfigurationError
+from evsync.cli.terminal import agree, plain, print_lines, reporting, say
 from evsync.resets import reset_follower
 from evsync.service import Service
 
@@ -50,6 +48,4 @@ def _ask(service: Service, name: str) -> None:
         say(f"Reaction {name} will go on behind the last event that it has in common with the logs that it follows.")
     else:
         return  # there is none, and `reset_follower` says which there are
-    if not sys.stdin.isatty():
-        raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree beforehand")
-    typer.confirm("Go on?", abort=True, err=True)
+    agree()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
+from evsync.cli.terminal import agree, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
@@ -118,9 +117,7 @@ def _ask(planned: list[str]) -> None:
         return
     for text in planned:
         say(text)
-    if not sys.stdin.isatty():
-        raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree beforehand")
-    typer.confirm("Delete it?" if len(planned) == 1 else "Delete them?", abort=True, err=True)
+    agree("Delete it?" if len(planned) == 1 else "Delete them?")
 
 
 def mirrored(service: Service, shard: str | None = None) -> Mapping[str, Store]:

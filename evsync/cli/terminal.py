@@ -22,7 +22,7 @@ from rich.text import Text
 
 from evsync.codec.json_form import as_json
 from evsync.errors import ConfigurationError, EvsyncError, redacted
-from evsync.jetstream.verification import Progress as ProgressCallback
+from evsync.ports import Progress as ProgressCallback
 
 _UNLIMITED = 1 << 30
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -42,6 +42,13 @@ def console(*, stderr: bool = False) -> Console:
 def say(text: str, style: str = "") -> None:
     """A line about what is done, to standard error: standard output is for what was asked for."""
     console(stderr=True).print(plain(text), style=style)
+
+
+def agree(question: str = "Go on?") -> None:
+    """Ask at the terminal, and end the command unless the answer is yes. Raises ConfigurationError without one."""
+    if not sys.stdin.isatty():
+        raise ConfigurationError("nothing was done: there is no terminal to ask at. Give --yes to agree beforehand")
+    typer.confirm(question, abort=True, err=True)
 
 
 def plain(text: str) -> str:
@@ -98,25 +105,14 @@ def print_lines(*parts: Any) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[ProgressCallback]:
-    """A bar on standard error while the block runs, if that is a terminal. Gives what to call with (done, total)."""
-    to = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+def progress(what: str, *, long: bool = False) -> Iterator[ProgressCallback]:
+    """A bar on standard error while the block runs, if that is a terminal. Gives what to call with (done, total).
 
-
-@contextmanager
-def estimate(what: str) -> Iterator[ProgressCallback]:
-    """As `progress`, for what takes long: with the time that is left, by the pace so far."""
+    For what takes `long` with the time that is left, by the pace so far, rather than the time since the beginning.
+    """
     to = console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
+    time = TimeRemainingColumn(elapsed_when_finished=True) if long else TimeElapsedColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time)
     with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -14,13 +13,11 @@ from evsync.domain import stream_of
 from evsync.errors import ConfigurationError, Conflict
 from evsync.interop.states import decode, encode, is_whole
 from evsync.interop.table import StoredEventsTable
-from evsync.ports import Store
+from evsync.ports import Progress, Store
 from evsync.records import Append, Commit, LogIdentity
 from evsync.sharding.slots import slot_of
 
 BATCH = 500
-Advance = Callable[[int, int], None]
-"""Is told how many of how many are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class ImportReport:
     """How many states are carried whole, because they are no JSON of the library's form: consumers cannot read them."""
 
 
-async def copy_events(table: StoredEventsTable, store: Store, tell: Advance) -> int:
+async def copy_events(table: StoredEventsTable, store: Store, tell: Progress) -> int:
     """Append to the log what it does not hold yet of the table. Returns how many events these were.
 
     May be broken off at any moment and begun again: it goes on where the log ends. Nothing else may write to either
@@ -63,7 +60,7 @@ async def copy_events(table: StoredEventsTable, store: Store, tell: Advance) -> 
     return done - before
 
 
-async def compare_events(table: StoredEventsTable, store: Store, copied: int, tell: Advance) -> ImportReport:
+async def compare_events(table: StoredEventsTable, store: Store, copied: int, tell: Progress) -> ImportReport:
     """Read table and log from end to end. Raises ConfigurationError at the first difference; StoreError."""
     digest, position, last, renumbered, whole = blake2b(digest_size=16), 0, -1, 0, 0
     head, total = await store.head(), await asyncio.to_thread(table.count)

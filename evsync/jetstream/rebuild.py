@@ -7,9 +7,9 @@ import asyncio
 from evsync.errors import OtherIncarnation, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
-from evsync.jetstream.verification import Progress, StreamReport, check_stream, holds_same, last_event
-from evsync.ports import EventLog
+from evsync.jetstream.relay import Relay, RelayState
+from evsync.jetstream.verification import StreamReport, check_stream, holds_same, last_event
+from evsync.ports import EventLog, Progress, unheard
 from evsync.records import StoredEvent
 
 _TICK_S = 0.05
@@ -18,10 +18,9 @@ _TICK_S = 0.05
 async def rebuild_stream(
     log: EventLog,
     conn: Connection,
-    on_progress: Progress | None = None,
+    on_progress: Progress = unheard,
     *,
     allow_loss: bool = False,
-    policy: RelayPolicy | None = None,
 ) -> StreamReport:
     """Delete the stream that has the log's subjects, create it, publish the log into it, and read all of it back.
 
@@ -40,20 +39,18 @@ async def rebuild_stream(
         if not allow_loss:
             await _refuse_loss(log, conn, old)
         await streams.delete(conn, old.name)
-    relay = Relay(log, conn, policy)
+    relay = Relay(log, conn)
     task = asyncio.create_task(relay.run())
     try:
         while relay.confirmed < head or relay.state is RelayState.SYNC:
             if relay.halted is not None:
                 raise relay.halted
-            if on_progress is not None:
-                on_progress(relay.confirmed, head)
+            on_progress(relay.confirmed, head)
             await asyncio.sleep(_TICK_S)
     finally:
         task.cancel()
         await asyncio.wait([task])
-    if on_progress is not None:
-        on_progress(head, head)
+    on_progress(head, head)
     return await check_stream(log, conn)
 
 

@@ -95,11 +95,6 @@ class RelayStatus:
     """When it entered the state."""
 
     @property
-    def next_position(self) -> int:
-        """The position that is published next."""
-        return self.confirmed + 1
-
-    @property
     def lag(self) -> int:
         """Events not known to be in the stream yet."""
         return max(self.head - self.confirmed, 0)

@@ -29,6 +29,7 @@ _LOG_TAIL_BYTES = 3000
 LOCK_WAIT_S = 5.0
 """How long a start waits for a server that is just ending."""
 _SIGTERM_WAIT_S = 10.0
+_READY_TIMEOUT_S = 30.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,9 +44,9 @@ class EmbeddedServer:
             print(server.url)
     """
 
-    def __init__(self, binary: Path, store_dir: Path, port: int | None, config: str, ready_timeout_s: float) -> None:
+    def __init__(self, binary: Path, store_dir: Path, port: int | None, config: str) -> None:
         """Use `start()`."""
-        self._binary, self._port, self._config, self._ready_timeout_s = binary, port, config, ready_timeout_s
+        self._binary, self._port, self._config = binary, port, config
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
         self.store_dir = store_dir
@@ -60,7 +61,6 @@ class EmbeddedServer:
         port: int | None = None,
         max_payload: int | None = None,
         extra_config: str = "",
-        ready_timeout_s: float = 30.0,
     ) -> EmbeddedServer:
         """A running server, ready for connections (about 50 ms; this blocks, also an event loop).
 
@@ -76,7 +76,7 @@ class EmbeddedServer:
         config = extra_config + "\n"
         if max_payload is not None:
             config += f"max_payload: {max_payload}\n"
-        server = cls(find_binary(), store_dir, port, config, ready_timeout_s)
+        server = cls(find_binary(), store_dir, port, config)
         server._launch()
         return server
 
@@ -158,7 +158,7 @@ class EmbeddedServer:
             shutil.rmtree(ports_dir, ignore_errors=True)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], ports_dir: Path, log_start: int) -> str:
-        deadline = time.monotonic() + self._ready_timeout_s
+        deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline:
             for file in ports_dir.glob("*.ports"):
                 with contextlib.suppress(ValueError):  # caught while it was being written: look again
@@ -167,7 +167,7 @@ class EmbeddedServer:
                 raise self._death(process.returncode, ports_dir, log_start)
             time.sleep(0.005)
         raise ServerFailed(
-            f"nats-server (process {process.pid}) was not ready after {self._ready_timeout_s:g} s and was killed; "
+            f"nats-server (process {process.pid}) was not ready after {_READY_TIMEOUT_S:g} s and was killed; "
             f"the end of its log:\n{_tail(self.store_dir / LOG_NAME, log_start)}"
         )
 

@@ -8,8 +8,8 @@ from evsync.errors import BrokerRefused, StreamAhead, StreamGone, StreamInconsis
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.relay import Relay
-from evsync.jetstream.verification import Progress, StreamReport, check_stream
-from evsync.ports import EventLog
+from evsync.jetstream.verification import StreamReport, check_stream
+from evsync.ports import EventLog, Progress, unheard
 
 _NAME_IN_USE = 10058
 _ATTEMPTS = 5
@@ -18,9 +18,7 @@ _OPERATORS = ("num_replicas", "max_bytes", "max_age", "max_msgs", "placement", "
 """Settings that are the operator's to choose."""
 
 
-async def trim_stream(
-    log: EventLog, conn: Connection, position: int, on_progress: Progress | None = None
-) -> StreamReport:
+async def trim_stream(log: EventLog, conn: Connection, position: int, on_progress: Progress = unheard) -> StreamReport:
     """Make the stream of a log anew, so that it begins behind `position`, and publish the rest of the log into it.
 
     The caller has made sure that what leaves is archived. A stream cannot be purged (see evsync.jetstream.streams), so
@@ -59,8 +57,7 @@ async def trim_stream(
         while relay.confirmed < head:
             if relay.halted is not None:
                 raise relay.halted
-            if on_progress is not None:
-                on_progress(max(relay.confirmed - position, 0), head - position)
+            on_progress(max(relay.confirmed - position, 0), head - position)
             await asyncio.sleep(_TICK_S)
     finally:
         task.cancel()

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from evsync.errors import (
@@ -26,17 +26,15 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.frames import Message, status_of
 from evsync.jetstream.messages import MessageFormat, parse_headers
-from evsync.ports import EventLog
+from evsync.ports import EventLog, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent
 
 BATCH = 1000
+MOST_PROBLEMS = 10
 _BATCH_BYTES = 4 << 20
 _SILENCE_S = 5.0
 _NO_MESSAGE = 10037
 _END_OF_BATCH, _NOT_FOUND, _NO_RESPONDERS = 204, 404, 503
-
-Progress = Callable[[int, int], None]
-"""Told how many of how many messages are done."""
 
 
 @dataclass(slots=True)
@@ -58,9 +56,7 @@ class StreamReport:
         return not self.problems
 
 
-async def check_stream(
-    log: EventLog, conn: Connection, on_progress: Progress | None = None, *, most_problems: int = 10
-) -> StreamReport:
+async def check_stream(log: EventLog, conn: Connection, on_progress: Progress = unheard) -> StreamReport:
     """Read the whole stream of a log and compare each message with the log's event at that position.
 
     Changes nothing; may run beside a relay. Raises StreamGone when there is no stream, BrokerUnavailable when the
@@ -84,9 +80,8 @@ async def check_stream(
         report.compared = done
         if problem is not None:
             report.problems.append(problem)
-        if on_progress is not None:
-            on_progress(done, state.last - state.first + 1)
-        if len(report.problems) >= most_problems:
+        on_progress(done, state.last - state.first + 1)
+        if len(report.problems) >= MOST_PROBLEMS:
             break
     return report
 

@@ -13,13 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from evsync.codec.values import unpack
 from evsync.errors import ConfigurationError
-from evsync.ports import LogSource
+from evsync.ports import LogSource, Progress, unheard
 from evsync.projections.applied import Applied
 from evsync.projections.contracts import explain as say
 from evsync.projections.engines import Place
 from evsync.projections.event import Event
 from evsync.projections.fold import cannot_go_through
-from evsync.projections.history import Advance, read_history
+from evsync.projections.history import read_history
 from evsync.projections.projection import Projection
 from evsync.projections.recorder import Change, NeedsDatabase, Recorder
 from evsync.projections.scratch import scratch
@@ -72,7 +72,7 @@ async def explain(
     place: Place,
     dialect: sa.Dialect,
     chosen: Chosen = lambda event: True,
-    advance: Advance = lambda done, total: None,
+    advance: Progress = unheard,
 ) -> Explanation:
     """Run the handlers over the events that were applied, and tell which of them touched the row.
 
@@ -99,7 +99,7 @@ class _Again:
         applied: Applied,
         sources: Sequence[LogSource],
         chosen: Chosen,
-        advance: Advance,
+        advance: Progress,
     ) -> None:
         self._handlers, self._applied, self._left_out = projection.handlers, applied, applied.left_out
         self._sources, self._chosen, self._advance = sources, chosen, advance

@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from evsync.errors import EvsyncError
-from evsync.ports import LogReader, LogSource
+from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import apply_batch
-from evsync.projections.history import Advance, end_of, read_history
+from evsync.projections.history import end_of, read_history
 from evsync.projections.projection import Projection
 from evsync.projections.read_model import CannotApply
 from evsync.projections.tables import Catalog, Tables
@@ -36,7 +36,7 @@ class Fold:
         self,
         sources: Sequence[LogSource],
         to: Places,
-        advance: Advance = lambda done, total: None,
+        advance: Progress = unheard,
         *,
         without: Collection[tuple[str, int]] = (),
     ) -> None:

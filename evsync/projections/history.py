@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from evsync.errors import StoreUnavailable
 from evsync.ports import LogReader
@@ -15,9 +15,6 @@ PATIENCE_S = 30.0
 """How long a log that says that it goes on may be silent."""
 _WAIT_S = 2.0
 _PAUSE_S = 0.1
-
-Advance = Callable[[int, int], None]
-"""Is told how many events have been dealt with, and how many there are in all."""
 
 
 async def read_history(reader: LogReader, until: int, *, after: int = 0) -> AsyncIterator[list[StoredEvent]]:

@@ -26,13 +26,12 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
-from evsync.ports import LogSource
+from evsync.ports import LogSource, Progress, unheard
 from evsync.projections.bookkeeping import exists, version_of
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.discovery import service_of
 from evsync.projections.engines import Place
 from evsync.projections.exchange import ATTACHED, REBUILDER, Exchange, Lost, Shown, placed, reaches, shown_by, sweep
-from evsync.projections.history import Advance
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
 from evsync.projections.read_model import DatabaseAway
@@ -89,7 +88,7 @@ class Rebuild:
         grace_s: float = GRACE_S,
         batch: int = BATCH,
         timeout_s: float | None = None,
-        advance: Advance = lambda done, total: None,
+        advance: Progress = unheard,
         tell: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`anew`: do not go on with what an earlier attempt has filled, as is done where the code is the same.

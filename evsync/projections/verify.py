@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evsync.errors import RelayError
-from evsync.ports import LogReader, LogSource
+from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import digest_of
 from evsync.projections.difference import Difference, Kind, difference
 from evsync.projections.handlers import Handlers
-from evsync.projections.history import Advance, end_of, read_history
+from evsync.projections.history import end_of, read_history
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint, StoredEvent
 
@@ -152,7 +152,7 @@ class Verification:
         *,
         left_out: Iterable[ParkedEvent] = (),
         copies: Sequence[LogSource] = (),
-        advance: Advance = lambda done, total: None,
+        advance: Progress = unheard,
     ) -> None:
         """`left_out` are the events before the checkpoints that are parked or were skipped: checkpoints do not count
         them, and are taken here as if they did. `copies` are other places that hold the logs, looked at where the sums
