@@ -21,11 +21,14 @@ from termios import TIOCSWINSZ
 from typing import Any
 
 from evsync import Position
+from tests import forks
 from tests.cli_shop import SUPPLIER, Item, stock
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30.0
 COMMAND = [sys.executable, "-m", "evsync.cli"]
+MEASURED = "COVERAGE_PROCESS_CONFIG"
+"""Environment variable: coverage follows processes, and does not follow forks of theirs."""
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -48,10 +51,14 @@ class Shop:
 
     def evsync(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, which must be with this exit code."""
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=self.directory, env=self.environment | environment, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False,
-        )  # fmt: skip
+        env = self.environment | environment
+        if any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment) or MEASURED in os.environ:
+            done = subprocess.run(
+                [*COMMAND, *arguments], cwd=self.directory, env=env, text=True,
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False,
+            )  # fmt: skip
+        else:
+            done = forks.run(arguments, cwd=self.directory, env=env, timeout_s=PATIENCE_S)
         assert done.returncode == code, f"code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

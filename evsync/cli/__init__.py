@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import traceback
+from importlib.metadata import version
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
@@ -29,7 +32,15 @@ from evsync.cli import (
     tail,
     verify,
 )
+from evsync.cli.terminal import print_lines
 from evsync.errors import redacted
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print_lines(f"evsync {version('evsync')}, Python {platform.python_version()}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="evsync",
@@ -40,6 +51,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text: its frames would break grep
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def evsync(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version, and that of Python.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
 for command in (
     run.run,
     status.status,

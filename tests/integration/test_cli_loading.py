@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,11 @@ def test_a_service_of_the_current_directory_is_found(shelf: Path) -> None:
     """The current directory is importable, and attributes of attributes will do."""
     assert load("fine:first").name == "first"
     assert load("fine:Box.inner").name == "inner"
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    """`evsync --version`, for a report of a fault."""
+    assert Shop(tmp_path).evsync("--version").stdout.startswith(f"evsync {version('evsync')}, Python 3.")
 
 
 def test_errors_are_texts_with_an_exit_code_of_their_own(tmp_path: Path) -> None:
