@@ -14,7 +14,7 @@ from evsync.archive.copies import Copy
 from evsync.archive.pace import Pace
 from evsync.archive.policy import Keep
 from evsync.archive.segments import FollowerCheckpoint, Header, Segment, encode_segment
-from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
+from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, HistoryGone
 from evsync.ports import BackupTarget, Progress, Store, unheard
 
 SEGMENT_EVENTS = 20_000
@@ -133,8 +133,9 @@ class Backups:
     ) -> None:
         try:
             await self._extend(copy, result, head, checkpoints, tell)
+            await self._mend(copy, result)
             await self._merge(copy, result)
-        except ArchiveError as e:
+        except (ArchiveError, HistoryGone) as e:
             result.error = str(e)
 
     # ---- what is new
@@ -176,7 +177,7 @@ class Backups:
     async def _tail_of(self, copy: Copy) -> tuple[Segment | None, set[int]]:
         """The last whole segment of a copy, and where damaged ones begin behind it: these are written anew.
 
-        What is damaged before the end is for `verify` to find.
+        What is damaged before the end is for `_mend`, if it shows in the names and headers, or else for `verify`.
         """
         copy.forget()
         damaged: set[int] = set()
@@ -218,36 +219,86 @@ class Backups:
         return await asyncio.shield(task)
 
     async def _make(
-        self, first: int, previous: bytes, head: int, checkpoints: Sequence[FollowerCheckpoint]
+        self,
+        first: int,
+        previous: bytes,
+        head: int,
+        checkpoints: Sequence[FollowerCheckpoint] = (),
+        before: Header | None = None,
     ) -> _Encoded:
+        """A segment up to the head, at most. One that mends a hole ends `before` a segment, which names its predecessor
+        already; and is as old as that, so that two processes that mend it write the same."""
         events = EventColumns()
         while (
             (last := first + events.count - 1) < head
             and events.count < self._segment_events
             and events.size_bytes < SEGMENT_BYTES
         ):
-            await self._pace.step(self._read(events, last))
+            await self._pace.step(self._read(events, last, head))
         content = await self._pace.step(
             asyncio.to_thread(
                 encode_segment,
                 self._store.identity,
                 events,
                 previous,
-                made_us=int(self._clock() * 1_000_000),
+                made_us=before.made_us if before is not None else int(self._clock() * 1_000_000),
+                stands_for=(before.previous,) if before is not None and last >= head else (),
                 checkpoints=checkpoints if last >= head else (),
             )
         )
         return _Encoded(content, content[-32:], last)
 
-    async def _read(self, events: EventColumns, after: int) -> None:
+    async def _read(self, events: EventColumns, after: int, head: int) -> None:
         """Take in the next events behind a position."""
-        part = await self._store.read(after, min(READ_EVENTS, self._segment_events - events.count))
+        part = await self._store.read(after, min(READ_EVENTS, self._segment_events - events.count, head - after))
         name = self._store.identity.name
         if not part:
             raise ArchiveIncomplete(f"log {name} ended at {after}, and its head was greater")
         if part[0].position != after + 1:
             raise ArchiveIncomplete(f"log {name} has no position {after + 1} any more; nothing was archived beyond")
         events.add(part)
+
+    # ---- what was lost
+
+    async def _mend(self, copy: Copy, result: TargetResult) -> None:
+        """Write anew what is missing between two segments, or cannot say what it is; the log has it, or another copy.
+
+        Damage that does not show in names and headers is for `verify` to find, and for a person to delete.
+        """
+        before: Header | None = None
+        damaged: list[int] = []
+        for first in await copy.firsts():
+            try:
+                header = await copy.header(first)
+            except ArchiveDamaged:
+                damaged.append(first)
+                continue
+            end = before.last if before is not None else 0
+            if header.first > end + 1:
+                try:
+                    link = (await copy.segment(before.first)).sha256 if before is not None else b""
+                    await self._fill(copy, result, end, link, header, damaged)
+                except (ArchiveError, HistoryGone):
+                    result.end = end
+                    raise
+            if header.last > end:
+                before, damaged = header, []
+
+    async def _fill(
+        self, copy: Copy, result: TargetResult, end: int, link: bytes, before: Header, damaged: Sequence[int]
+    ) -> None:
+        """Write the segments between a position and a segment in the place of damaged ones, if there are some."""
+        left = set(damaged)
+        while end < before.first - 1:
+            encoded = await self._make(end + 1, link, before.first - 1, before=before)
+            if not await copy.target.put(copy.name(end + 1), encoded.content, replace=end + 1 in damaged):
+                return  # another process mends it
+            left.discard(end + 1)
+            result.written += encoded.last - end
+            end, link = encoded.last, encoded.sha256
+        copy.forget()
+        for first in left:  # what it held is in a new segment
+            await copy.target.delete(copy.name(first))
 
     # ---- what has grown old
 

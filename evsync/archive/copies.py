@@ -23,6 +23,9 @@ from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, Decod
 from evsync.ports import BackupTarget, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent
 
+_PASSES = 5
+"""How often a copy is verified anew that others change meanwhile."""
+
 
 class Copy:
     """The segments of one incarnation of a log in one target."""
@@ -47,6 +50,7 @@ class Copy:
         name = self.name(first)
         content = await self.target.get(name)
         if content is None:
+            self.forget()  # it may be in a merged one by now, which begins before it
             raise ArchiveDamaged(self.target.url, name, "it is missing")
         try:
             return await asyncio.to_thread(decode_segment, name, content)
@@ -63,7 +67,7 @@ class Copy:
     async def header(self, first: int) -> Header:
         """What the segment that begins at a position says of itself. Its hash is not looked at. Raises ArchiveDamaged.
 
-        Remembered: a merge that another process makes shows only in a new Copy.
+        Remembered, until one is found missing: another process may have merged it.
         """
         if (known := self._headers.get(first)) is not None:
             return known
@@ -114,10 +118,18 @@ async def verify_copy(copy: Copy, tell: Progress = unheard) -> CopyReport:
     A copy that has lost its end is whole as far as it reaches: compare `last` with other copies and the log. Raises
     TargetUnavailable.
     """
+    for _ in range(_PASSES):
+        firsts = await copy.firsts()
+        report = await _verify(copy, firsts, tell)
+        if not report.problems or await copy.firsts() == firsts:
+            break  # else a backup has merged segments meanwhile
+    return report
+
+
+async def _verify(copy: Copy, firsts: Sequence[int], tell: Progress | None) -> CopyReport:
     report = CopyReport(copy.target.url, copy.log, copy.incarnation)
     for name in await copy.strangers():
         report.problems.append(ArchiveDamaged(report.target, name, "it is not the name of a segment"))
-    firsts = await copy.firsts()
     before: Segment | None = None
     whole = True
     for number, first in enumerate(firsts):

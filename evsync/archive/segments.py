@@ -56,7 +56,8 @@ class Header:
     previous: bytes
     """SHA-256 of the segment before it; empty for the first."""
     stands_for: tuple[bytes, ...]
-    """Where it was merged from others: the SHA-256 that its successor may name in place of its own."""
+    """Where it was merged from others, or written anew in the place of a lost one: the SHA-256 that its successor may
+    name in place of its own."""
     earliest_us: int
     latest_us: int
     """The least and the greatest time of an event in it."""

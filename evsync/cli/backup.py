@@ -18,12 +18,13 @@ from evsync.archive.marking import MarkReport, ToMark, make_mark
 from evsync.archive.marks import Mark, marks_in, name_for, verify_marks
 from evsync.archive.policy import BackupPolicy
 from evsync.archive.schedule import problem_of
+from evsync.archive.segments import Header
 from evsync.archive.targets import opened_targets
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
-from evsync.errors import ArchiveIncomplete, ConfigurationError, TargetUnavailable
+from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.opening import urls_by_shard
 from evsync.parts import shard_to_archive
 from evsync.ports import BackupTarget
@@ -33,6 +34,11 @@ from evsync.service import Service
 
 NICENESS = 10
 """Of `backup run`: a service on the same machine has the processor first."""
+
+_REMEDY = (
+    "delete the files of damaged segments: the next `evsync backup run` writes them anew, from the log. "
+    "Those of an older incarnation come from another place: copy its directory"
+)
 
 app = typer.Typer(
     name="backup", help="Archive a service's log, and see what the archive is worth.", no_args_is_help=True
@@ -220,9 +226,17 @@ async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
     try:
         drilled = await last_drill(target, log)
         marks = await marks_in(target, log)
-        rows = []
+        rows: list[dict[str, Any]] = []
+        damaged: list[ArchiveDamaged] = []
         for incarnation, [copy] in (await incarnations_of([target], log)).items():
-            headers = [await copy.header(first) for first in await copy.firsts()]
+            headers: list[Header] = []
+            for first in await copy.firsts():
+                try:
+                    headers.append(await copy.header(first))
+                except ArchiveDamaged as e:
+                    damaged.append(e)
+            if not headers:
+                continue
             rows.append(
                 {
                     "target": target.url,
@@ -239,7 +253,8 @@ async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
                     ],
                 }
             )
-        rows += [{"target": target.url, "problem": str(m)} for m in marks if not isinstance(m, Mark)]
+        damaged += [m for m in marks if not isinstance(m, Mark)]
+        rows += [{"target": target.url, "problem": str(e)} for e in damaged]
     except TargetUnavailable as e:
         return [{"target": target.url, "problem": str(e)}]
     return rows or [{"target": target.url, "problem": f"there is no archive of log {log} yet"}]
@@ -358,6 +373,7 @@ def _show_verified(reports: list[CopyReport], problems: list[str]) -> None:
     print_lines(
         *([table(headings, rows, right=headings[2:])] if rows else ()),
         *map(plain, problems),
+        *([_REMEDY] if any(r.problems for r in reports) else ()),
     )
 
 

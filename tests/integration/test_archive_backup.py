@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
@@ -22,6 +22,7 @@ from evsync.stores.memory import MemoryStore
 from tests.archiving import IDENTITY, MemoryTarget, archived, away, copy_of, fill, memory_store, read_all
 
 pytestmark = pytest.mark.anyio
+_MERGE_ALL = Keep(hourly=timedelta(0), daily=timedelta(0), weekly=timedelta(0))
 
 
 async def restored(*targets: BackupTarget) -> list[StoredEvent]:
@@ -203,6 +204,87 @@ async def test_what_is_damaged_everywhere_is_an_error() -> None:
         del target.kept[name]
     with pytest.raises(ArchiveIncomplete, match="are in no copy"):
         await restored(one, two)
+
+
+def _lose(target: MemoryTarget, lost: Sequence[int], how: str) -> None:
+    names = sorted(target.kept)
+    for number in lost:
+        if how == "missing":
+            del target.kept[names[number]]
+        elif how == "damaged":
+            target.kept[names[number]] = b"nothing"
+        else:
+            target.kept[names[number]] = target.kept[names[number - 1]]
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "doubled"])
+@pytest.mark.parametrize("lost", [[0], [2], [1, 2, 3], [0, 3]])
+async def test_what_is_lost_between_segments_is_written_anew(lost: list[int], how: str) -> None:
+    """By the next backup, of the very events, and the chain holds: also where all that follows stays as it is."""
+    target = MemoryTarget()
+    store, events = await archived(60, target)
+    _lose(target, lost, how)
+    untouched = {name: kept for name, kept in target.kept.items() if kept != b"nothing"}
+    report = await Backups(store, [target], copies=1, segment_events=7).run()
+    assert report.ok
+    assert report.targets[0].error is None
+    verified = await verify_copy(copy_of(target))
+    assert (verified.last, verified.problems, verified.leftovers) == (len(events), [], [])
+    assert await restored(target) == events
+    if how != "doubled":
+        assert {name: target.kept[name] for name in untouched} == untouched
+    merged = await Backups(store, [target], copies=1, keep=_MERGE_ALL).run()
+    assert merged.targets[0].merged
+    assert await restored(target) == events
+    assert not (await verify_copy(copy_of(target))).problems
+
+
+async def test_a_hole_that_cannot_be_mended_does_not_count_as_backed_up() -> None:
+    """The copy counts as far as it is whole, and the report says why."""
+    target = MemoryTarget()
+    store, events = await archived(60, target)
+    _lose(target, [2], "missing")
+
+    def full(what: str, name: str) -> None:
+        if what == "put":
+            raise TargetUnavailable("no space is left")
+
+    target.fail = full
+    report = await Backups(store, [target], copies=1).run()
+    assert not report.ok
+    assert report.targets[0].error == "no space is left"
+    assert events[report.backed_up - 1].position == report.backed_up < len(events)
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+async def test_segments_may_be_merged_while_they_are_read(step: int) -> None:
+    """Whoever restores, or verifies, is given all events, and sees no damage."""
+    target = MemoryTarget()
+    store, events = await archived(60, target)
+    backups = Backups(store, [target], copies=1, keep=_MERGE_ALL)
+    found: list[StoredEvent] = []
+    read = 0
+    async for _, part in read_copies([copy_of(target)]):
+        found += part
+        read += 1
+        if read == step:
+            await backups.run()
+    assert found == events
+
+    target.kept.clear()
+    await Backups(store, [target], copies=1, segment_events=10).run()
+    get, got = target.get, 0
+
+    async def merging(name: str, *, most: int | None = None) -> bytes | None:
+        nonlocal got
+        got += 1
+        if got == step:
+            await backups.run()
+        return await get(name, most=most)
+
+    target.get = merging  # type: ignore[method-assign]
+    verified = await verify_copy(copy_of(target))
+    assert (verified.last, verified.problems) == (len(events), [])
 
 
 async def test_a_copy_that_is_away_is_done_without() -> None:

@@ -226,6 +226,27 @@ def test_services_are_marked_and_restored_to_the_mark(shop: Shop, run: Callable[
     assert "--mark" in run(*to, "sqlite:///x.db", "--mark", "noon", "--position", "1", code=2)
 
 
+def test_damaged_segments_are_listed_and_mended(shop: Shop, run: Callable[..., str]) -> None:
+    """The list shows what can be read, and what cannot; verify says how it is mended, and the next backup does it."""
+    for sku in ("sku-1", "sku-2", "sku-3"):
+        asyncio.run(shop.save(item(sku, 5)))
+        run("backup", "run", "archived:stock")
+    first, second, _ = segments(shop, "disk-a")
+    first.write_text("nothing")
+    content = bytearray(second.read_bytes())
+    content[-40] ^= 1
+    second.write_bytes(content)
+    listed = run("backup", "list", "archived:stock").splitlines()
+    assert [line.split()[2:4] for line in listed[1:3]] == [["2", "3"], ["3", "3"]]
+    assert f"{first.name} in disk-a: it is no segment" in listed[3]
+    verified = run("backup", "verify", "archived:stock", code=1)
+    assert "delete the files of damaged segments: the next `evsync backup run` writes them anew" in verified
+    second.unlink()
+    assert ["disk-a", "3", "2", "0"] in [line.split() for line in run("backup", "run", "archived:stock").splitlines()]
+    [whole] = shop.json("backup", "verify", "archived:stock")
+    assert ([c["last"] for c in whole["copies"]], whole["problems"]) == ([3, 3], [])
+
+
 def test_a_store_is_trimmed_and_says_so(shop: Shop, run: Callable[..., str]) -> None:
     """Asked first, refused without an archive, and shown by `store info`; history is read as before."""
     (shop.directory / "trimmed.py").write_text(
