@@ -28,6 +28,7 @@ from evsync.projections.verify import LogReport, Verification
 
 if TYPE_CHECKING:
     from evsync.runtime import Runtime
+    from evsync.service import Service
 
 _CONNECT_S = 3.0
 _FOUND_S = 5.0
@@ -50,13 +51,13 @@ class VerifyReport:
         return all(log.ok for log in self.logs)
 
 
-def projection_of(runtime: Runtime, name: str) -> Projection[Any]:
-    """A projection of the service by its name. Raises ConfigurationError that says which there are."""
-    for projection in runtime.service.projections:
+def projection_of(service: Service, name: str) -> Projection[Any]:
+    """A projection of a service by its name. Raises ConfigurationError that says which there are."""
+    for projection in service.projections:
         if projection.name == name:
             return projection
-    names = ", ".join(p.name for p in runtime.service.projections) or "none"
-    raise ConfigurationError(f"service {runtime.service.name!r} has no projection {name!r}; it has {names}")
+    names = ", ".join(p.name for p in service.projections) or "none"
+    raise ConfigurationError(f"service {service.name!r} has no projection {name!r}; it has {names}")
 
 
 def stored_projections(runtime: Runtime) -> list[Projection[Any]]:

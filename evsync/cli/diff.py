@@ -12,8 +12,6 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.codec.json_form import as_json
-from evsync.errors import ConfigurationError
-from evsync.projections import Projection
 from evsync.projections.diff import LIMIT, TableDifference
 from evsync.service import Service
 from evsync.trust import DiffReport, projection_of
@@ -56,18 +54,11 @@ def diff(
 async def _diff(service: Service, name: str, other: Service | None, limit: int) -> DiffReport:
     async with service.inspect(followers=True):
         runtime = service.runtime
-        projection = projection_of(runtime, name)
+        projection = projection_of(service, name)
         with progress("Going through history", long=True) as advance:
             if other is None:
                 return await diff_with_live(runtime, projection, limit=limit, advance=advance)
-            return await diff_with_code(runtime, projection, _same(other, name), limit=limit, advance=advance)
-
-
-def _same(other: Service, name: str) -> Projection[Any]:
-    for projection in other.projections:
-        if projection.name == name:
-            return projection
-    raise ConfigurationError(f"the other service {other.name!r} has no projection {name!r}")
+            return await diff_with_code(runtime, projection, projection_of(other, name), limit=limit, advance=advance)
 
 
 def _show(report: DiffReport) -> None:

@@ -10,7 +10,7 @@ from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.jetstream import permissions, streams
 from evsync.jetstream.permissions import ANY, Grant
 from evsync.jetstream.store_stream import StoreUrl, default_name
-from evsync.opening import is_on_nats, open_store
+from evsync.opening import is_on_nats, open_store, urls_by_shard
 from evsync.parts import parts_to_run, services_read_by
 from evsync.records import LogIdentity
 from evsync.service import Service
@@ -46,8 +46,7 @@ class _Log:
 
 
 async def _logs(service: str, store: str | Mapping[str, str], any_stream: bool) -> list[_Log]:
-    urls = {"main": store} if isinstance(store, str) else store
-    return [await _log(service, shard, url, any_stream) for shard, url in urls.items()]
+    return [await _log(service, shard, url, any_stream) for shard, url in urls_by_shard(store).items()]
 
 
 async def _log(service: str, shard: str, url: str, any_stream: bool) -> _Log:

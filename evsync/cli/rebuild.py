@@ -53,7 +53,7 @@ async def _rebuild(
 ) -> None:
     async with service.inspect(followers=True):
         runtime = service.runtime
-        projection = projection_of(runtime, name)
+        projection = projection_of(service, name)
         with progress(f"Filling {name}", long=True) as advance:
             report = await rebuild_model(
                 runtime, projection, anew=anew, grace_s=grace_s, timeout_s=timeout_s, advance=advance,

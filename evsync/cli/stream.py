@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -148,7 +149,8 @@ async def connected(service: Service) -> Connection:
 def tell(log: Store, report: StreamReport, done: str, json: bool) -> bool:
     """Print what became of a log's stream; whether it is as its log."""
     if json:
-        print_json({"log": log.identity.name, **_as_object(report)})
+        problems = [{"error": type(p).__name__, "text": str(p)} for p in report.problems]
+        print_json({"log": log.identity.name, "ok": report.ok, **asdict(report), "problems": problems})
     else:
         print_lines(
             f"{report.stream}: {report.compared} messages {done}, "
@@ -157,15 +159,3 @@ def tell(log: Store, report: StreamReport, done: str, json: bool) -> bool:
             *(plain(str(problem)) for problem in report.problems),
         )
     return report.ok
-
-
-def _as_object(report: StreamReport) -> dict[str, Any]:
-    return {
-        "stream": report.stream,
-        "ok": report.ok,
-        "first": report.first,
-        "last": report.last,
-        "head": report.head,
-        "compared": report.compared,
-        "problems": [{"error": type(p).__name__, "text": str(p)} for p in report.problems],
-    }

@@ -52,7 +52,7 @@ def verify(
 async def _verify(service: Service, name: str | None) -> list[VerifyReport]:
     async with service.inspect(followers=True):
         runtime = service.runtime
-        chosen = [projection_of(runtime, name)] if name is not None else stored_projections(runtime)
+        chosen = [projection_of(service, name)] if name is not None else stored_projections(runtime)
         if not chosen:
             raise ConfigurationError(f"service {service.name!r} has no projection whose read model is stored")
         reports = []

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, DecodingError, ForeignMessage, StreamHole
@@ -147,7 +148,7 @@ class StreamReads:
         else:
             events = found
         mine = (e for e in events if e.stream == stream and after < e.version and (to is None or e.version <= to))
-        return sorted(mine, key=_version)
+        return sorted(mine, key=attrgetter("version"))
 
     async def _versions(self, stream: str, after: int, last: int, seen: Seen | None) -> list[StoredEvent]:
         """The events of these versions, asked for by their subjects, some hundred at a time."""
@@ -254,7 +255,3 @@ class _Collector:
 def _of_the_server(headers: bytes) -> dict[str, str]:
     """From the end: what the server adds stands behind the message's own headers."""
     return parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
-
-
-def _version(event: StoredEvent) -> int:
-    return event.version

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 import psycopg
@@ -29,6 +30,7 @@ from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_inspection as inspection
 from evsync.stores import postgres_schema as tables
 from evsync.stores import postgres_slots as slots_of
+from evsync.stores.checkpoint_rows import COLUMNS, from_row
 from evsync.stores.plan import CheckpointKey, key_of, plan
 from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
 from evsync.stores.postgres_connections import Connections, settings_of, words
@@ -37,7 +39,6 @@ from evsync.stores.tail import Tail
 
 logger = logging.getLogger("evsync.stores")
 
-_MASK = 2**64 - 1
 _FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
 _REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
@@ -102,10 +103,9 @@ class PostgresStore(MovableSlots):
             columns, events
         )
         self._read_head = sql.SQL("SELECT head FROM {}").format(log)
-        self._read_checkpoints = sql.SQL(
-            'SELECT log, "group", incarnation, position, count, digest FROM {}.checkpoints WHERE follower = %s '
-            "ORDER BY 1, 2"
-        ).format(name)
+        self._read_checkpoints = sql.SQL("SELECT {} FROM {}.checkpoints WHERE follower = %s ORDER BY 1, 2").format(
+            sql.SQL(COLUMNS), name
+        )
         self._read_snapshot = sql.SQL("SELECT {} FROM {}.snapshots WHERE stream = %s").format(
             sql.SQL(", ".join(Snapshot._fields)), name
         )
@@ -158,12 +158,7 @@ class PostgresStore(MovableSlots):
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name, by log and group."""
-        return [
-            Checkpoint(log, group, incarnation, position, count, digest & _MASK)
-            for log, group, incarnation, position, count, digest in await self._fetch(
-                self._read_checkpoints, (follower,)
-            )
-        ]
+        return list(starmap(from_row, await self._fetch(self._read_checkpoints, (follower,))))
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Keep it in place of an older one, or one of another shape."""

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evsync.records import Commit
+from evsync.stores.checkpoint_rows import to_row
 from evsync.stores.plan import Place, Plan, key_of, streams_of
-
-_MASK = 2**64 - 1
 
 
 def parts_of(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
@@ -72,10 +71,7 @@ def arguments_of(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequenc
             sizes += [number] * commit.size
         c = commit.checkpoint
         if c is not None and commit.follower is not None:
-            digest = c.digest & _MASK
-            signed = digest - 2**64 if digest >= 2**63 else digest
-            row = (commit.follower, c.log, c.group, c.incarnation, c.position, c.count, signed, commit.after)
-            checkpoints.append((number, *row))
+            checkpoints.append((number, commit.follower, *to_row(c), commit.after))
             judged[-len(checkpoints)] = f"checkpoint of {commit.follower}", commit.after or 0
     rows = planned.rows
     columns: list[Sequence[Any]] = [

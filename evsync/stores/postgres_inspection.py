@@ -7,9 +7,8 @@ from typing import Any
 from psycopg import AsyncConnection, sql
 
 from evsync.inspection import StoreFacts
-from evsync.records import Checkpoint
+from evsync.stores.checkpoint_rows import COLUMNS, from_row
 
-_MASK = 2**64 - 1
 _COUNTS = """
     SELECT schema, head, (SELECT count(*) FROM {schema}.events), (SELECT count(DISTINCT stream) FROM {schema}.events),
         (SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -17,10 +16,7 @@ _COUNTS = """
         (SELECT count(*) FROM {schema}.snapshots)
     FROM {schema}.log
 """
-_CHECKPOINTS = """
-    SELECT follower, log, "group", incarnation, position, count, digest FROM {schema}.checkpoints
-    ORDER BY follower, log, "group"
-"""
+_CHECKPOINTS = f"SELECT follower, {COLUMNS} FROM {{schema}}.checkpoints ORDER BY 1, 2, 3"
 
 
 async def facts(where: str, schema: str, c: AsyncConnection[Any]) -> StoreFacts:
@@ -40,8 +36,5 @@ async def facts(where: str, schema: str, c: AsyncConnection[Any]) -> StoreFacts:
         streams=streams,
         size_bytes=size_bytes,
         snapshots=snapshots,
-        checkpoints=[
-            (follower, Checkpoint(log, group, incarnation, position, count, digest & _MASK))
-            for follower, log, group, incarnation, position, count, digest in kept
-        ],
+        checkpoints=[(follower, from_row(*row)) for follower, *row in kept],
     )

@@ -11,6 +11,7 @@ from psycopg import AsyncConnection, sql
 from evsync.errors import ConfigurationError, EncodingError, EvsyncError, StoreFull, StoreUnavailable
 from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
 from evsync.stores import postgres_schema as tables
+from evsync.stores.checkpoint_rows import to_row
 from evsync.stores.plan import check_follows
 from evsync.stores.postgres_connections import Connections, settings_of, words
 
@@ -104,10 +105,9 @@ class PostgresRestore:
             async with c.transaction():
                 for follower, kept in checkpoints.items():
                     for k in kept:
-                        digest = k.digest - 2**64 if k.digest >= 2**63 else k.digest
                         await c.execute(
                             sql.SQL("INSERT INTO {}.checkpoints VALUES (%s, %s, %s, %s, %s, %s, %s)").format(part),
-                            (follower, k.log, k.group, k.incarnation, k.position, k.count, digest),
+                            (follower, *to_row(k)),
                         )
                 await c.execute(
                     sql.SQL("UPDATE {}.log SET incarnation = %s, slots = %s, head = %s").format(part),

@@ -19,6 +19,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +32,7 @@ from evsync.stores import sqlite_inspection as inspection
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
+from evsync.stores.checkpoint_rows import from_row
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
 from evsync.stores.sqlite_errors import BUSY, FAILURES, is_busy, primary_code, translated
 from evsync.stores.sqlite_movable import MovableSlots, file_id
@@ -220,12 +222,7 @@ class SqliteStore(MovableSlots):
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name, by log and group."""
-        return [
-            Checkpoint(log, group, incarnation, position, count, digest & statements.MASK)
-            for log, group, incarnation, position, count, digest in await self._fetch(
-                statements.READ_CHECKPOINTS, (follower,)
-            )
-        ]
+        return list(starmap(from_row, await self._fetch(statements.READ_CHECKPOINTS, (follower,))))
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Keep it in place of an older one, or one of another shape. Waits in line with appends."""

@@ -7,16 +7,14 @@ import sqlite3
 from pathlib import Path
 
 from evsync.inspection import StoreFacts
-from evsync.records import Checkpoint
-from evsync.stores.sqlite_statements import MASK, READ_HEAD
+from evsync.stores.checkpoint_rows import COLUMNS, from_row
+from evsync.stores.sqlite_statements import READ_HEAD
 
 _COUNTS = f"""
     SELECT schema, ({READ_HEAD}), (SELECT count(*) FROM events),
         (SELECT count(DISTINCT stream) FROM events), (SELECT count(*) FROM snapshots) FROM log
 """
-_CHECKPOINTS = (
-    'SELECT follower, log, "group", incarnation, position, count, digest FROM checkpoints ORDER BY follower, log, 3'
-)
+_CHECKPOINTS = f"SELECT follower, {COLUMNS} FROM checkpoints ORDER BY 1, 2, 3"
 
 
 def facts(path: Path, c: sqlite3.Connection) -> StoreFacts:
@@ -35,10 +33,7 @@ def facts(path: Path, c: sqlite3.Connection) -> StoreFacts:
         streams=streams,
         size_bytes=size_bytes,
         snapshots=snapshots,
-        checkpoints=[
-            (follower, Checkpoint(log, group, incarnation, position, count, digest & MASK))
-            for follower, log, group, incarnation, position, count, digest in c.execute(_CHECKPOINTS)
-        ],
+        checkpoints=[(follower, from_row(*row)) for follower, *row in c.execute(_CHECKPOINTS)],
     )
 
 

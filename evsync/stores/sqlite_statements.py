@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from evsync.records import Checkpoint, Snapshot, StoredEvent
+from evsync.stores import checkpoint_rows
 from evsync.stores import sqlite_schema as schema
 
 ROWS_PER_STATEMENT = 64
@@ -32,9 +33,7 @@ def _over_imports(read: str) -> str:
 
 
 READ_STREAM_MOVED, READ_CHANGES_MOVED = _over_imports(READ_STREAM), _over_imports(READ_CHANGES)
-READ_CHECKPOINTS = (
-    'SELECT log, "group", incarnation, position, count, digest FROM checkpoints WHERE follower = ? ORDER BY 1, 2'
-)
+READ_CHECKPOINTS = f"SELECT {checkpoint_rows.COLUMNS} FROM checkpoints WHERE follower = ? ORDER BY 1, 2"
 _SNAPSHOT = ", ".join(Snapshot._fields)
 READ_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?"
 PUT_SNAPSHOT = (
@@ -51,7 +50,6 @@ VERSION_MOVED = f"max(coalesce({VERSION}, 0), coalesce({VERSION.replace('events'
 TAKEN_MOVED = f"({TAKEN} OR {TAKEN.replace('events', 'imports')})"
 CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
 
-MASK = 2**64 - 1
 MANY = 2**63 - 1
 """More than any number of rows or versions: SQLite's greatest integer."""
 
@@ -79,19 +77,9 @@ def _insert(rows: int) -> str:
 
 def store_checkpoint(c: sqlite3.Connection, follower: str, checkpoint: Checkpoint) -> None:
     """Store a follower's checkpoint in place of the one before."""
-    digest = checkpoint.digest & MASK
     c.execute(
-        'INSERT OR REPLACE INTO checkpoints (follower, log, "group", incarnation, position, count, digest) '
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            follower,
-            checkpoint.log,
-            checkpoint.group,
-            checkpoint.incarnation,
-            checkpoint.position,
-            checkpoint.count,
-            digest - 2**64 if digest >= 2**63 else digest,
-        ),
+        f"INSERT OR REPLACE INTO checkpoints (follower, {checkpoint_rows.COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (follower, *checkpoint_rows.to_row(checkpoint)),
     )
 
 
