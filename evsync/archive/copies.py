@@ -126,7 +126,7 @@ async def verify_copy(copy: Copy, tell: Progress = unheard) -> CopyReport:
     return report
 
 
-async def _verify(copy: Copy, firsts: Sequence[int], tell: Progress | None) -> CopyReport:
+async def _verify(copy: Copy, firsts: Sequence[int], tell: Progress) -> CopyReport:
     report = CopyReport(copy.target.url, copy.log, copy.incarnation)
     for name in await copy.strangers():
         report.problems.append(ArchiveDamaged(report.target, name, "it is not the name of a segment"))
