@@ -23,8 +23,8 @@ from evsync.archive.restore import Archive, Until
 from evsync.archive.targets import open_target
 from evsync.errors import ConfigurationError
 from evsync.opening import open_store
+from evsync.operations.recovery import restore_log
 from evsync.ports import LogReader
-from evsync.recovery import restore_log
 from evsync.sources import StoreReader
 from examples.users_orders.demo import SAMPLE
 from examples.users_orders.orders import Order as Purchase

@@ -25,9 +25,9 @@ from evsync.archive.backup import Backups
 from evsync.archive.restore import Archive, Until
 from evsync.archive.targets import open_target
 from evsync.opening import open_store
+from evsync.operations.recovery import restore_log
 from evsync.ports import Store
 from evsync.records import Append, Commit, NewEvent, new_command
-from evsync.recovery import restore_log
 from evsync.sharding.slots import slot_of
 
 TITLE = "Long logs: memory, and the time of an event"

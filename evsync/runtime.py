@@ -20,9 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 from typing_extensions import TypeVarTuple
 
+from evsync.aggregates.cache import AggregateCache
+from evsync.aggregates.repository import Repository
+from evsync.aggregates.snapshots import Snapshots
 from evsync.archive.reader import ArchivedSource
 from evsync.archive.schedule import ScheduledBackups
-from evsync.cache import AggregateCache
 from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
@@ -33,6 +35,7 @@ from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import broker_of, first_url, open_store, shards_on_nats, urls_by_shard, views_beside
+from evsync.operations.renewal import Renewal, sweep_for_ever
 from evsync.parts import OwnLogStatus, Status, parts_to_run, read_past, scheduled_backups, services_read_by
 from evsync.ports import LogSource, Store
 from evsync.projections import (
@@ -48,10 +51,7 @@ from evsync.projections.lag import Lags
 from evsync.projections.read_model import DatabaseAway
 from evsync.projections.status import FollowerStatus
 from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag
-from evsync.renewal import Renewal, sweep_for_ever
-from evsync.repository import Repository
 from evsync.shards import open_home, open_shards
-from evsync.snapshots import Snapshots
 from evsync.sources import ServiceSource, StoreSource
 from evsync.stores.group_commit import GroupCommit
 from evsync.tags import current_tags

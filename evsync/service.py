@@ -11,21 +11,21 @@ from uuid import UUID
 import sqlalchemy as sa
 from typing_extensions import TypeVarTuple, Unpack
 
+from evsync.aggregates.snapshots import SnapshotPolicy
 from evsync.archive.policy import BackupPolicy
 from evsync.codec.events import EventCodec, Upcaster, unreadable
 from evsync.codec.values import unpack
 from evsync.config import Deployment, resolve
 from evsync.domain import AnyAggregate, BaseAggregate
 from evsync.errors import ConfigurationError, DecodingError, StoreUnavailable
+from evsync.operations.trust import rebuild, stored_projections
 from evsync.parts import Status
 from evsync.ports import Store
 from evsync.projections import Event, MemoryModel, Projection, Reaction
 from evsync.records import Position, StoredEvent, check_name
 from evsync.runtime import Runtime
 from evsync.sharding import Router
-from evsync.snapshots import SnapshotPolicy
 from evsync.tags import current_tags
-from evsync.trust import rebuild, stored_projections
 
 A = TypeVar("A", bound=BaseAggregate[Any])
 S = TypeVar("S")

@@ -30,7 +30,7 @@ from evsync.archive.targets import open_target
 from evsync.errors import EvsyncError
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.store_sends import Sender
-from evsync.recovery import restore_log
+from evsync.operations.recovery import restore_log
 from evsync.stores import sqlite_schema, trimmed
 from evsync.stores.sqlite import SqliteStore
 from tests.vault import a_vault, trim

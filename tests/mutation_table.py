@@ -220,39 +220,40 @@ MUTATIONS: tuple[Mutation, ...] = (
     # ---- load and save
     _break(
         "An unknown outcome is found again by its command",
-        "evsync/repository.py", "execute does not look for its command",
+        "evsync/aggregates/repository.py", "execute does not look for its command",
         "if decided_at is not None and (stored := await self._find(stream, command, decided_at)) is not None:",
         "if False and (stored := None):",
         "tests/integration/test_repository.py::test_execute_looks_for_its_command_after_an_unknown_outcome",
     ),
     _break(
         "An unknown outcome is found again by its command",
-        "evsync/repository.py", "a repeated save does not look for the first one",
+        "evsync/aggregates/repository.py", "a repeated save does not look for the first one",
         "settled = await self._settle(streams) if self._unsettled else None", "settled = None",
         "tests/integration/test_repository.py::test_a_save_repeated_after_an_unknown_outcome_stores_once",
     ),
     _break(
         "An unknown outcome is found again by its command",
-        "evsync/repository.py", "a save that was late, and conflicts with the repeated one, is not looked for",
+        "evsync/aggregates/repository.py",
+        "a save that was late, and conflicts with the repeated one, is not looked for",
         "                settled = await self._settle(changed)\n", "                settled = None\n",
         "tests/integration/test_repository.py::test_a_save_whose_first_try_arrives_late_stores_once",
     ),
     _break(
         "In a process, one save per stream is in flight, and who is cancelled stops nobody",
-        "evsync/stream_locks.py", "who is cancelled as its turn comes keeps it",
+        "evsync/aggregates/stream_locks.py", "who is cancelled as its turn comes keeps it",
         "            if not turn.cancelled():\n", "            if False:\n",
         "tests/unit/test_stream_locks.py::test_who_is_cancelled_as_its_turn_comes_passes_it_on",
     ),
     _break(
         "In a process, one save per stream is in flight, and who is cancelled stops nobody",
-        "evsync/stream_locks.py", "who is cancelled while it waits for a second stream keeps the first",
+        "evsync/aggregates/stream_locks.py", "who is cancelled while it waits for a second stream keeps the first",
         "            self.release(held)\n            raise\n", "            raise\n",
         "tests/unit/test_stream_locks.py::"
         "test_who_is_cancelled_while_it_waits_for_a_second_stream_gives_the_first_back",
     ),
     _break(
         "A failed save keeps the pending events",
-        "evsync/repository.py", "they are taken from the aggregate before the commit",
+        "evsync/aggregates/repository.py", "they are taken from the aggregate before the commit",
         "            position = await self._home.commit(commit)\n",
         "            [a.pending_events.clear() for a in changed.values()]\n"
         "            position = await self._home.commit(commit)\n",
@@ -260,44 +261,44 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "What is decided during a save stays pending",
-        "evsync/repository.py", "everything that is pending is taken for saved",
+        "evsync/aggregates/repository.py", "everything that is pending is taken for saved",
         "del changed[append.stream].pending_events[: len(append.events)]",
         "changed[append.stream].pending_events.clear()",
         "tests/integration/test_repository.py::test_what_is_decided_during_a_save_stays_pending",
     ),
     _break(
         "An event too large for the broker is refused at save",
-        "evsync/repository.py", "sizes are not checked",
+        "evsync/aggregates/repository.py", "sizes are not checked",
         "        self._check_size(append)\n", "",
         "tests/integration/test_repository.py::test_an_event_too_large_is_refused_before_anything_is_stored",
     ),
     _break(
         "Loading with a snapshot is a full replay; one that does not fit is void",
-        "evsync/snapshots.py", "a snapshot of another shape is used",
+        "evsync/aggregates/snapshots.py", "a snapshot of another shape is used",
         "if cls is None or snapshot.shape != shape_of(cls):", "if cls is None:",
         "tests/integration/test_snapshots.py::test_a_snapshot_of_another_shape_is_void",
     ),
     _break(
         "Loading with a snapshot is a full replay; one that does not fit is void",
-        "evsync/repository.py", "a snapshot that is later than the time asked for is used",
+        "evsync/aggregates/repository.py", "a snapshot that is later than the time asked for is used",
         "return base.aggregate if until is None or base.latest_us <= until else None", "return base.aggregate",
         "tests/integration/test_snapshots.py::test_loading_with_a_snapshot_is_a_full_replay",
     ),
     _break(
         "Loading with a snapshot is a full replay; one that does not fit is void",
-        "evsync/snapshots.py", "a save of several events steps over the boundary",
+        "evsync/aggregates/snapshots.py", "a save of several events steps over the boundary",
         "return after // self.every_events > before // self.every_events", "return after % self.every_events == 0",
         "tests/integration/test_snapshots.py::test_a_save_of_several_events_does_not_step_over_a_boundary",
     ),
     _break(
         "Loading with a snapshot is a full replay; one that does not fit is void",
-        "evsync/snapshots.py", "a snapshot carries the first commands, not the last",
+        "evsync/aggregates/snapshots.py", "a snapshot carries the first commands, not the last",
         "for e in events)]))[-COMMANDS:]", "for e in events)]))[:COMMANDS]",
         "tests/integration/test_snapshots.py::test_a_snapshot_carries_the_last_commands_only",
     ),
     _break(
         "Loading with a cache is a full replay, whoever wrote and whatever was done to what was loaded",
-        "evsync/repository.py", "the past is kept in the cache",
+        "evsync/aggregates/repository.py", "the past is kept in the cache",
         "if self._cache is not None and version is None and until is None:", "if self._cache is not None:",
         "tests/integration/test_cache.py::test_the_past_is_not_kept",
         "tests/integration/test_cache.py::test_loading_with_a_cache_is_a_full_replay",
@@ -311,13 +312,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     # ---- codec and replay
     _break(
         "The compiled fold, the library's own path and the live state are the same",
-        "evsync/replay.py", "the compiled fold does not set modified_on",
+        "evsync/aggregates/replay.py", "the compiled fold does not set modified_on",
         "aggregate._modified_on = time_us if dated else to_datetime(time_us)", "dated = dated or None",
         "tests/properties/test_replay.py::test_fold_library_and_live_state_are_the_same",
     ),
     _break(
         "A stream with a missing version is not folded",
-        "evsync/replay.py", "the compiled fold does not compare versions",
+        "evsync/aggregates/replay.py", "the compiled fold does not compare versions",
         "if function is not None and version == due:", "if function is not None:",
         "tests/unit/test_codec.py::test_a_stream_with_a_missing_version_is_not_folded",
     ),
@@ -347,7 +348,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Upcasters bring old events to today's schema, each from where it stands",
-        "evsync/replay.py", "the second event of a type is folded without them",
+        "evsync/aggregates/replay.py", "the second event of a type is folded without them",
         "if not coding.readers and not coding.upcasters:", "if not coding.readers:",
         "tests/unit/test_codec.py::test_every_old_event_of_a_stream_is_upcast",
     ),

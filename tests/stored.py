@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evsync.aggregates.replay import fold
 from evsync.codec.events import EventCodec
 from evsync.domain import AnyAggregate, stream_of
 from evsync.records import StoredEvent, change_of, event_id, new_command
-from evsync.replay import fold
 from evsync.sharding.slots import slot_of
 
 

@@ -10,8 +10,8 @@ from evsync.archive.backup import Backups
 from evsync.archive.copies import Copy
 from evsync.archive.targets import opened_targets
 from evsync.errors import NotFound
+from evsync.operations.trimming import TrimReport, trim_store, verified_copies
 from evsync.records import StoredEvent
-from evsync.trimming import TrimReport, trim_store, verified_copies
 from tests.archiving import read_all
 
 BOXES = 12

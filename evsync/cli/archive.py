@@ -18,9 +18,9 @@ from evsync.cli.stream import connected, mirrored, tell
 from evsync.cli.terminal import agree, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream.trimming import trim_stream
+from evsync.operations.trimming import TrimReport, check_end, trim_store, verified_copies
 from evsync.ports import Progress
 from evsync.service import Service
-from evsync.trimming import TrimReport, check_end, trim_store, verified_copies
 
 app = typer.Typer(name="archive", help="Give up elsewhere what the archive holds.", no_args_is_help=True)
 

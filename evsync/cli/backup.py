@@ -26,10 +26,10 @@ from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.opening import urls_by_shard
+from evsync.operations.recovery import DrillReport, drill, last_drill
 from evsync.parts import shard_to_archive
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime
-from evsync.recovery import DrillReport, drill, last_drill
 from evsync.service import Service
 
 NICENESS = 10

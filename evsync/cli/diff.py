@@ -12,11 +12,11 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.codec.json_form import as_json
+from evsync.operations.trust import DiffReport, projection_of
+from evsync.operations.trust import diff as diff_with_live
+from evsync.operations.trust import diff_with as diff_with_code
 from evsync.projections.diff import LIMIT, TableDifference
 from evsync.service import Service
-from evsync.trust import DiffReport, projection_of
-from evsync.trust import diff as diff_with_live
-from evsync.trust import diff_with as diff_with_code
 
 
 def diff(

@@ -14,11 +14,11 @@ from evsync.cli.options import Debug, Json, Target
 from evsync.cli.tail import as_object, as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, print_table, progress, reporting
 from evsync.codec.json_form import as_json
+from evsync.operations.trust import RowReport
+from evsync.operations.trust import explain as explain_row
 from evsync.projections.explain import Cause, Chosen
 from evsync.projections.recorder import Change
 from evsync.service import Service
-from evsync.trust import RowReport
-from evsync.trust import explain as explain_row
 
 
 def explain(

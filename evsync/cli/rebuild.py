@@ -13,10 +13,10 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import redacted
+from evsync.operations.trust import projection_of
+from evsync.operations.trust import rebuild as rebuild_model
 from evsync.projections.rebuild import GRACE_S, RebuildReport, drop_old_copies
 from evsync.service import Service
-from evsync.trust import projection_of
-from evsync.trust import rebuild as rebuild_model
 
 
 def rebuild(

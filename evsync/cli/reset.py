@@ -10,7 +10,7 @@ import typer
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Target
 from evsync.cli.terminal import agree, plain, print_lines, reporting, say
-from evsync.resets import reset_follower
+from evsync.operations.resets import reset_follower
 from evsync.service import Service
 
 

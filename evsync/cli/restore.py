@@ -22,8 +22,8 @@ from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.settings import NatsSettings
+from evsync.operations.recovery import restore_log
 from evsync.records import to_datetime, to_time_us
-from evsync.recovery import restore_log
 from evsync.service import Service
 
 

@@ -19,11 +19,11 @@ from evsync.config import Deployment, resolve
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.inspection import Inspectable
 from evsync.opening import open_store, urls_by_shard
+from evsync.operations.store_check import StoreReport, check_store, reader
 from evsync.ports import SlotStore, Store
 from evsync.sharding import Router
 from evsync.sharding.truth import truth
 from evsync.shards import open_home, open_shards
-from evsync.store_check import StoreReport, check_store, reader
 
 app = typer.Typer(name="store", help="Make a service's event store, look at it, check it.", no_args_is_help=True)
 

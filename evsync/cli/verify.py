@@ -12,11 +12,11 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ConfigurationError
+from evsync.operations.trust import VerifyReport, projection_of, stored_projections
+from evsync.operations.trust import verify as verify_projection
 from evsync.projections.verify import Finding, LogReport
 from evsync.records import StoredEvent
 from evsync.service import Service
-from evsync.trust import VerifyReport, projection_of, stored_projections
-from evsync.trust import verify as verify_projection
 
 
 def verify(

@@ -87,7 +87,7 @@ class SnapshotStream:
             "discard": "old",
             "max_msgs_per_subject": 1,
             "num_replicas": self._replicas,
-            "metadata": {"evsync.snapshots": self._identity.name},
+            "metadata": {"evsync.aggregates.snapshots": self._identity.name},
             "description": f"snapshots of {self._identity.name}; may be deleted at any time",
         }
         if await streams.info(self._conn, self.name) is None:

@@ -21,9 +21,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from evsync.aggregates.snapshots import compiled_form
 from evsync.projections.engines import Place
 from evsync.projections.projection import Projection
-from evsync.snapshots import compiled_form
 
 _MAX_NAME = 63
 """Bytes of a name in PostgreSQL."""

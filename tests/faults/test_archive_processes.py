@@ -19,8 +19,8 @@ from evsync.errors import StoreUnavailable, TargetUnavailable, WrongStore
 from evsync.inspection import Inspectable
 from evsync.jetstream import streams
 from evsync.opening import open_store
+from evsync.operations.store_check import check_store, reader
 from evsync.records import StoredEvent
-from evsync.store_check import check_store, reader
 from evsync.stores.sqlite import SqliteStore
 from tests.archive_process import Workers, workers
 from tests.archiving import MemoryTarget, copy_of, fill, memory_store, read_all

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from evsync.operations.trust import verify
 from evsync.sharding import HashRing, RangeRouter, Router
 from evsync.sharding.truth import truth
-from evsync.trust import verify
 from tests.docs.pages import ROOT
 from tests.integration.test_shards import Counted, check_order, home, opened, urls
 

@@ -31,13 +31,13 @@ from evsync.archive.targets import open_target
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
 from evsync.inspection import Inspectable
 from evsync.opening import open_store, restore_store
+from evsync.operations.recovery import digest_of, drill, last_drill, restore_log
+from evsync.operations.resets import reset_follower
+from evsync.operations.store_check import check_store, reader
 from evsync.ports import BackupTarget
 from evsync.projections.batch import check_batch
 from evsync.records import StoredEvent, is_control
-from evsync.recovery import digest_of, drill, last_drill, restore_log
-from evsync.resets import reset_follower
 from evsync.restores import Restored, restored_event
-from evsync.store_check import check_store, reader
 from evsync.stores.memory import MemoryRestore, MemoryStore
 from tests.archiving import IDENTITY, START_US, MemoryTarget, archived, copy_of, fill, read_all
 

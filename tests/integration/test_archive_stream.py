@@ -15,8 +15,8 @@ from evsync.jetstream import streams
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
+from evsync.operations.recovery import restore_log
 from evsync.records import StoredEvent
-from evsync.recovery import restore_log
 from evsync.service import Service
 from tests.integration.test_archive_restore import Post, a_bank, pay
 from tests.relaying import connected, eventually

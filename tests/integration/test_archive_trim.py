@@ -31,13 +31,13 @@ from evsync.inspection import Inspectable
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.verification import check_stream
 from evsync.opening import open_store
+from evsync.operations.recovery import drill
+from evsync.operations.store_check import check_store, reader
+from evsync.operations.trust import verify
 from evsync.records import StoredEvent
-from evsync.recovery import drill
 from evsync.sharding.handover import bring_about
-from evsync.store_check import check_store, reader
 from evsync.stores import trimmed
 from evsync.stores.trimmed import Trimmed
-from evsync.trust import verify
 from tests.archiving import copy_of, read_all
 from tests.integration.test_archive_stream import relayed
 from tests.relaying import connected, eventually

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evsync import Service
-from evsync.cache import WORTH_EVENTS, AggregateCache
+from evsync.aggregates.cache import WORTH_EVENTS, AggregateCache
+from evsync.aggregates.repository import Repository
+from evsync.aggregates.snapshots import SnapshotPolicy, Snapshots
 from evsync.codec.events import EventCodec
 from evsync.domain import Aggregate, event
 from evsync.errors import ConfigurationError, Conflict, NotFound, OutcomeUnknown
 from evsync.homes import OneStore
 from evsync.records import LogIdentity, Position, new_incarnation
-from evsync.repository import Repository
-from evsync.snapshots import SnapshotPolicy, Snapshots
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite import SqliteStore

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from evsync.aggregates.repository import Repository
 from evsync.codec.events import EventCodec
 from evsync.errors import ConfigurationError, Conflict, EventTooLarge, NotFound, OutcomeUnknown
 from evsync.homes import OneStore
 from evsync.records import Append, Commit, LogIdentity, new_incarnation
-from evsync.repository import Repository
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
 from tests.aggregates import Account, Basket, Savings

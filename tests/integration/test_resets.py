@@ -9,7 +9,7 @@ import pytest
 
 from evsync import Event, MemoryModel, Projection, Reaction, Service
 from evsync.errors import ConfigurationError
-from evsync.resets import reset_follower
+from evsync.operations.resets import reset_follower
 from tests.rebuilt_bank import Account, Opened, made
 from tests.relaying import eventually
 

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 
 from evsync import Event, Projection, Service, SqlModel, Tables
 from evsync.errors import AcrossShards, Parked, StoreUnavailable
+from evsync.operations.trust import explain, verify
 from evsync.projections.event import Event as AppliedEvent
 from evsync.sharding import HashRing, RangeRouter, Router
 from evsync.sharding.handover import Step, bring_about
 from evsync.testing import world
-from evsync.trust import explain, verify
 from tests.command_line import Shop
 from tests.integration.test_shards import SUMS, TABLES, Added, Counted, check_order, counts, home, move_all
 from tests.sharded_shop import Cart, shop

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evsync.aggregates.repository import Repository
+from evsync.aggregates.snapshots import COMMANDS, SnapshotPolicy, Snapshots, shape_of
 from evsync.codec.events import EventCodec
 from evsync.codec.state import freeze, thaw
 from evsync.domain import Aggregate, event
 from evsync.errors import ConfigurationError, DecodingError, EncodingError, NotFound, OutcomeUnknown
 from evsync.homes import OneStore
 from evsync.records import LogIdentity, Snapshot, new_incarnation
-from evsync.repository import Repository
-from evsync.snapshots import COMMANDS, SnapshotPolicy, Snapshots, shape_of
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite import SqliteStore
@@ -140,7 +140,9 @@ async def test_a_snapshot_of_another_shape_is_void(monkeypatch: pytest.MonkeyPat
 
 def test_the_shape_of_a_class_is_the_same_in_every_process() -> None:
     """Else each process would throw the others' snapshots away."""
-    script = "from tests.aggregates import Account; from evsync.snapshots import shape_of; print(shape_of(Account))"
+    script = (
+        "from tests.aggregates import Account; import evsync.aggregates.snapshots as s; print(s.shape_of(Account))"
+    )
     shapes = {
         subprocess.run(
             [sys.executable, "-c", script],

@@ -19,9 +19,9 @@ from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.store import JetStreamStore
 from evsync.opening import open_store
+from evsync.operations.store_check import RESTORE, StoreReport, check_store, reader
 from evsync.ports import Store
 from evsync.records import Checkpoint, Commit, Snapshot, new_command
-from evsync.store_check import RESTORE, StoreReport, check_store, reader
 from evsync.testing.contracts.samples import append
 from evsync.testing.contracts.samples import event as new_event
 

@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evsync.aggregates.replay import apply_by_library
 from evsync.codec.events import EventCodec
 from evsync.codec.values import pack, unpack
 from evsync.domain import Aggregate, AnyAggregate, event
 from evsync.errors import DecodingError
 from evsync.records import StoredEvent, change_of
-from evsync.replay import apply_by_library
 from tests.aggregates import Account, Address, Basket, Card, Colour, Level, Point, Savings
 from tests.stored import as_stored, folded
 

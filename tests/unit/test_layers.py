@@ -12,13 +12,11 @@ ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
     {"records", "ports", "inspection", "domain", "tags"},
-    {"codec", "replay", "restores", "liveness", "sharding.slots", "snapshots", "cache"}
+    {"codec", "aggregates", "restores", "liveness", "sharding.slots"}
     | {"stores.plan", "stores.tail", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
-    {"opening", "sources", "stream_locks", "homes", "shards", "repository", "config", "interop"}
-    | {"contracts", "store_check"},
-    {"parts", "recovery", "runtime", "service", "trust", "renewal", "trimming"},
-    {"resets"},
+    {"opening", "sources", "homes", "shards", "aggregates.repository", "config", "interop", "contracts"},
+    {"parts", "runtime", "service", "operations"},
     {"cli", "testing", "__init__"},
 ]
 """From the bottom up: a part may import what is below it, and its own part."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from evsync.inspection import Unreadable
 from evsync.interop.states import encode
+from evsync.operations.store_check import LogCheck, Problem, reader
 from evsync.records import Commit, LogIdentity, StoredEvent, new_command
 from evsync.sharding.slots import slot_of
-from evsync.store_check import LogCheck, Problem, reader
 from evsync.testing.contracts.samples import append, event, rows_of
 
 IDENTITY = LogIdentity("users", "main", "0123456789ab")

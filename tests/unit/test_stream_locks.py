@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from evsync.stream_locks import StreamLocks
+from evsync.aggregates.stream_locks import StreamLocks
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 10

@@ -11,7 +11,10 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
-from evsync.cache import AggregateCache
+from evsync.aggregates.cache import AggregateCache
+from evsync.aggregates.replay import Fold
+from evsync.aggregates.snapshots import Snapshots
+from evsync.aggregates.stream_locks import StreamLocks
 from evsync.codec.events import EventCodec
 from evsync.domain import AnyAggregate, BaseAggregate, invoke, stream_of
 from evsync.errors import ConfigurationError, Conflict, DecodingError, EvsyncError, NotFound, OutcomeUnknown
@@ -27,10 +30,7 @@ from evsync.records import (
     to_datetime,
     to_time_us,
 )
-from evsync.replay import Fold
 from evsync.sharding.slots import slot_of
-from evsync.snapshots import Snapshots
-from evsync.stream_locks import StreamLocks
 
 A = TypeVar("A", bound=BaseAggregate[Any])
 

@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from evsync.aggregates.replay import Fold
+from evsync.aggregates.snapshots import Snapshots
 from evsync.archive.copies import Copy, read_copies, verify_copy
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, CodecError, ConfigurationError
 from evsync.ports import BackupTarget, Progress, Store, unheard
 from evsync.records import change_of
-from evsync.replay import Fold
-from evsync.snapshots import Snapshots
 from evsync.stores.trimmed import Trimmed
 
 READ_EVENTS = 2_000

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from evsync.aggregates.repository import Repository
 from evsync.archive.marks import MarkedLog
 from evsync.archive.restore import Archive, RestoreReport, Until, restore
 from evsync.codec.events import EventCodec
@@ -26,7 +27,6 @@ from evsync.jetstream.consumer import JetStreamReader
 from evsync.opening import open_store, restore_store
 from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
 from evsync.records import OWN_STREAMS, LogIdentity, is_control, to_datetime
-from evsync.repository import Repository
 from evsync.stores.group_commit import GroupCommit
 
 READ_EVENTS = 2_000

@@ -7,12 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from evsync.errors import EvsyncError, NotVisible
+from evsync.operations.trust import rebuild
 from evsync.projections import Projection, ProjectionRunner, ViewsDatabase
 from evsync.projections.bookkeeping import version_of
 from evsync.projections.pause import pause_s
 from evsync.projections.read_model import DatabaseAway
 from evsync.projections.rebuild import drop_old_copies
-from evsync.trust import rebuild
 
 if TYPE_CHECKING:
     from evsync.runtime import Runtime

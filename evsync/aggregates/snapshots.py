@@ -19,13 +19,13 @@ from hashlib import blake2b
 from types import CodeType, FunctionType
 from typing import Any, Protocol
 
+from evsync.aggregates.replay import fold
 from evsync.codec.events import EventCodec
 from evsync.codec.state import freeze_aggregate, thaw_aggregate
 from evsync.domain import AnyAggregate, event_types
 from evsync.errors import CodecError, ConfigurationError, EvsyncError
 from evsync.ports import SnapshotStore
 from evsync.records import Snapshot, StoredEvent, change_of, command_of
-from evsync.replay import fold
 
 logger = logging.getLogger("evsync")
 

@@ -1,0 +1,1 @@
+"""What operators ask of a service: verify, explain, rebuild, reset; check, restore and trim what it stores."""
