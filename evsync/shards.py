@@ -11,7 +11,7 @@ from evsync.opening import open_store
 from evsync.ports import Store
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import bring_about
-from evsync.sharding.truth import truth
+from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.group_commit import GroupCommit
 
 
@@ -47,7 +47,10 @@ async def open_shards(
 async def open_home(
     stores: Mapping[str, Store], router: Router | None, stack: AsyncExitStack, *, place: bool
 ) -> ShardedStores:
-    """Where the streams are. Slots of a service that has no events yet are placed as the router plans, if `place`."""
+    """Where the streams are. Slots of a service that has no events yet are placed as the router plans, if `place`.
+
+    Raises WrongStore, StoreUnavailable where a shard's store is not among them.
+    """
     plan = plan_of(stores, router)
     movable = slot_stores(stores)
     now = await truth(movable)
@@ -58,7 +61,9 @@ async def open_home(
     for shard, store in stores.items():
         commits[shard] = GroupCommit(store)
         stack.push_async_callback(commits[shard].close)
-    return ShardedStores(stores, commits, now)
+    home = ShardedStores(stores, commits, now)
+    await check_all_there(movable)
+    return home
 
 
 async def _place(stores: Mapping[str, Store], plan: Router) -> None:

@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from evsync.errors import BEGIN_ANEW, OtherIncarnation, StoreUnavailable
+from evsync.errors import BEGIN_ANEW, OtherIncarnation, StoreUnavailable, WrongStore
 from evsync.opening import open_store
-from evsync.ports import EventLog, LogReader, Store
+from evsync.ports import EventLog, LogReader, SlotStore, Store
 from evsync.records import Ancestor, StoredEvent
+from evsync.sharding.truth import check_all_there
 
 _LOOK_S = 0.01
 
@@ -90,16 +91,33 @@ class StoreSource:
         self._stores: dict[str, Store] = {}
 
     async def readers(self) -> Sequence[LogReader]:
-        """A reader of each log. Raises StoreError where one is not there, or not of that service and shard."""
-        for shard, url in self._urls.items():
-            if shard not in self._stores:
-                self._stores[shard] = await open_store(url, service=self.service, shard=shard, create=False)
+        """A reader of each log. Raises StoreError where one is not there, or not of that service and shard.
+
+        StoreUnavailable also where slots have gone to a shard that is not named: who reads the others already says so,
+        and goes on with them.
+        """
+        await self._open()
+        try:
+            await self._check_all_there()
+        except WrongStore as e:
+            raise StoreUnavailable(str(e)) from e
         return [StoreReader(store, partial(self._stores.get, shard)) for shard, store in self._stores.items()]
 
     async def check(self) -> None:
         """Raise now what no waiting will mend: ConfigurationError for the URL, WrongStore. A store may come later."""
         with contextlib.suppress(StoreUnavailable):
-            await self.readers()
+            await self._open()
+            await self._check_all_there()
+
+    async def _open(self) -> None:
+        for shard, url in self._urls.items():
+            if shard not in self._stores:
+                self._stores[shard] = await open_store(url, service=self.service, shard=shard, create=False)
+
+    async def _check_all_there(self) -> None:
+        movable = {shard: store for shard, store in self._stores.items() if isinstance(store, SlotStore)}
+        if len(movable) == len(self._urls):
+            await check_all_there(movable)
 
     async def close(self) -> None:
         """Close the stores that were opened for reading."""

@@ -22,7 +22,7 @@ from evsync.opening import open_store, urls_by_shard
 from evsync.operations.store_check import StoreReport, check_store, reader
 from evsync.ports import SlotStore, Store
 from evsync.sharding import Router
-from evsync.sharding.truth import truth
+from evsync.sharding.truth import check_all_there
 from evsync.shards import open_home, open_shards
 
 app = typer.Typer(name="store", help="Make a service's event store, look at it, check it.", no_args_is_help=True)
@@ -173,7 +173,7 @@ async def _check(at: _Located, shard: str | None, json: bool) -> bool:
                 _tell(report)
         movable = {name: store for name, store in stores.items() if isinstance(store, SlotStore)}
         if shard is None and len(movable) == len(stores):
-            await truth(movable)
+            await check_all_there(movable)
     return ok
 
 

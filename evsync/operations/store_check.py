@@ -15,8 +15,18 @@ from evsync.codec.values import unpack
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
 from evsync.inspection import Inspectable, Unreadable
 from evsync.interop import states
-from evsync.ports import Progress, unheard
-from evsync.records import SLOTS_STREAM, LogIdentity, StoredEvent, command_of, decode_meta, event_id, is_control
+from evsync.ports import Progress, SlotStore, unheard
+from evsync.records import (
+    SLOT_OPENED,
+    SLOTS_STREAM,
+    LogIdentity,
+    StoredEvent,
+    command_of,
+    decode_meta,
+    event_id,
+    is_control,
+)
+from evsync.sharding.handover import BEGINNING
 from evsync.sharding.slots import slot_of
 from evsync.stores.trimmed import Trimmed
 
@@ -92,18 +102,24 @@ class LogCheck:
 
     def __init__(self, identity: LogIdentity, read: Reader, trimmed: int = 0) -> None:
         """Up to position `trimmed` events may be missing, and of each stream those before its first one."""
-        self.last, self.checked, self.given = 0, 0, 0
+        self.last, self.checked = 0, 0
         self._trimmed = trimmed
         self._identity, self._read = identity, read
         self._before: StoredEvent | None = None
         self._at_start = True  # of a commit, for certain
-        self._tops: dict[str, int] = {}
-        self._scattered: dict[str, set[int]] = {}  # all versions of the streams that do not simply count up
+        self._versions = _Versions(begin_anywhere=trimmed > 0)
+        self.came: set[int] = set()
+        """Slots that were opened here: their streams go on behind events that are in the logs of other shards."""
+
+    @property
+    def given(self) -> int:
+        """How many events were written by another library."""
+        return self._versions.given
 
     @property
     def streams(self) -> int:
         """How many streams were met."""
-        return len(self._tops)
+        return len(self._versions.tops)
 
     def see(self, found: StoredEvent | Unreadable) -> Iterator[Problem]:
         """What is wrong with the next one."""
@@ -161,20 +177,11 @@ class LogCheck:
             yield Problem(e.position, "ids", text, RESTORE)
 
     def _version(self, e: StoredEvent) -> Iterator[Problem]:
-        begun = e.version - 1 if self._trimmed else 0
-        top, given = self._tops.get(e.stream, begun), states.is_of_library(e)
-        self.given += given
-        seen = self._scattered.get(e.stream)
-        if seen is None and given and e.version != top + 1:
-            seen = self._scattered[e.stream] = set(range(1, top + 1))
-        if given and seen is not None and e.version in seen:
-            yield Problem(e.position, "versions", f"stream {e.stream!r} has version {e.version} twice", RESTORE)
-        elif not given and e.version != top + 1:
-            text = f"stream {e.stream!r} goes on with version {e.version}, where {top + 1} belongs"
-            yield Problem(e.position, "versions", text, RESTORE)
-        if seen is not None:
-            seen.add(e.version)
-        self._tops[e.stream] = max(top, e.version)
+        if e.stream == SLOTS_STREAM and e.type.endswith(SLOT_OPENED):
+            self.came.add(e.slot)
+        wrong = list(self._versions.see(e))
+        if e.stream == SLOTS_STREAM or e.slot not in self.came:  # of those, only the store's imports tell
+            yield from wrong
 
     def _place(self, e: StoredEvent) -> Iterator[Problem]:
         slot = slot_of(e.stream, self._identity.slots)
@@ -186,6 +193,35 @@ class LogCheck:
         if e.incarnation != (right := self._identity.incarnation_at(e.position)):  # a restored log has earlier ones too
             text = f"the event is of incarnation {e.incarnation!r}, and the log of {right!r} there"
             yield Problem(e.position, "incarnation", text, f"It comes from another log. {RESTORE}")
+
+
+class _Versions:
+    """The law of versions, for events of which those of each stream come in order."""
+
+    def __init__(self, *, begin_anywhere: bool = False) -> None:
+        self.given = 0
+        """Of the events, those that another library wrote."""
+        self.tops: dict[str, int] = {}
+        """The greatest version of each stream."""
+        self._begin_anywhere = begin_anywhere
+        self._scattered: dict[str, set[int]] = {}  # all versions of the streams that do not simply count up
+
+    def see(self, e: StoredEvent) -> Iterator[Problem]:
+        """What is wrong with the next one."""
+        begun = e.version - 1 if self._begin_anywhere else 0
+        top, given = self.tops.get(e.stream, begun), states.is_of_library(e)
+        self.given += given
+        seen = self._scattered.get(e.stream)
+        if seen is None and given and e.version != top + 1:
+            seen = self._scattered[e.stream] = set(range(1, top + 1))
+        if given and seen is not None and e.version in seen:
+            yield Problem(e.position, "versions", f"stream {e.stream!r} has version {e.version} twice", RESTORE)
+        elif not given and e.version != top + 1:
+            text = f"stream {e.stream!r} goes on with version {e.version}, where {top + 1} belongs"
+            yield Problem(e.position, "versions", text, RESTORE)
+        if seen is not None:
+            seen.add(e.version)
+        self.tops[e.stream] = max(top, e.version)
 
 
 _READABLE = "If its class was renamed or has changed, give the service renamed= or upcasters=; else restore the store."
@@ -226,9 +262,23 @@ async def check_store(store: Inspectable, read: Reader, on_progress: Progress = 
     if (now := await _head(store)) is not None and check.last > now:
         text = f"the log's head is {now}, and there are events up to {check.last}: the next append would collide"
         report.problems.append(Problem(now + 1, "positions", text, RESTORE))
+    if isinstance(store, SlotStore) and check.came:
+        report.problems += await _of_slots_that_came(store, sorted(check.came))
     del report.problems[MOST_PROBLEMS:]
     report.checked, report.streams, report.given = check.checked, check.streams, check.given
     return report
+
+
+async def _of_slots_that_came(store: SlotStore, slots: Sequence[int]) -> list[Problem]:
+    """What is wrong with the versions of streams that have come with their slots: imports and own events together."""
+    versions, place, problems = _Versions(), BEGINNING, list[Problem]()
+    while found := await store.slot_events(slots, place, BATCH):
+        place = found[-1][0]
+        for _, event in found:
+            own = event.incarnation == store.identity.incarnation_at(event.position)
+            said = "" if own else f"imported from incarnation {event.incarnation}: "
+            problems += [wrong._replace(text=said + wrong.text) for wrong in versions.see(event)]
+    return problems
 
 
 async def _wrong_files(store: Inspectable) -> Sequence[str]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import is_on_nats
+from evsync.opening import shards_on_nats
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections import MemoryModel, Projection, SqlModel
 from evsync.projections.applied import Applied, applied
@@ -102,9 +102,10 @@ async def look_at(runtime: Runtime, projection: Projection[Any]) -> Applied:
 
 
 def _copies(runtime: Runtime, projection: Projection[Any]) -> list[LogSource]:
-    """The service's own log is in its store, and in a stream beside it."""
+    """The service's own logs are in its stores, and in streams beside these; but those that are streams themselves."""
     name, connection = runtime.service.name, runtime.connection
-    if name not in projection.sources or connection is None or is_on_nats(str(runtime.settings["store"])):
+    mirrored = runtime.stores.keys() - shards_on_nats(runtime.settings["store"]).keys()
+    if name not in projection.sources or connection is None or not mirrored:
         return []
     return [_IfThere(JetStreamSource(connection, name))]
 
