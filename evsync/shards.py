@@ -27,8 +27,14 @@ async def open_shards(
         raise ConfigurationError(f"service {service!r} has no shards: store={{}} names none")
     found: dict[str, Store] = {}
     missing: list[str] = []
+    in_memory = [shard for shard, url in urls.items() if url.partition(":")[0] == "memory"]
+    if in_memory and len(in_memory) < len(urls):
+        raise ConfigurationError(
+            f"service {service!r}: shard {in_memory[0]!r} is in memory, and others are not: slots that lie in it would "
+            "be gone with the process, and the others could not be opened without them. Use memory:// for all or none"
+        )
     for shard, url in urls.items():
-        if url.partition(":")[0] == "memory":
+        if in_memory:
             missing.append(shard)  # it is always a new one
             continue
         try:

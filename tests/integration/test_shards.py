@@ -346,6 +346,10 @@ async def test_stores_that_are_not_of_one_service_are_refused(tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match="16 slots"):
         async with opened(tmp_path, "a", router=HashRing(["a"], slots=16)):
             pass
+    with pytest.raises(ConfigurationError, match="shard 'm' is in memory, and others are not"):
+        async with opened(tmp_path, stores={"z": f"sqlite:///{tmp_path}/z.db", "m": "memory://"}):
+            pass
+    assert not (tmp_path / "z.db").exists()
     pair = tmp_path / "pair"
     pair.mkdir()
     async with opened(pair, "a", "b") as service:
