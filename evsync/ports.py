@@ -246,8 +246,11 @@ class Past(Protocol):
         ArchiveError."""
         ...
 
-    async def read_stream(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
-        """The events of a stream with `after_version < version <= to_version`, in order. Raises ArchiveError."""
+    async def read_stream(self, stream: str, after_version: int, to_version: int, to: int) -> list[StoredEvent]:
+        """The events of a stream with `after_version < version <= to_version`, in order, all at positions up to `to`.
+
+        Raises ArchiveError, also where the archive ends before it could have them all.
+        """
         ...
 
 

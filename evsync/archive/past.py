@@ -8,6 +8,7 @@ from evsync.archive.copies import read_copies
 from evsync.archive.restore import Archive
 from evsync.archive.segments import Segment
 from evsync.archive.targets import opened_targets
+from evsync.errors import ArchiveIncomplete, redacted
 from evsync.records import LogIdentity, StoredEvent
 
 _READINGS = 4
@@ -19,6 +20,7 @@ class ArchivedPast:
 
     def __init__(self, identity: LogIdentity, urls: Sequence[str]) -> None:
         self._identity, self._urls = identity, urls
+        self._where = redacted(", ".join(urls))
         self._readings: dict[int, _Reading] = {}
 
     async def read(self, after: int, limit: int, to: int) -> list[StoredEvent]:
@@ -31,14 +33,16 @@ class ArchivedPast:
             del self._readings[next(iter(self._readings))]
         return events
 
-    async def read_stream(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
+    async def read_stream(self, stream: str, after_version: int, to_version: int, to: int) -> list[StoredEvent]:
         """See Past. Reads the archive from its beginning: what a stream needs may be anywhere in it."""
         found: list[StoredEvent] = []
+        end = 0
         async for _, events in self._segments(0):
             found += [e for e in events if e.stream == stream and after_version < e.version <= to_version]
-            if found and found[-1].version == to_version:
-                break
-        return found
+            end = events[-1].position
+            if (found and found[-1].version == to_version) or end >= to:
+                return found
+        raise ArchiveIncomplete(f"the archive of log {self._identity.name} ends at position {end} in {self._where}")
 
     async def _segments(self, after: int) -> AsyncIterator[tuple[Segment, list[StoredEvent]]]:
         async with opened_targets(self._urls) as targets:
@@ -58,8 +62,10 @@ class _Reading:
     async def next(self, limit: int) -> list[StoredEvent]:
         """The next events, whole commits; [] where the archive ends."""
         if self._place >= len(self._events):
-            _, self._events = await anext(self._segments, (None, []))
-            self._place = 0
+            self._events, self._place = [], 0
+            async for _, events in self._segments:
+                self._events = events
+                break
         end = min(self._place + max(limit, 1), len(self._events))
         if end > self._place:
             end += self._events[end - 1].remaining  # a segment ends at the end of a commit

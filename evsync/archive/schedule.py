@@ -84,5 +84,5 @@ def problem_of(report: BackupReport) -> str | None:
         return f"a spare target failed: {failed[0]}" if failed else None
     return (
         f"position {report.head} of log {report.log} is in fewer than {report.copies} places, and up to "
-        f"{report.backed_up} in enough: {'; '.join(failed)}"
+        f"{report.backed_up} in enough: {'; '.join(dict.fromkeys(failed))}"
     )

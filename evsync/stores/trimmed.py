@@ -7,9 +7,10 @@ the archive, if there is one to read; who meets none pays for one comparison.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from evsync.errors import ConfigurationError, HistoryGone
+from evsync.errors import ArchiveIncomplete, ConfigurationError, HistoryGone
 from evsync.ports import Past
 from evsync.records import Change, LogIdentity, StoredEvent, change_of
 
@@ -56,7 +57,8 @@ class Trimmed:
         if not events or events[-1].position - after == len(events) or after >= (trimmed := await self.trimmed()):
             return events
         what = f"positions {after + 1} to {trimmed}"
-        found = await self._past(what).read(after, limit, trimmed)
+        with self._needing(what):
+            found = await self._past(what).read(after, limit, trimmed)
         if not found:
             raise self._gone(what, "the archive does not have them")
         return found
@@ -103,15 +105,27 @@ class Trimmed:
         return to_version + 1 if await self._goes_on(stream, to_version) else 0
 
     async def _trimmed_of(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
-        if not await self.trimmed():
+        if not (trimmed := await self.trimmed()):
             return []  # another library gives its versions itself, with gaps
         what = f"versions {after_version + 1} to {to_version} of stream {stream!r}"
-        return await self._past(what).read_stream(stream, after_version, to_version)
+        with self._needing(what):
+            return await self._past(what).read_stream(stream, after_version, to_version, trimmed)
 
     def _past(self, what: str) -> Past:
         if self.past is None:
             raise self._gone(what, "there is no archive to read them from")
         return self.past
+
+    @contextmanager
+    def _needing(self, what: str) -> Iterator[None]:
+        """Let an archive that lacks something be told of with what it was needed for."""
+        try:
+            yield
+        except ArchiveIncomplete as e:
+            raise ArchiveIncomplete(
+                f"{what} were trimmed from the store of log {self.identity.name}, and its archive does not have them: "
+                f"{e}. Bring back a copy of the archive, or name its place in the BackupPolicy (or archives=)."
+            ) from e
 
     def _gone(self, what: str, why: str) -> HistoryGone:
         return HistoryGone(

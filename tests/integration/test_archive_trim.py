@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evsync import Contract, Event, Projection, Service, SqlModel, Tables
+from evsync.archive.backup import Backups
 from evsync.archive.copies import verify_copy
-from evsync.archive.targets import open_target
+from evsync.archive.targets import open_target, opened_targets
 from evsync.errors import (
     ArchiveDamaged,
     ArchiveIncomplete,
@@ -191,6 +192,24 @@ async def test_without_an_archive_what_is_gone_is_an_error_and_the_rest_is_there
     shutil.rmtree(tmp_path / "two")
     with pytest.raises(ArchiveIncomplete, match="no archive"):
         await vault.history(Box, "box-0")
+
+
+async def test_an_archive_that_lost_its_end_gives_no_history_with_a_hole(vault: Service, tmp_path: Path) -> None:
+    """What it has is read, and where that ends there is an error: for streams, for the log, for the next backup."""
+    log, head = await read_all(vault.store), await head_of(vault)  # type: ignore[arg-type]
+    await trim(vault, head)
+    for place in ("one", "two"):
+        for lost in sorted((tmp_path / place).rglob("*.segment"))[4:]:
+            lost.unlink()
+    with pytest.raises(ArchiveIncomplete, match=r"of stream 'box-0' were trimmed .* ends at position \d+ in .*one, "):
+        await vault.history(Box, "box-0")
+    assert (await vault.store.read(0, 10))[:10] == log[:10]  # type: ignore[union-attr]
+    with pytest.raises(HistoryGone, match="the archive does not have them"):
+        await read_all(vault.store)  # type: ignore[arg-type]
+    async with opened_targets([str(tmp_path / place) for place in ("one", "two")]) as targets:
+        report = await Backups(vault.store, targets, copies=2).run()  # type: ignore[arg-type]
+    assert [result.end for result in report.targets] == [report.backed_up] * 2
+    assert all(error is not None and "were trimmed" in error for error in (t.error for t in report.targets))
 
 
 # ---- who follows
