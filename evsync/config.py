@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import ValidationError
@@ -71,8 +72,8 @@ class _Broker(BaseSettings):
     nats_key: str | None = None
 
 
-def broker_files() -> dict[str, str]:
-    """What the connection needs beside a URL, paths from EVSYNC_NATS_CREDENTIALS, _CA, _CERTIFICATE, _KEY."""
+def broker_files() -> dict[str, Path]:
+    """What the connection needs beside a URL, from EVSYNC_NATS_CREDENTIALS, _CA, _CERTIFICATE, _KEY."""
     found = _Broker()
     files = {
         "credentials": found.nats_credentials,
@@ -80,7 +81,7 @@ def broker_files() -> dict[str, str]:
         "certificate": found.nats_certificate,
         "key": found.nats_key,
     }
-    return {name: path for name, path in files.items() if path}
+    return {name: Path(path) for name, path in files.items() if path}
 
 
 def broker_url() -> str | None:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -121,8 +120,7 @@ class Runtime:
                 stack.push_async_callback(runtime.snapshots.close)
             nats = settings.get("nats") or broker_of(given)
             if nats:
-                settings_of_nats = NatsSettings(nats, **{name: Path(path) for name, path in broker_files().items()})
-                runtime.connection = await Connection.open(settings_of_nats, service.name)
+                runtime.connection = await Connection.open(NatsSettings(nats, **broker_files()), service.name)
                 stack.push_async_callback(runtime.connection.close)
                 if "relay" in running:
                     mirrored = stores.keys() - shards_on_nats(given).keys()  # there the log is the stream

@@ -148,7 +148,7 @@ class Service:
             await self._runtime.serve()
             return
         async with self.open():
-            await self._open.serve()
+            await self.runtime.serve()
 
     @property
     def store(self) -> Store | None:
@@ -163,10 +163,6 @@ class Service:
     @property
     def runtime(self) -> Runtime:
         """What is open, for tools and tests. Raises ConfigurationError when the service is not open."""
-        return self._open
-
-    @property
-    def _open(self) -> Runtime:
         if self._runtime is None:
             raise ConfigurationError(
                 f"service {self.name!r} is not open: use `async with {self.name}.open(store=…):`, or its lifespan"
@@ -181,7 +177,7 @@ class Service:
         Returns the position of the last event: wait for it, or send it on. Raises Conflict when another writer was
         first, OutcomeUnknown, EncodingError, EventTooLarge, StoreError; the pending events are then kept.
         """
-        return await self._open.repository.save((first, *more), current_tags())
+        return await self.runtime.repository.save((first, *more), current_tags())
 
     @overload
     async def get(self, cls: type[A], id: UUID | str, /) -> A: ...
@@ -193,7 +189,7 @@ class Service:
         self, cls: type[A], id: UUID | str, /, *, version: int | None = None, at: datetime | None = None
     ) -> A:
         """The aggregate, rebuilt from its events: now, at a version, or at a time. Raises NotFound."""
-        return await self._open.repository.get(cls, id, version=version, at=at)
+        return await self.runtime.repository.get(cls, id, version=version, at=at)
 
     async def execute(
         self,
@@ -209,11 +205,11 @@ class Service:
         After an unknown outcome the command is looked for in the stream first, so that it takes effect once. Raises
         NotFound, what `decide` raises, and Conflict or OutcomeUnknown only when patience has run out.
         """
-        return await self._open.repository.execute(cls, id, decide, args, kwargs, current_tags())
+        return await self.runtime.repository.execute(cls, id, decide, args, kwargs, current_tags())
 
     async def history(self, cls: type[AnyAggregate], id: UUID | str, /) -> Sequence[Event[Mapping[str, Any]]]:
         """Every event of one aggregate, oldest first, with its data as it was written. Raises NotFound."""
-        runtime = self._open
+        runtime = self.runtime
         events = await runtime.repository.history(cls, id)
         return [self._event(e, runtime.home.end_of(e).log) for e in events]
 
@@ -225,7 +221,7 @@ class Service:
         With `follow`, also those to come, until the service is closed. Of a service with several shards, `after` says
         whose log; without it they come one after the other, and cannot be followed.
         """
-        runtime = self._open
+        runtime = self.runtime
         if after is None and len(runtime.stores) > 1:
             if follow:
                 raise ConfigurationError("the logs of several shards have no common order: follow one, with after=")
@@ -265,7 +261,7 @@ class Service:
 
         Raises NotVisible when the time has run out, Halted at once when a projection has stopped.
         """
-        await self._open.wait(after, projections, timeout_s)
+        await self.runtime.wait(after, projections, timeout_s)
 
     async def query(
         self, select: sa.Select[*Ts], /, *, after: Position | None = None, timeout_s: float = 5.0
@@ -274,11 +270,11 @@ class Service:
 
         The result is complete in memory: no connection stays in use. Raises as `wait`.
         """
-        return await self._open.query(select, after, timeout_s)
+        return await self.runtime.query(select, after, timeout_s)
 
     def state(self, model: MemoryModel[S], /) -> S:
         """The state of an in-memory read model. Raises Halted when its projection has stopped."""
-        return self._open.state(model)
+        return self.runtime.state(model)
 
     async def rebuild(self, *projections: Projection[Any]) -> None:
         """Make the read models of these projections (none given: of all) anew from history, while they are in use.
@@ -286,7 +282,7 @@ class Service:
         Returns once the new ones are in place; workers, here and elsewhere, go on with them. Raises ConfigurationError
         for a model in memory, and what stops the handlers; the read model is then as it was.
         """
-        runtime = self._open
+        runtime = self.runtime
         for projection in projections or stored_projections(runtime):
             if projection not in self.projections:
                 raise ConfigurationError(f"{projection!r} is not a projection of service {self.name!r}")
@@ -294,4 +290,4 @@ class Service:
 
     async def status(self) -> Status:
         """How far the relay, the projections and the reactions are, and what is wrong with them if anything is."""
-        return await self._open.status()
+        return await self.runtime.status()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -117,8 +116,7 @@ async def _connect(service: Service) -> Connection:
     url = broker_url()
     if url is None:
         raise ConfigurationError("--from-stream needs a NATS server: set EVSYNC_NATS, such as nats://127.0.0.1:4222")
-    settings = NatsSettings(url, **{name: Path(path) for name, path in broker_files().items()})
-    connection = await Connection.open(settings, service.name)
+    connection = await Connection.open(NatsSettings(url, **broker_files()), service.name)
     try:
         await connection.ready(CONNECT_S)
     except BaseException:

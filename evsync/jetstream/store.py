@@ -79,7 +79,7 @@ class JetStreamStore(MovableSlots):
         shard: str = "main",
         create: bool = True,
         owns_slots: bool = True,
-        files: Mapping[str, str] | None = None,
+        files: Mapping[str, Path] | None = None,
         patience_s: float = PATIENCE_S,
         poll_s: float = _POLL_S,
     ) -> JetStreamStore:
@@ -93,8 +93,7 @@ class JetStreamStore(MovableSlots):
         check_name("service", service)
         check_name("shard", shard)
         parsed = StoreUrl.parse(url)
-        paths = {name: Path(path) for name, path in (files or {}).items()}
-        conn = await Connection.open(NatsSettings(parsed.servers, **paths), service)
+        conn = await Connection.open(NatsSettings(parsed.servers, **(files or {})), service)
         try:
             state = await _patiently(
                 patience_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
 from typing import TypeVar
 
 from evsync.jetstream.store_slots import Slots
@@ -52,22 +53,13 @@ class MovableSlots:
         self, closing: Mapping[int, int], to: str, seen: int, histories: Mapping[int, History]
     ) -> Mapping[int, SlotState] | None:
         """Close slots of a log that has not begun. Raises ConfigurationError as `check_leaving`."""
-        tries = 0
-
-        async def close() -> Mapping[int, SlotState] | None:
-            nonlocal tries
-            tries += 1
-            return await self._slots.close(closing, to, histories, again=tries > 1)
-
-        return await self._ask(close)
+        return await self._told(lambda again: self._slots.close(closing, to, histories, again=again))
 
     async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
         """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
-        tries = 0
+        return await self._told(lambda again: self._slots.open(opening, again=again))
 
-        async def open_() -> bool:
-            nonlocal tries
-            tries += 1
-            return await self._slots.open(opening, again=tries > 1)
-
-        return await self._ask(open_)
+    async def _told(self, step: Callable[[bool], Awaitable[T]]) -> T:
+        """The outcome of a step, which is told whether it was tried before."""
+        tries = count()
+        return await self._ask(lambda: step(next(tries) > 0))

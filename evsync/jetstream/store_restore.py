@@ -37,7 +37,7 @@ class JetStreamRestore:
         service: str,
         shard: str,
         slots: int,
-        files: Mapping[str, str] | None = None,
+        files: Mapping[str, Path] | None = None,
         patience_s: float = 10.0,
     ) -> JetStreamRestore:
         """Begin to fill the stream that the URL names, which must not be there yet.
@@ -47,8 +47,7 @@ class JetStreamRestore:
         check_name("service", service)
         check_name("shard", shard)
         parsed = StoreUrl.parse(url)
-        paths = {name: Path(path) for name, path in (files or {}).items()}
-        conn = await Connection.open(NatsSettings(parsed.servers, **paths), service)
+        conn = await Connection.open(NatsSettings(parsed.servers, **(files or {})), service)
         name = parsed.stream or default_name(service, shard)
         try:
             await conn.ready(patience_s)

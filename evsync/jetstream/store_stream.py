@@ -25,30 +25,11 @@ _OPTIONS = ("stream", "replicas")
 _FORM = "nats://host:4222,nats://other:4222/?stream=NAME&replicas=3"
 
 REQUIRED: Mapping[str, Any] = {
-    "retention": "limits",
-    "storage": "file",
-    "discard": "new",  # a full store refuses
+    **streams.REQUIRED,
     "max_msgs_per_subject": 1,  # the subject holds the version, …
     "discard_new_per_subject": True,  # … so the stream itself refuses the same event a second time
-    "no_ack": False,
-    "sealed": False,
-    "deny_delete": True,
-    "deny_purge": True,
-    "allow_rollup_hdrs": False,
-    "allow_direct": True,
     "allow_atomic": True,
-    "duplicate_window": 100_000_000,  # ns, the least there is: no message has an id that would need it
 }
-_REFUSED = (
-    "mirror",
-    "sources",
-    "subject_transform",
-    "max_age",
-    "subject_delete_marker_ttl",
-    "allow_msg_ttl",
-    "allow_msg_schedules",
-    "allow_msg_counter",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +138,11 @@ def _check(state: StreamState, service: str, shard: str) -> None:
         raise WrongStore(
             f"stream {state.name} is the event store of {identity.name}, not of {service}.{shard}. Nothing was touched."
         )
-    wanted: dict[str, Any] = {"subjects": [streams.subjects(identity)], **REQUIRED, **dict.fromkeys(_REFUSED)}
-    for setting, value in wanted.items():
-        found = state.config.get(setting)
-        same = found in streams.NOTHING if value in (None, False) else found == value
-        if not same:
-            raise WrongStore(
-                f"stream {state.name} has {setting} = {found!r} where its store needs {value!r}: otherwise the laws of "
-                f"a store do not hold. Set it: `nats stream edit {state.name}`. Nothing was touched."
-            )
-    if state.config.get("persist_mode") not in (None, "", "default"):
-        raise WrongStore(f"stream {state.name} has persist_mode = async: it acknowledges what it has not stored")
+    refused = dict.fromkeys((*streams.REFUSED, "max_age"))
+    wrong = streams.unmet(state.config, {"subjects": [streams.subjects(identity)], **REQUIRED, **refused})
+    if wrong is not None:
+        setting, found, value = wrong
+        raise WrongStore(
+            f"stream {state.name} has {setting} = {found!r} where its store needs {value!r}: otherwise the laws of a "
+            f"store do not hold. Set it: `nats stream edit {state.name}`. Nothing was touched."
+        )

@@ -26,7 +26,7 @@ WITHOUT_SLOTS_KEY = "evsync.without-slots"
 STORE_KEY = "evsync.store"
 """In the metadata of a stream that is not a mirror of the log but the log itself (see evsync.jetstream.store)."""
 
-_REQUIRED: Mapping[str, Any] = {
+REQUIRED: Mapping[str, Any] = {
     "retention": "limits",
     "storage": "file",
     "discard": "new",  # a full stream refuses, where it would else drop its oldest events
@@ -38,17 +38,16 @@ _REQUIRED: Mapping[str, Any] = {
     "allow_direct": True,  # events are read back by direct gets
     "duplicate_window": 100_000_000,  # ns, the least there is: no message has an id that would need it
 }
-_REFUSED = (
+REFUSED = (
     "mirror",
     "sources",
     "subject_transform",
-    "max_msgs_per_subject",
-    "discard_new_per_subject",
     "subject_delete_marker_ttl",
     "allow_msg_ttl",
     "allow_msg_schedules",
     "allow_msg_counter",
 )
+_REFUSED_IN_A_MIRROR = ("max_msgs_per_subject", "discard_new_per_subject")
 NOTHING: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
 """How the server writes, or leaves out, a setting that is not made."""
 
@@ -145,7 +144,7 @@ def stream_config(identity: LogIdentity, *, replicas: int = 1) -> dict[str, Any]
         "num_replicas": replicas,
         "metadata": metadata_of(identity),
         "description": f"events of {identity.name}; published by evsync's relay alone",
-        **_REQUIRED,
+        **REQUIRED,
     }
 
 
@@ -166,20 +165,24 @@ def check_config(config: Mapping[str, Any], identity: LogIdentity) -> None:
             wanted=wanted,
         )
 
-    if config.get("subjects") != [subjects(identity)]:
-        raise refuse("subjects", config.get("subjects"), [subjects(identity)])
-    for setting, wanted in _REQUIRED.items():
-        if config.get(setting, False) != wanted:
-            raise refuse(setting, config.get(setting), wanted)
-    for setting in _REFUSED:
-        if config.get(setting) not in NOTHING:
-            raise refuse(setting, config.get(setting), None)
-    if config.get("persist_mode") not in {None, "", "default"}:
-        raise refuse("persist_mode", config.get("persist_mode"), "default")
+    wanted = {"subjects": [subjects(identity)], **REQUIRED, **dict.fromkeys((*REFUSED, *_REFUSED_IN_A_MIRROR))}
+    if (wrong := unmet(config, wanted)) is not None:
+        raise refuse(*wrong)
     metadata = config.get("metadata") or {}
     for key, value in metadata_of(identity).items():
         if metadata.get(key) != value:
             raise refuse(f"metadata {key}", metadata.get(key), value)
+
+
+def unmet(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, object, object] | None:
+    """The first setting that a stream has otherwise than wanted (None: not made): its name, as found, as wanted."""
+    for setting, value in wanted.items():
+        found = config.get(setting)
+        if not (found in NOTHING if value in NOTHING else found == value):
+            return setting, found, value
+    if (mode := config.get("persist_mode")) not in (None, "", "default"):  # it acknowledges what it has not stored
+        return "persist_mode", mode, "default"
+    return None
 
 
 async def info(conn: Connection, name: str) -> StreamState | None:

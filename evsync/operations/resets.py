@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from evsync.errors import ConfigurationError, Conflict
 from evsync.ports import LogReader
 from evsync.projections import Projection, SqlModel
+from evsync.projections.discovery import service_of
 from evsync.records import Checkpoint, Commit, incarnation_at, new_command
 from evsync.runtime import Runtime
 
@@ -95,7 +96,7 @@ async def _reset_reaction(runtime: Runtime, name: str) -> list[str]:
 
 
 async def _reader_of(runtime: Runtime, log: str) -> LogReader:
-    source = runtime.sources.get(log.partition(".")[0])
+    source = runtime.sources.get(service_of(log))
     for reader in await source.readers() if source is not None else ():
         if reader.log == log:
             return reader

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from evsync.errors import Conflict, OtherIncarnation
 from evsync.ports import LogReader
 from evsync.projections.batch import digest_of
+from evsync.projections.discovery import service_of
 from evsync.projections.feed import Feed
 from evsync.projections.status import State
 from evsync.records import Checkpoint, StoredEvent
@@ -52,7 +53,7 @@ class AnsweredLog:
         if stored.position != self.stored.position or not self.seen.incarnation:
             self.seen = self.stored = stored
             self.unstored = 0
-        return any(c.log.partition(".")[0] == self.name.partition(".")[0] for c in found)
+        return any(service_of(c.log) == service_of(self.name) for c in found)
 
     def after(self, event: StoredEvent, *, handled: bool) -> Checkpoint:
         """The checkpoint once this event has been dealt with; only handled ones are counted."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from evsync.ports import LogReader, LogSource
+from evsync.projections.discovery import service_of
 from evsync.projections.status import FollowerStatus, LogStatus
 
 PATIENCE_S = 1.0
@@ -65,6 +66,6 @@ class Lags:
 
     async def _reader(self, log: str) -> LogReader:
         if log not in self._readers:
-            for reader in await self._sources[log.partition(".")[0]].readers():
+            for reader in await self._sources[service_of(log)].readers():
                 self._readers.setdefault(reader.log, reader)
         return self._readers[log]

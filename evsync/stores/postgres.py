@@ -33,14 +33,12 @@ from evsync.stores import postgres_slots as slots_of
 from evsync.stores.checkpoint_rows import COLUMNS, from_row
 from evsync.stores.plan import CheckpointKey, key_of, plan
 from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
-from evsync.stores.postgres_connections import Connections, settings_of, words
+from evsync.stores.postgres_connections import FULL, REFUSED, Connections, settings_of, words
 from evsync.stores.postgres_slots import MovableSlots
 from evsync.stores.tail import Tail
 
 logger = logging.getLogger("evsync.stores")
 
-_FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
-_REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
 
 
@@ -332,9 +330,9 @@ class PostgresStore(MovableSlots):
                 f"the connection to {self._database.where} broke in the middle of an append ({words(e)}), which may or "
                 "may not be stored. Look for the command's id in its streams before you save again; execute() does."
             )
-        if state in _FULL:
+        if state in FULL:
             return StoreFull(f"{self._database.where}: {words(e)}; nothing was stored. Make room, then save again.")
-        if state[:2] in _REFUSED:
+        if state[:2] in REFUSED:
             return EncodingError(f"{self._database.where} cannot hold this: {words(e)}; nothing was stored")
         return StoreUnavailable(f"{self._database.where}: {words(e)} ({state}); nothing was stored")
 

@@ -23,6 +23,8 @@ T = TypeVar("T")
 READERS = 4
 CONNECT_TIMEOUT_S = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
+REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 
 
 def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str]:

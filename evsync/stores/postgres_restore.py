@@ -13,12 +13,10 @@ from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
 from evsync.stores import postgres_schema as tables
 from evsync.stores.checkpoint_rows import to_row
 from evsync.stores.plan import check_follows
-from evsync.stores.postgres_connections import Connections, settings_of, words
+from evsync.stores.postgres_connections import FULL, REFUSED, Connections, settings_of, words
 
 _SUFFIX = "_restoring"
 _CLAIM = 0x7265_7374  # with the name of the schema, an advisory lock of its own
-_FULL = ("53100", "53400")
-_UNWRITABLE = ("22", "23")
 
 
 class PostgresRestore:
@@ -138,8 +136,8 @@ class PostgresRestore:
 
     def _failed(self, e: psycopg.Error) -> EvsyncError:
         state, where = e.sqlstate or "", self._database.where
-        if state in _FULL:
+        if state in FULL:
             return StoreFull(f"{where}: {words(e)}; the store was not restored. Make room, and restore again.")
-        if state[:2] in _UNWRITABLE or (isinstance(e, psycopg.DataError) and not state):
+        if state[:2] in REFUSED or (isinstance(e, psycopg.DataError) and not state):
             return EncodingError(f"{where} cannot hold this: {words(e)}; the store was not restored")
         return StoreUnavailable(f"{where}: {words(e)}; the store was not restored. Begin the restore again.")
