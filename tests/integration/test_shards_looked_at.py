@@ -14,10 +14,10 @@ import pytest
 from evsync import Service
 from evsync.errors import StoreUnavailable, WrongStore
 from evsync.inspection import Inspectable
+from evsync.operations.store_check import StoreReport, check_store, reader
 from evsync.ports import LogReader
 from evsync.sharding import RangeRouter
 from evsync.sources import StoreSource
-from evsync.store_check import StoreReport, check_store, reader
 from tests.command_line import Shop
 from tests.integration.test_shards import Counted, move_all, opened, urls, view
 from tests.sharded_shop import Cart, shop

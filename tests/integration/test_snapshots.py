@@ -140,9 +140,7 @@ async def test_a_snapshot_of_another_shape_is_void(monkeypatch: pytest.MonkeyPat
 
 def test_the_shape_of_a_class_is_the_same_in_every_process() -> None:
     """Else each process would throw the others' snapshots away."""
-    script = (
-        "from tests.aggregates import Account; import evsync.aggregates.snapshots as s; print(s.shape_of(Account))"
-    )
+    script = "from tests.aggregates import Account; import evsync.aggregates.snapshots as s; print(s.shape_of(Account))"
     shapes = {
         subprocess.run(
             [sys.executable, "-c", script],
