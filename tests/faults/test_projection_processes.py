@@ -59,9 +59,9 @@ def test_a_projection_started_twice_is_applied_once_and_survives_the_one_that_is
 
 def test_a_process_that_was_paused_and_taken_over_from_applies_nothing_when_it_wakes(workers: Workers) -> None:
     """It still believes that it holds the groups, and has a batch in its hands; its token says otherwise."""
-    sleeper = workers.start(pace_ms=14)
+    sleeper = workers.start(pace_ms=40)
     until(lambda: workers.position() > 0)
-    heir = workers.start(pace_ms=14)
+    heir = workers.start(pace_ms=40)
     until(lambda: len(workers.shares()) == 2)
     while len(workers.shares()) == 2:
         # Paused in the middle of a transaction it would hold SQLite's lock, and nobody could take over: once more then.
