@@ -69,15 +69,20 @@ def moves_between(now: Mapping[int, Held], target: Sequence[str]) -> list[Move]:
 async def bring_about(stores: Mapping[str, SlotStore], target: Sequence[str], report: Report = lambda _: None) -> int:
     """Move slots until each is where `target` says, moves that others have begun and left included.
 
-    Returns how many moves there were. A slot that is on its way elsewhere arrives there first.
+    Returns how many moves there were. A slot that is on its way elsewhere arrives there first. One that this has brought
+    where it shall be is left alone then: whoever wants it elsewhere came later, and two would move it for ever.
     """
-    count = 0
-    while moves := moves_between(now := await truth(stores), target):
+    count, brought = 0, set[int]()
+    while moves := moves_between(_without(brought, now := await truth(stores)), target):
         await check_moves(stores, moves, now)
         for move in moves:
-            await carry_out(stores, move, report)
+            brought |= {slot for slot in await carry_out(stores, move, report) if move.to == target[slot]}
             count += 1
     return count
+
+
+def _without(slots: set[int], now: Mapping[int, Held]) -> Mapping[int, Held]:
+    return {slot: held for slot, held in now.items() if slot not in slots}
 
 
 async def check_moves(stores: Mapping[str, SlotStore], moves: Sequence[Move], now: Mapping[int, Held]) -> None:
@@ -88,11 +93,13 @@ async def check_moves(stores: Mapping[str, SlotStore], moves: Sequence[Move], no
             await store.check_leaving()
 
 
-async def carry_out(stores: Mapping[str, SlotStore], move: Move, report: Report = lambda _: None) -> None:
-    """Carry out one move, or what is left of it. What others do to its slots meanwhile is left to them."""
+async def carry_out(stores: Mapping[str, SlotStore], move: Move, report: Report = lambda _: None) -> set[int]:
+    """Carry out one move, or what is left of it: the slots that this has opened. What others do to its slots meanwhile
+    is left to them."""
     handover = _Handover(stores[move.source], stores[move.to], move, report)
     while not await handover.attempt():
         pass
+    return handover.opened
 
 
 class _Handover:
@@ -103,6 +110,7 @@ class _Handover:
         """What was read of each slot's history in the source."""
         self._arrived: dict[int, History] = {}
         self._imported = 0
+        self.opened: set[int] = set()
 
     async def attempt(self) -> bool:
         """Go through all steps. False when somebody else has changed something: look again."""
@@ -136,6 +144,7 @@ class _Handover:
         }
         if not await self._to.open_slots(opening):
             return False
+        self.opened |= opening.keys()
         self._report(Step(self._move, "opened", self._imported))
         return True
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from evsync import Contract, Event, NamedAggregate, Projection, Service, SqlModel, Tables, event
 from evsync.errors import AcrossShards, ConfigurationError, StoreUnavailable, WrongStore
 from evsync.homes import ShardedStores
-from evsync.records import History
+from evsync.records import History, Opening
 from evsync.sharding import HashRing, RangeRouter, Router, slot_of
 from evsync.sharding.handover import BEGINNING, Move, Step, bring_about, carry_out, moves_between
 from evsync.sharding.truth import truth
@@ -257,6 +257,33 @@ async def test_two_movers_at_once_do_no_harm(tmp_path: Path) -> None:
         assert tuple(now[slot].shard for slot in range(256)) == target
         assert {held.state.epoch for held in now.values() if held.shard == "b"} == {2}
         await check_order(service, dict.fromkeys(ids, 0))
+
+
+async def test_two_movers_who_want_different_things_come_to_an_end(tmp_path: Path) -> None:
+    """Each brings a slot where it shall be once: whoever is later has it, and it is not moved to and fro for ever."""
+    ids, there, back = [f"s{n}" for n in range(30)], ("b",) * 256, ("a",) * 256
+    async with opened(tmp_path, "a", "b", router=RangeRouter({"a": range(256)})) as service:
+        for id in ids:
+            await service.save(Counted(id=id))
+        stores = home(service).slot_stores
+        open_slots = stores["b"].open_slots
+
+        async def open_and_lose(opening: Mapping[int, Opening]) -> bool:
+            opened = await open_slots(opening)
+            await bring_about(stores, back)
+            return opened
+
+        stores["b"].open_slots = open_and_lose  # type: ignore[method-assign]
+        async with asyncio.timeout(30):
+            assert await bring_about(stores, there) == 4
+        stores["b"].open_slots = open_slots  # type: ignore[method-assign]
+        assert {(held.shard, held.state.epoch) for held in (await truth(stores)).values()} == {("a", 3)}
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(bring_about(stores, target) for target in (there, back, there, back)))
+        assert all(held.is_open for held in (await truth(stores)).values())
+        for id in ids:
+            await service.execute(Counted, id, Counted.add, 1)
+        await check_order(service, dict.fromkeys(ids, 1))
 
 
 async def test_a_copy_that_differs_stops_the_move(tmp_path: Path) -> None:
