@@ -269,6 +269,11 @@ def parse_headers(block: bytes) -> dict[str, str]:
     return {name: value.strip(" \t") for name, colon, value in pairs if colon}
 
 
+def headers_of_server(headers: bytes) -> dict[str, str]:
+    """What the server has added to a message that it was asked for, which stands behind the message's own headers."""
+    return parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
+
+
 @lru_cache(maxsize=1_024)
 def _second_text(second: int) -> str:
     try:

@@ -10,9 +10,10 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, DecodingError, ForeignMessage, StreamHole
+from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.frames import status_of
-from evsync.jetstream.messages import MessageFormat, parse_headers
+from evsync.jetstream.messages import MessageFormat, headers_of_server, parse_headers
 from evsync.records import LogIdentity, StoredEvent
 from evsync.sharding.slots import slot_of
 
@@ -26,7 +27,6 @@ MOST_BYTES = 8 << 20
 _FILTERS_BYTES = 256 << 10
 _LAGGING_ATTEMPTS = 40
 _SILENCE_S = 2.0
-_NO_MESSAGE = 10037
 _END_OF_BATCH, _NOT_FOUND, _TOO_MANY = 204, 404, 413
 
 
@@ -107,7 +107,7 @@ class StreamReads:
                 f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, timeout_s=_SILENCE_S
             )
         except BrokerRefused as e:
-            if e.err_code == _NO_MESSAGE:
+            if e.err_code == streams.NO_MESSAGE:
                 return None
             raise
         message: Mapping[str, Any] = answer["message"]
@@ -203,7 +203,7 @@ class StreamReads:
         if status not in (_END_OF_BATCH, _NOT_FOUND, _TOO_MANY):
             raise BrokerUnavailable(f"reading stream {self._stream} was answered with {status} {words}")
         events = [self._direct_event(headers, body) for headers, body in collector.messages]
-        last = int(_of_the_server(collector.messages[-1][0])["Nats-Sequence"]) if events else 0
+        last = int(headers_of_server(collector.messages[-1][0])["Nats-Sequence"]) if events else 0
         return _Page(events, status, int(own.get("Nats-Num-Pending", 0)), int(own.get("Nats-UpTo-Sequence", 0)), last)
 
     def _received(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
@@ -217,7 +217,7 @@ class StreamReads:
             collector.messages.append((headers, body))
 
     def _direct_event(self, headers: bytes, body: bytes) -> StoredEvent:
-        own = _of_the_server(headers)
+        own = headers_of_server(headers)
         return self._event(own["Nats-Subject"], int(own["Nats-Sequence"]), headers, body)
 
     def _event(self, subject: str, sequence: int, headers: bytes, body: bytes) -> StoredEvent:
@@ -250,8 +250,3 @@ class _Collector:
     def __init__(self) -> None:
         self.messages: list[tuple[bytes, bytes]] = []
         self.ended: asyncio.Future[tuple[int, str, dict[str, str]]] = asyncio.get_running_loop().create_future()
-
-
-def _of_the_server(headers: bytes) -> dict[str, str]:
-    """From the end: what the server adds stands behind the message's own headers."""
-    return parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])

@@ -18,7 +18,6 @@ from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, default_n
 from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name, new_command, new_incarnation
 from evsync.stores.plan import check_follows
 
-_SUBJECTS_OVERLAP = 10065
 _ANSWER_S = 10.0
 
 
@@ -83,7 +82,7 @@ class JetStreamRestore:
         try:
             await self._conn.api(f"STREAM.CREATE.{self.stream}", self._config(self._identity, restoring=True))
         except BrokerRefused as e:
-            if e.err_code != _SUBJECTS_OVERLAP:
+            if e.err_code != streams.SUBJECTS_OVERLAP:
                 raise
             other = await streams.occupant(self._conn, self._identity)
             raise ConfigurationError(

@@ -14,8 +14,6 @@ from evsync.jetstream.messages import escape
 from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE
 from evsync.records import LogIdentity, Snapshot
 
-_NO_MESSAGE = 10037
-_NAME_IN_USE = 10058
 _TIMEOUT_S = 2.0
 _OVERHEAD_BYTES = 1_024
 
@@ -69,7 +67,7 @@ class SnapshotStream:
                 f"STREAM.MSG.GET.{self.name}", {"last_by_subj": self._subject(stream)}, timeout_s=_TIMEOUT_S
             )
         except BrokerRefused as e:
-            if e.err_code in (_NO_MESSAGE, streams.STREAM_NOT_FOUND):
+            if e.err_code in (streams.NO_MESSAGE, streams.STREAM_NOT_FOUND):
                 return None, 0
             raise
         message = answer["message"]
@@ -94,7 +92,7 @@ class SnapshotStream:
             try:
                 await self._conn.api(f"STREAM.CREATE.{self.name}", config)
             except BrokerRefused as e:
-                if e.err_code != _NAME_IN_USE:
+                if e.err_code != streams.NAME_IN_USE:
                     raise
 
     def _subject(self, stream: str) -> str:

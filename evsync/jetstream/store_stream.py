@@ -19,8 +19,6 @@ FORMAT = "1"
 MAX_COMMIT_EVENTS = 1_000
 """What a server takes as one atomic batch, unless its configuration says otherwise."""
 
-_NAME_IN_USE = 10058
-_SUBJECTS_OVERLAP = 10065
 _OPTIONS = ("stream", "replicas")
 _FORM = "nats://host:4222,nats://other:4222/?stream=NAME&replicas=3"
 
@@ -103,7 +101,7 @@ async def _create(conn: Connection, config: Mapping[str, Any], identity: LogIden
     try:
         return StreamState.of(await conn.api(f"STREAM.CREATE.{name}", config))
     except BrokerRefused as e:
-        if e.err_code == _SUBJECTS_OVERLAP:
+        if e.err_code == streams.SUBJECTS_OVERLAP:
             # Another process, a moment ago; or the mirror of a log of that name, which some relay fills.
             other = await streams.occupant(conn, identity)
             raise WrongStore(
@@ -111,7 +109,7 @@ async def _create(conn: Connection, config: Mapping[str, Any], identity: LogIden
                 f"so that {name} cannot be the store of {identity.name}. If a relay fills it, the service has its "
                 "store elsewhere; if the store has that name, say so: ?stream=NAME. Nothing was touched."
             ) from e
-        if e.err_code != _NAME_IN_USE:
+        if e.err_code != streams.NAME_IN_USE:
             raise
     state = await streams.info(conn, name)  # made by another process between the question and this
     if state is None:

@@ -54,9 +54,8 @@ NOTHING: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
 INFO_TIMEOUT_S = 1.5
 """A question that went to a leader which died is never answered: better ask again soon."""
 
-STREAM_NOT_FOUND = 10059
-_NAME_IN_USE = 10058
-_SUBJECTS_OVERLAP = 10065
+STREAM_NOT_FOUND, NO_MESSAGE = 10059, 10037
+NAME_IN_USE, SUBJECTS_OVERLAP = 10058, 10065
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +206,9 @@ async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) 
         try:
             state = StreamState.of(await conn.api(f"STREAM.CREATE.{name}", stream_config(identity, replicas=replicas)))
         except BrokerRefused as e:
-            if e.err_code == _SUBJECTS_OVERLAP:
+            if e.err_code == SUBJECTS_OVERLAP:
                 raise await _occupied(conn, identity) from e
-            if e.err_code != _NAME_IN_USE:  # created by another relay between the question and this
+            if e.err_code != NAME_IN_USE:  # created by another relay between the question and this
                 raise
             state = StreamState.of(await conn.api(f"STREAM.INFO.{name}", timeout_s=INFO_TIMEOUT_S))
     check_config(state.config, identity)

@@ -11,7 +11,6 @@ from evsync.jetstream.relay import Relay
 from evsync.jetstream.verification import StreamReport, check_stream
 from evsync.ports import EventLog, Progress, unheard
 
-_NAME_IN_USE = 10058
 _ATTEMPTS = 5
 _TICK_S = 0.05
 _OPERATORS = ("num_replicas", "max_bytes", "max_age", "max_msgs", "placement", "compression")
@@ -47,7 +46,7 @@ async def trim_stream(log: EventLog, conn: Connection, position: int, on_progres
             await conn.api(f"STREAM.CREATE.{name}", config)
             break
         except BrokerRefused as e:
-            if e.err_code != _NAME_IN_USE:
+            if e.err_code != streams.NAME_IN_USE:
                 raise
     else:
         raise StreamInconsistent(f"stream {name} was made anew by a relay each time; stop the relay, and try again")

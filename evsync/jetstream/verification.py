@@ -25,7 +25,7 @@ from evsync.errors import (
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.frames import Message, status_of
-from evsync.jetstream.messages import MessageFormat, parse_headers
+from evsync.jetstream.messages import MessageFormat, headers_of_server
 from evsync.ports import EventLog, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent
 
@@ -33,7 +33,6 @@ BATCH = 1000
 MOST_PROBLEMS = 10
 _BATCH_BYTES = 4 << 20
 _SILENCE_S = 5.0
-_NO_MESSAGE = 10037
 _END_OF_BATCH, _NOT_FOUND, _NO_RESPONDERS = 204, 404, 503
 
 
@@ -204,8 +203,7 @@ async def _direct_get(conn: Connection, name: str, first: int, last: int) -> dic
         nonlocal refused
         status = status_of(headers)[0]
         if status == 0:
-            # Last, because what the server adds stands behind the message's own headers.
-            own = parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
+            own = headers_of_server(headers)
             n = int(own["Nats-Sequence"])
             if n <= last:
                 got[n] = Message(own["Nats-Subject"].encode("latin-1"), reply, headers, body)
@@ -235,7 +233,7 @@ async def _leader_get(conn: Connection, name: str, sequence: int) -> Message | N
     try:
         answer = await conn.api(f"STREAM.MSG.GET.{name}", {"seq": sequence})
     except BrokerRefused as e:
-        if e.err_code == _NO_MESSAGE:
+        if e.err_code == streams.NO_MESSAGE:
             return None
         raise
     message = answer["message"]

@@ -27,7 +27,7 @@ _CREATION_LOCK = 0x65767379  # "evsy": any number that other users of PostgreSQL
 
 _schema = sa.MetaData()
 _views = sa.Table("evsync_views", _schema, sa.Column("schema_version", sa.Integer, nullable=False))
-_checkpoints = sa.Table(
+CHECKPOINTS = sa.Table(
     "evsync_checkpoints",
     _schema,
     sa.Column("projection", sa.String, primary_key=True),
@@ -117,10 +117,10 @@ def exists(connection: sa.Connection) -> bool:
 
 def version_of(connection: sa.Connection, projection: str) -> int | None:
     """The version of the projection that has made the read model; None if nothing was applied yet."""
-    if not sa.inspect(connection).has_table(_checkpoints.name):
+    if not sa.inspect(connection).has_table(CHECKPOINTS.name):
         return None
-    mine = _checkpoints.c.projection == projection
-    found: int | None = connection.scalar(sa.select(sa.func.max(_checkpoints.c.version)).where(mine))
+    mine = CHECKPOINTS.c.projection == projection
+    found: int | None = connection.scalar(sa.select(sa.func.max(CHECKPOINTS.c.version)).where(mine))
     return found
 
 
@@ -148,8 +148,8 @@ def check_model(connection: sa.Connection, claim: Claim) -> bool:
     Raises ConfigurationError if it was another version, or another number of groups: that is so too for a worker that
     was at work when the model was rebuilt.
     """
-    mine = _checkpoints.c.projection == claim.projection
-    versions = connection.scalars(sa.select(_checkpoints.c.version).where(mine).distinct()).all()
+    mine = CHECKPOINTS.c.projection == claim.projection
+    versions = connection.scalars(sa.select(CHECKPOINTS.c.version).where(mine).distinct()).all()
     for version in versions:
         if version != claim.version:
             newer = "Start this process again with the code of that version."
@@ -196,7 +196,7 @@ def store(connection: sa.Connection, claim: Claim, checkpoints: Iterable[Checkpo
         }
         for c in checkpoints
     ]
-    plan.write(connection, tuple(_checkpoints.c.keys()), (), rows)
+    plan.write(connection, tuple(CHECKPOINTS.c.keys()), (), rows)
 
 
 def add(connection: sa.Connection, claim: Claim, applied: Checkpoint, plan: TablePlan) -> None:
@@ -208,14 +208,14 @@ def add(connection: sa.Connection, claim: Claim, applied: Checkpoint, plan: Tabl
 
 def plan_of_checkpoints(dialect: sa.Dialect) -> TablePlan:
     """The statements that store checkpoints, compiled once."""
-    return TablePlan(_checkpoints, dialect, referenced=False)
+    return TablePlan(CHECKPOINTS, dialect, referenced=False)
 
 
 def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint]:
     """All checkpoints of the projection."""
     rows = connection.execute(
-        sa.select(_checkpoints).where(
-            _checkpoints.c.projection == claim.projection, _checkpoints.c.version == claim.version
+        sa.select(CHECKPOINTS).where(
+            CHECKPOINTS.c.projection == claim.projection, CHECKPOINTS.c.version == claim.version
         )
     )
     return [

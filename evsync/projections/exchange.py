@@ -19,6 +19,8 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError
 from evsync.projections import bookkeeping
+from evsync.projections.bookkeeping import CHECKPOINTS, LEASES
+from evsync.projections.leases import time
 from evsync.projections.shadow import read_mark, schema_name
 
 ATTACHED = "evsync_next"
@@ -46,12 +48,6 @@ _models = sa.Table(
     sa.Column("projection", sa.String, primary_key=True),
     sa.Column("shadow", sa.String, nullable=False),  # the nonce of the shadow that was put in place last
 )
-_leases = sa.table("evsync_leases", *map(sa.column, ("projection", "group", "token", "owner", "expires", "halted")))
-_checkpoints = sa.table(
-    "evsync_checkpoints",
-    *map(sa.column, ("projection", "version", "log", "group", "incarnation", "position", "count", "digest")),
-)
-
 
 Shown = Mapping[str, tuple[str, int]]
 """Log → incarnation and position."""
@@ -104,14 +100,14 @@ class Exchange:
         from one another.
         """
         bookkeeping.create(connection)
-        mine = _leases.c.projection == self.projection
-        rows = sa.select(_leases.c.owner, _leases.c.expires).where(mine).order_by(_leases.c.group).with_for_update()
-        found, now = connection.execute(rows).all(), _time(connection)
+        mine = LEASES.c.projection == self.projection
+        rows = sa.select(LEASES.c.owner, LEASES.c.expires).where(mine).order_by(LEASES.c.group).with_for_update()
+        found, now = connection.execute(rows).all(), time(connection)
         if any(r.owner.startswith(REBUILDER) and r.owner != self.owner and r.expires > now for r in found):
             return None
-        until = _now(connection) + FREEZE_S
+        until = time(connection) + FREEZE_S
         connection.execute(
-            sa.update(_leases).where(mine).values(token=_leases.c.token + 1, owner=self.owner, expires=until)
+            sa.update(LEASES).where(mine).values(token=LEASES.c.token + 1, owner=self.owner, expires=until)
         )
         return self.shown(connection)
 
@@ -121,23 +117,23 @@ class Exchange:
 
     def events(self, connection: sa.Connection) -> int:
         """How many events the live model holds."""
-        c = _checkpoints.c
+        c = CHECKPOINTS.c
         return int(connection.scalar(sa.select(sa.func.sum(c.count)).where(c.projection == self.projection)) or 0)
 
     def keep_frozen(self, connection: sa.Connection) -> None:
         """For as long again. Raises Lost."""
         self._check_frozen(connection)
-        mine = _leases.c.projection == self.projection
-        connection.execute(sa.update(_leases).where(mine).values(expires=_now(connection) + FREEZE_S))
+        mine = LEASES.c.projection == self.projection
+        connection.execute(sa.update(LEASES).where(mine).values(expires=time(connection) + FREEZE_S))
 
     def thaw(self, connection: sa.Connection) -> None:
         """Let the live model's workers go on with what is there."""
-        mine = (_leases.c.projection == self.projection) & (_leases.c.owner == self.owner)
-        connection.execute(sa.update(_leases).where(mine).values(owner="", expires=0.0))
+        mine = (LEASES.c.projection == self.projection) & (LEASES.c.owner == self.owner)
+        connection.execute(sa.update(LEASES).where(mine).values(owner="", expires=0.0))
 
     def _check_frozen(self, connection: sa.Connection) -> None:
-        mine = _leases.c.projection == self.projection
-        rows = sa.select(_leases.c.owner).where(mine).order_by(_leases.c.group).with_for_update()
+        mine = LEASES.c.projection == self.projection
+        rows = sa.select(LEASES.c.owner).where(mine).order_by(LEASES.c.group).with_for_update()
         owners = connection.scalars(rows).all()
         if any(owner != self.owner for owner in owners):
             raise Lost("a worker has taken the groups back")
@@ -155,7 +151,7 @@ class Exchange:
         if not reaches(shown_by(connection, self.projection, self.shadow, groups=self.groups), self.shown(connection)):
             raise Lost("the shadow does not show everything that the live model shows")
         _schema.create_all(connection)
-        number = int(_time(connection) * 1_000)
+        number = int(time(connection) * 1_000)
         old = self._aside(connection, number)
         move = self._copy_in_sqlite if connection.dialect.name == "sqlite" else self._move_in_postgresql
         move(connection, number, old)
@@ -165,7 +161,7 @@ class Exchange:
         connection.execute(sa.delete(_models).where(_models.c.projection == self.projection))
         connection.execute(sa.insert(_models).values(projection=self.projection, shadow=found.nonce))
         if old:
-            due = _time(connection) + grace_s
+            due = time(connection) + grace_s
             copy = {"projection": self.projection, "number": number, "tables": json.dumps(old), "drop_after": due}
             connection.execute(sa.insert(_copies).values(copy))
 
@@ -214,8 +210,8 @@ class Exchange:
 
     def _take_bookkeeping(self, connection: sa.Connection) -> None:
         """Checkpoints (and what else is kept of a projection) are the shadow's from now on; tokens go on rising."""
-        last = connection.scalar(sa.select(sa.func.max(_leases.c.token)).where(_leases.c.projection == self.projection))
-        connection.execute(sa.delete(_leases).where(_leases.c.projection == self.projection))
+        last = connection.scalar(sa.select(sa.func.max(LEASES.c.token)).where(LEASES.c.projection == self.projection))
+        connection.execute(sa.delete(LEASES).where(LEASES.c.projection == self.projection))
         for table in bookkeeping.tables_of_models():
             connection.execute(sa.delete(table).where(table.c.projection == self.projection))
             numbered = table.autoincrement_column  # a number of the shadow may be another projection's here
@@ -226,7 +222,7 @@ class Exchange:
                 rows = rows.order_by(shadow.c[numbered.name])
             connection.execute(sa.insert(table).from_select(names, rows))
         connection.execute(
-            sa.insert(_leases),
+            sa.insert(LEASES),
             [
                 {"projection": self.projection, "group": g, "token": (last or 0) + 1, "owner": "", "expires": 0.0,
                  "halted": None}
@@ -237,7 +233,7 @@ class Exchange:
 
 def shown_by(connection: sa.Connection, projection: str, schema: str | None, *, groups: int = 0) -> Shown:
     """How far each log is applied: its group that is furthest, or with `groups`, of so many, the one that is least."""
-    c = sa.table("evsync_checkpoints", *(sa.column(c.name) for c in _checkpoints.c), schema=schema).c
+    c = sa.table("evsync_checkpoints", *(sa.column(c.name) for c in CHECKPOINTS.c), schema=schema).c
     rows = connection.execute(sa.select(c.log, c.incarnation, c.position).where(c.projection == projection))
     by_log: dict[str, list[tuple[int, str]]] = {}
     for log, incarnation, position in rows:
@@ -273,7 +269,7 @@ def sweep(connection: sa.Connection) -> float | None:
     """Drop the old copies whose time has come; in how many seconds the next one's comes, None if none is left."""
     if not sa.inspect(connection).has_table(_copies.name):
         return None
-    now = _time(connection)
+    now = time(connection)
     rest = []
     for copy in connection.execute(sa.select(_copies).with_for_update()).all():
         if copy.drop_after > now:
@@ -311,17 +307,6 @@ def _live(connection: sa.Connection) -> str | None:
 
 def _quoted(connection: sa.Connection, name: str) -> str:
     return connection.dialect.identifier_preparer.quote_identifier(name)
-
-
-def _now(connection: sa.Connection) -> sa.ColumnElement[float]:
-    """Seconds since 1970 by the database's clock, as leases run by it."""
-    if connection.dialect.name == "postgresql":
-        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
-    return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
-
-
-def _time(connection: sa.Connection) -> float:
-    return float(connection.execute(sa.select(_now(connection))).scalar_one())
 
 
 # ---- what an exchange would lose

@@ -19,7 +19,7 @@ from evsync.projections.contracts import explain as say
 from evsync.projections.engines import Place
 from evsync.projections.event import Event
 from evsync.projections.fold import cannot_go_through
-from evsync.projections.history import read_history
+from evsync.projections.history import opened_readers, read_history
 from evsync.projections.projection import Projection
 from evsync.projections.recorder import Change, NeedsDatabase, Recorder
 from evsync.projections.scratch import scratch
@@ -106,12 +106,11 @@ class _Again:
 
     async def run(self, recorder: Recorder, *, everything: bool) -> list[Cause]:
         """The causes; with `everything`, events that were not chosen are applied too, since later ones may see it."""
-        readers = [reader for source in self._sources for reader in await source.readers()]
-        positions = {r.log: self._applied.places.get(r.log, {}) for r in readers}
-        total = sum(max(found.values(), default=0) for found in positions.values())
         causes: dict[str, list[Cause]] = {}
         done = 0
-        try:
+        async with opened_readers(self._sources) as readers:
+            positions = {r.log: self._applied.places.get(r.log, {}) for r in readers}
+            total = sum(max(found.values(), default=0) for found in positions.values())
             for reader in readers:
                 found = causes[reader.log] = []
                 until = positions[reader.log]
@@ -120,9 +119,6 @@ class _Again:
                     found += await work
                     self._advance(done + events[-1].position, total)
                 done += max(until.values(), default=0)
-        finally:
-            for reader in readers:
-                await reader.close()
         return list(heapq.merge(*causes.values(), key=lambda cause: cause.event.time))
 
     def _apply(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from evsync.errors import EvsyncError
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import apply_batch
-from evsync.projections.history import end_of, read_history
+from evsync.projections.history import end_of, opened_readers, read_history
 from evsync.projections.projection import Projection
 from evsync.projections.read_model import CannotApply
 from evsync.projections.tables import Catalog, Tables
@@ -44,17 +44,13 @@ class Fold:
 
         Raises EvsyncError for an event that the handlers cannot apply.
         """
-        readers = [reader for source in sources for reader in await source.readers()]
-        total = sum(max(to.get(r.log, {}).values(), default=0) for r in readers)
-        done = 0
-        try:
+        async with opened_readers(sources) as readers:
+            total = sum(max(to.get(r.log, {}).values(), default=0) for r in readers)
+            done = 0
             for reader in readers:
                 until = to.get(reader.log, {})
                 await self._log(reader, until, without, lambda place: advance(done + place, total))  # noqa: B023
                 done += max(until.values(), default=0)
-        finally:
-            for reader in readers:
-                await reader.close()
 
     async def _log(
         self, reader: LogReader, until: Mapping[int, int], without: Collection[tuple[str, int]], tell: Any
@@ -90,12 +86,8 @@ class Fold:
 
 async def heads_of(sources: Sequence[LogSource], groups: int) -> dict[str, dict[int, int]]:
     """Where the logs end now, for every group."""
-    found = {}
-    for source in sources:
-        for reader in await source.readers():
-            found[reader.log] = dict.fromkeys(range(groups), await end_of(reader, 0))
-            await reader.close()
-    return found
+    async with opened_readers(sources) as readers:
+        return {reader.log: dict.fromkeys(range(groups), await end_of(reader, 0)) for reader in readers}
 
 
 def cannot_go_through(log: str, event: StoredEvent, reason: str) -> EvsyncError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from evsync.errors import StoreUnavailable
-from evsync.ports import LogReader
+from evsync.ports import LogReader, LogSource
 from evsync.records import StoredEvent
 
 LIMIT = 5_000
@@ -42,6 +43,18 @@ async def read_history(reader: LogReader, until: int, *, after: int = 0) -> Asyn
             events = [e for e in events if e.position <= until]
         if events:
             yield events
+
+
+@asynccontextmanager
+async def opened_readers(sources: Iterable[LogSource]) -> AsyncIterator[list[LogReader]]:
+    """A reader of each log of the sources, for the length of a block."""
+    async with AsyncExitStack() as stack:
+        readers: list[LogReader] = []
+        for source in sources:
+            for reader in await source.readers():
+                stack.push_async_callback(reader.close)
+                readers.append(reader)
+        yield readers
 
 
 async def end_of(reader: LogReader, atleast: int) -> int:

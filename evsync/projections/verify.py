@@ -12,7 +12,7 @@ from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import digest_of
 from evsync.projections.difference import Difference, Kind, difference
 from evsync.projections.handlers import Handlers
-from evsync.projections.history import end_of, read_history
+from evsync.projections.history import end_of, opened_readers, read_history
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint, StoredEvent
 
@@ -172,13 +172,9 @@ class Verification:
 
         Raises what a source raises before anything could be read; what is wrong with a log itself is a finding.
         """
-        readers = [reader for source in sources for reader in await source.readers()]
-        self._total = sum(_end(self._checkpoints[r.log]) for r in readers)
-        try:
+        async with opened_readers(sources) as readers:
+            self._total = sum(_end(self._checkpoints[r.log]) for r in readers)
             reports = [await self._log(reader) for reader in readers]
-        finally:
-            for reader in readers:
-                await reader.close()
         for log in sorted(self._checkpoints.keys() - {r.log for r in readers}):
             tally = _Tally(self._handlers, self._groups, self._checkpoints[log])
             text = f"there are checkpoints of log {log!r}, and no source of this projection has that log"
