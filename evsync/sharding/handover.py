@@ -69,8 +69,8 @@ def moves_between(now: Mapping[int, Held], target: Sequence[str]) -> list[Move]:
 async def bring_about(stores: Mapping[str, SlotStore], target: Sequence[str], report: Report = lambda _: None) -> int:
     """Move slots until each is where `target` says, moves that others have begun and left included.
 
-    Returns how many moves there were. A slot that is on its way elsewhere arrives there first. One that this has brought
-    where it shall be is left alone then: whoever wants it elsewhere came later, and two would move it for ever.
+    Returns how many moves there were. A slot that is on its way elsewhere arrives there first. One that this has
+    brought where it shall be is left alone then: whoever wants it elsewhere came later, and two would move it for ever.
     """
     count, brought = 0, set[int]()
     while moves := moves_between(_without(brought, now := await truth(stores)), target):

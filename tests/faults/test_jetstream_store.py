@@ -124,7 +124,7 @@ async def test_a_server_that_is_away_stores_nothing(nats_server: EmbeddedServer)
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores that give an acknowledgement little time."""
-    monkeypatch.setattr(store_module, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(store_module, "_ANSWER_S", 0.2)
 
 
 COMMITS = {
