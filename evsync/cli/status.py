@@ -22,8 +22,8 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.verification import check_state
 from evsync.opening import shards_on_nats
+from evsync.ports import Store
 from evsync.projections.status import FollowerStatus
-from evsync.records import LogIdentity
 from evsync.service import Service
 
 CONNECT_S = 2.0
@@ -95,7 +95,7 @@ async def _look(service: Service) -> dict[str, Any]:
         identity, head = store.identity, status.logs[store.identity.name].head
         relay = None
         if connection is not None and shard not in own_streams:
-            relay = await _relay(connection, identity, head)
+            relay, head = await _relay(connection, store)
         logs[identity.name] = {"incarnation": identity.incarnation, "head": head, "relay": relay}
     reactions = {r.name for r in service.reactions}
     return {
@@ -108,8 +108,9 @@ async def _look(service: Service) -> dict[str, Any]:
     }
 
 
-async def _relay(connection: Connection, identity: LogIdentity, head: int) -> dict[str, Any]:
-    """The relay as its stream shows it: a relay belongs to a process, what it has done can be seen from everywhere."""
+async def _relay(connection: Connection, store: Store) -> tuple[dict[str, Any], int]:
+    """The relay as its stream shows it, for it belongs to a process and is seen from everywhere; and the log's head."""
+    identity = store.identity
     found: dict[str, Any] = {
         "stream": streams.stream_name(identity), "state": "unreachable", "confirmed": None, "lag": None, "reason": None,
     }  # fmt: skip
@@ -117,7 +118,8 @@ async def _relay(connection: Connection, identity: LogIdentity, head: int) -> di
         await connection.ready(CONNECT_S)
         state = await streams.info(connection, streams.stream_name(identity))
     except BrokerError as e:
-        return found | {"reason": str(e)}
+        return found | {"reason": str(e)}, await store.head()
+    head = await store.head()  # not from before: while a service writes, its stream may be further by now
     if state is None:
         other = await streams.occupant(connection, identity)
         reason = (
@@ -126,7 +128,7 @@ async def _relay(connection: Connection, identity: LogIdentity, head: int) -> di
             if other
             else "no relay has made the stream yet"
         )
-        return found | {"state": "faulty" if other else "behind", "confirmed": 0, "lag": head, "reason": reason}
+        return found | {"state": "faulty" if other else "behind", "confirmed": 0, "lag": head, "reason": reason}, head
     problem: str | None = None
     try:
         streams.check_config(state.config, identity)
@@ -140,7 +142,7 @@ async def _relay(connection: Connection, identity: LogIdentity, head: int) -> di
         "confirmed": state.last,
         "lag": max(0, head - state.last),
         "reason": problem,
-    }
+    }, head
 
 
 def _follower(found: FollowerStatus) -> dict[str, Any]:

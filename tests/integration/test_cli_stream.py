@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from evsync import Service
+from evsync.cli.status import _look
 from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
+from evsync.parts import Status
 from evsync.stores import open_store
 from tests.command_line import ANSI, Shop, item
 from tests.relaying import connected, eventually
+from tests.sharded_shop import Cart
 
 pytestmark = pytest.mark.anyio
 
@@ -99,6 +103,26 @@ async def test_a_stream_needs_a_broker_that_is_there(shop: Shop, nats_server: Em
     assert code == 1
     assert "no connection within 3 s" in said
     assert (found["relay"]["state"], found["relay"]["confirmed"], found["head"]) == ("unreachable", None, 3)
+
+
+async def test_status_takes_no_stream_for_faulty_while_its_service_writes(
+    tmp_path: Path, nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was saved and published after a first look at the log is in the stream by then, and in the log too."""
+    service = Service("carts", aggregates=[Cart])
+    async with service.open(store=f"sqlite:///{tmp_path}/carts.db", nats=nats_server.url):
+        status = service.status
+
+        async def status_and_more() -> Status:
+            found = await status()
+            saved = await service.save(Cart(id="cart"))
+            relay = service.runtime.relay
+            await eventually(lambda: relay is not None and relay.confirmed == saved.number, "the event in the stream")
+            return found
+
+        monkeypatch.setattr(service, "status", status_and_more)
+        log = (await _look(service))["logs"]["carts.main"]
+        assert (log["head"], log["relay"]["confirmed"], log["relay"]["state"]) == (1, 1, "current")
 
 
 async def test_status_tells_what_is_wrong_with_a_stream(shop: Shop, nats_server: EmbeddedServer) -> None:
