@@ -111,7 +111,7 @@ class Runtime:
                 stack.push_async_callback(commits.close)
                 home: Home = OneStore(store, commits)
             else:
-                stores = await open_shards(given, service.name, stack, create=not look_only)
+                stores = await open_shards(given, service.name, stack, create=not look_only, router=service.router)
                 home = await open_home(stores, service.router, stack, place=not look_only)
             read_past(service, settings, stores)
             runtime = cls(service, settings, stores, home)

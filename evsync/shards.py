@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 from evsync.errors import ConfigurationError, StoreUnavailable
@@ -11,14 +11,15 @@ from evsync.opening import open_store
 from evsync.ports import Store
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import bring_about
+from evsync.sharding.slots import SLOTS
 from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.group_commit import GroupCommit
 
 
 async def open_shards(
-    urls: Mapping[str, str], service: str, stack: AsyncExitStack, *, create: bool
+    urls: Mapping[str, str], service: str, stack: AsyncExitStack, *, create: bool, router: Router | None = None
 ) -> dict[str, Store]:
-    """The stores of all shards by name, made where they are not there and `create` allows it.
+    """The stores of all shards by name, made where they are not there and `create` allows it, and the router fits.
 
     Where none is there, all slots are open in the first; a shard that joins later begins without any. Raises as
     `open_store`, and ConfigurationError for stores that cannot be those of one service.
@@ -43,6 +44,8 @@ async def open_shards(
             if not create:
                 raise
             missing.append(shard)
+    if missing and router is not None:  # before anything is made
+        check_fits(router, urls, next((store.identity.slots for store in found.values()), SLOTS))
     for shard in missing:
         found[shard] = await _open(urls[shard], service, shard, stack, create=True, owns_slots=not found)
     stores = {shard: found[shard] for shard in urls}
@@ -84,16 +87,21 @@ def plan_of(stores: Mapping[str, Store], router: Router | None) -> Router:
     slots = next(iter(stores.values())).identity.slots
     if router is None:
         return HashRing(list(stores), slots=slots)
-    if unknown := [shard for shard in router.shards if shard not in stores]:
+    check_fits(router, stores, slots)
+    return router
+
+
+def check_fits(router: Router, shards: Collection[str], slots: int) -> None:
+    """Raise ConfigurationError for a router of other shards, or another number of slots."""
+    if unknown := [shard for shard in router.shards if shard not in shards]:
         raise ConfigurationError(
-            f"the router plans for shard {unknown[0]!r}, and store={{…}} names {', '.join(map(repr, stores))} only"
+            f"the router plans for shard {unknown[0]!r}, and store={{…}} names {', '.join(map(repr, shards))} only"
         )
     if router.slots != slots:
         raise ConfigurationError(
             f"the router has {router.slots} slots, and the service's stores have {slots}: the number is chosen once, "
             "when the stores are made"
         )
-    return router
 
 
 async def _open(

@@ -145,6 +145,8 @@ async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run
         await check_moves(home.slot_stores, moves, now)
         _print_plan(moves, now, json)
         if dry_run:
+            if not moves and not json:
+                print_lines("nothing to move")
             for line in await _split(stores, planned):
                 say(line, "yellow")
             return

@@ -125,7 +125,7 @@ async def _init(at: _Located) -> list[dict[str, Any]]:
             with contextlib.suppress(StoreUnavailable):  # not there; should it be out of reach, the next lines say so
                 await (await open_store(url, service=at.service, shard=shard, create=False)).close()
                 there.add(shard)
-        stores = await open_shards(at.urls, at.service, stack, create=True)
+        stores = await open_shards(at.urls, at.service, stack, create=True, router=at.router)
         if len(stores) > 1:
             await open_home(stores, at.router, stack, place=True)
         return [{**_identity(store), "made": shard not in there} for shard, store in stores.items()]

@@ -80,6 +80,7 @@ async def test_shards_are_added_shown_drained_and_evened_out(tmp_path: Path) -> 
     table = shards.run("a b c", "show").stdout.splitlines()
     assert table[0].split() == ["shard", "slots", "leaving", "streams", "events", "bytes", "head"]
     assert table[2].split()[:2] == ["b", "0"]
+    assert shards.run("a b c", "move", "0-9", "a", "--dry-run").stdout == "nothing to move\n"
     shards.run("a b c", "rebalance", RING="a,c")
     after = shards.show("a b c")
     assert [after[s]["slots"] for s in "abc"] == [128, 0, 128]
