@@ -343,7 +343,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "Upcasters bring old events to today's schema, each from where it stands",
         "evsync/codec/events.py", "all of them are applied to every event",
-        'int(decode_meta(meta).get("schema", "1")) - 1 :]', "0:]",
+        "enumerate(coding.upcasters[written - 1 :], written)", "enumerate(coding.upcasters, written)",
         "tests/unit/test_codec.py::test_upcasters_bring_old_events_to_todays_schema",
     ),
     _break(

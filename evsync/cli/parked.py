@@ -11,6 +11,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
+from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
 from evsync.codec.json_form import as_json
 from evsync.codec.values import unpack
@@ -63,7 +64,7 @@ def list_(
             return
         rows = [
             (name, s.service, s.stream, s.events, s.first.event.position, s.first.event.type,
-             to_datetime(int(s.since * 1e6)).isoformat(" ", "seconds"), s.first.reason or "")
+             as_utc(to_datetime(int(s.since * 1e6))), s.first.reason or "")
             for name, summaries, _ in found
             for s in summaries
         ]  # fmt: skip

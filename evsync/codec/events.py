@@ -148,16 +148,35 @@ class EventCodec:
         return coding
 
     def fields_of(self, coding: Coding, data: bytes, meta: str | None) -> dict[str, Any]:
-        """The fields of a stored event, upcast to today's schema. Raises DecodingError, or what users' code raises."""
+        """The fields of a stored event, upcast to today's schema. Raises DecodingError."""
         fields: dict[str, Any] = unpack(data)
         if type(fields) is not dict:
             raise DecodingError(f"a map of fields was expected, not {type(fields).__name__}")
-        for upcast in coding.upcasters[int(decode_meta(meta).get("schema", "1")) - 1 :] if coding.upcasters else ():
-            fields = upcast(fields)
+        if coding.upcasters:
+            fields = _upcast(coding, fields, int(decode_meta(meta).get("schema", "1")))
         for name, read in coding.readers:
             if name in fields:
                 fields[name] = read(fields[name])
         return fields
+
+
+def _upcast(coding: Coding, fields: dict[str, Any], written: int) -> dict[str, Any]:
+    """The fields in today's schema, of an event that was written in an earlier one. Raises DecodingError."""
+    today = len(coding.upcasters) + 1
+    if written > today:
+        raise DecodingError(
+            f"it was written in schema version {written} of {coding.type}, and this code knows {today}: newer code has "
+            "written it. Use that, or give the upcasters= that it has"
+        )
+    for version, upcast in enumerate(coding.upcasters[written - 1 :], written):
+        who = f"the upcaster of {coding.type} from schema version {version} to {version + 1}"
+        try:
+            fields = upcast(fields)
+        except Exception as e:
+            raise DecodingError(f"{who} raised {type(e).__name__}: {e}. Mend it; nothing was changed") from e
+        if not isinstance(fields, dict):
+            raise DecodingError(f"{who} returned {type(fields).__name__}, not the map of fields. Mend it")
+    return fields
 
 
 def unreadable(stored: StoredEvent, error: Exception) -> DecodingError:

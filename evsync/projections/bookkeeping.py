@@ -218,10 +218,20 @@ def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint
             CHECKPOINTS.c.projection == claim.projection, CHECKPOINTS.c.version == claim.version
         )
     )
-    return [
-        Checkpoint(r["log"], r["group"], r["incarnation"], r["position"], r["count"], int(r["digest"], 16))
-        for r in rows.mappings()
-    ]
+    return [_checkpoint(claim.projection, *row) for row in rows]
+
+
+def _checkpoint(projection: str, *row: Any) -> Checkpoint:
+    _, _, log, group, incarnation, position, count, digest = row
+    try:
+        return Checkpoint(log, int(group), incarnation, int(position), int(count), int(digest, 16))
+    except (TypeError, ValueError) as e:
+        raise WrongStore(
+            f"the checkpoint of projection {projection!r} for group {group!r} of log {log!r} cannot be read: its "
+            f"position is {position!r}, its count {count!r}, its digest {digest!r}. evsync writes no such row of "
+            f"{CHECKPOINTS.name}: somebody has altered it. Bring the row back, or make the read model anew: `evsync "
+            "reset module:service NAME`, with the name of the projection."
+        ) from e
 
 
 def _groups_of(connection: sa.Connection, projection: str) -> int:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -60,7 +61,7 @@ async def vault(tmp_path: Path) -> AsyncIterator[Service]:
 @pytest.fixture(params=["sqlite", "postgres"])
 async def any_vault(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Service]:
     """The same, in any database that can be trimmed."""
-    schema = f"&schema=vault_{id(tmp_path)}"
+    schema = f"&schema=vault_{uuid4().hex}"
     store = request.getfixturevalue("postgres_url") + schema if request.param == "postgres" else ""
     service = a_vault(tmp_path, store)
     async with service.open():

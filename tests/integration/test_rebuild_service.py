@@ -222,6 +222,18 @@ async def test_verify_tells_people_what_differs(shop: Bank) -> None:
     assert f"group {group}: the checkpoint is at position 40, and what was applied is everything up to" in shown
     assert f"it was moved, and {count} events were passed over" in shown
     assert shown.count("bank.Account.Paid") == count - count // 4
+    with closing(sqlite3.connect(shop.directory / "views.db")) as views:
+        views.execute("UPDATE evsync_checkpoints SET digest = 'none' WHERE \"group\" = ?", (group,))
+        views.commit()
+    unreadable = f"the checkpoint of projection 'balances' for group {group} of log 'bank.main' cannot be read"
+    for command in ("verify", "status"):
+        said = shop.evsync(command, target, code=1).stderr
+        assert unreadable in said
+        assert "its digest 'none'" in said
+        assert "evsync reset" in said
+    with closing(sqlite3.connect(shop.directory / "views.db")) as views:
+        views.execute('UPDATE evsync_checkpoints SET digest = ? WHERE "group" = ?', gone)
+        views.commit()
     (shop.directory / "bank.db").rename(shop.directory / "moved.db")
     async with made()[0].open(**shop.urls, run="none"):
         pass

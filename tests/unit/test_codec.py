@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -176,6 +177,38 @@ def test_every_old_event_of_a_stream_is_upcast() -> None:
     found = folded(codec, [first, *old])
     assert isinstance(found, Account)
     assert found.balance == 16
+
+
+def _lost(_: dict[str, Any]) -> dict[str, Any]:
+    raise KeyError("holder")
+
+
+def _nothing(_: dict[str, Any]) -> dict[str, Any]:
+    return None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        (_lost, "the upcaster of shop.Basket.Opened from schema version 2 to 3 raised KeyError: 'holder'"),
+        (_nothing, "the upcaster of shop.Basket.Opened from schema version 2 to 3 returned NoneType, not the map"),
+    ],
+)
+def test_an_upcaster_that_fails_is_named(broken: Callable[[Any], Any], what: str) -> None:
+    """With the event: the fault is in the upcaster, not in the class or what is stored."""
+    [old] = as_stored(EventCodec("shop", [Basket]), Basket("b", owner="ada"))
+    codec = EventCodec("shop", [Basket], upcasters={"shop.Basket.Opened": [dict, broken]})
+    with pytest.raises(DecodingError, match=f"version 1 of stream 'b' .*position 1.* cannot be read: {what}"):
+        folded(codec, [old])
+
+
+def test_events_of_a_newer_schema_are_refused_by_older_code() -> None:
+    """They may have the same fields with another meaning."""
+    newer = EventCodec("shop", [Basket], upcasters={"shop.Basket.Opened": [dict, dict]})
+    older = EventCodec("shop", [Basket], upcasters={"shop.Basket.Opened": [dict]})
+    stored = as_stored(newer, Basket("b", owner="ada"))
+    with pytest.raises(DecodingError, match=r"in schema version 3 of shop\.Basket\.Opened, and this code knows 2"):
+        folded(older, stored)
 
 
 @pytest.mark.parametrize(

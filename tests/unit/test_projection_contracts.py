@@ -297,3 +297,5 @@ def test_tags_nest_and_end_with_their_block() -> None:
     number: Any = 3
     with pytest.raises(TypeError, match="the tag 'n' must be text"), metadata(n=number):
         pass
+    with pytest.raises(ValueError, match="the tag 'schema' says which upcasters"), metadata(schema="2"):
+        pass
