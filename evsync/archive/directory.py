@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from evsync.errors import TargetUnavailable
@@ -19,6 +19,8 @@ T = TypeVar("T")
 _PART = ".part-"
 """What the names of files that are being written begin with: no segment's name does."""
 _LEFT_BEHIND_S = 3600.0
+PATIENCE_S = 120.0
+"""How long a directory may be silent: the network between, or a disk that fails, can keep a call for ever."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -29,9 +31,11 @@ class DirectoryTarget:
     the directory is brought to the disk too.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, patience_s: float = PATIENCE_S) -> None:
         self.path = Path(path).absolute()
         self.url = str(path)  # as it was given: what a person knows it by
+        self._patience_s = patience_s
+        self._silent: asyncio.Task[Any] | None = None  # what holds a thread: no other is given up for this directory
 
     async def put(self, name: str, content: bytes, *, replace: bool = False) -> bool:
         """Keep the content under a name; see BackupTarget."""
@@ -59,8 +63,20 @@ class DirectoryTarget:
         """Nothing is held."""
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._silent is not None and not self._silent.done():
+            raise TargetUnavailable(f"the backup directory {self.url} does not answer yet")
+        task = asyncio.create_task(asyncio.to_thread(work))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting by then
         try:
-            return await asyncio.to_thread(work)
+            await asyncio.wait([task], timeout=self._patience_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.done():
+            self._silent = task
+            raise TargetUnavailable(f"the backup directory {self.url} has not answered for {self._patience_s:g} s")
+        try:
+            return task.result()
         except OSError as e:
             raise TargetUnavailable(f"the backup directory {self.url}: {e}") from e
 
@@ -95,7 +111,7 @@ class DirectoryTarget:
             return None
 
     def _names(self, prefix: str) -> Iterator[str]:
-        for directory, _, files in os.walk(self.path / prefix):
+        for directory, _, files in os.walk(self.path / prefix, onerror=_unless_gone):
             for name in files:
                 if not name.startswith(_PART):
                     yield (Path(directory) / name).relative_to(self.path).as_posix()
@@ -155,6 +171,12 @@ def _sync_directory(directory: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _unless_gone(error: OSError) -> None:
+    """A directory that cannot be read is not an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sweep(directory: Path) -> None:

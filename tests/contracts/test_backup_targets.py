@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from evsync.archive.backup import Backups
 from evsync.archive.copies import read_copies, verify_copy
+from evsync.archive.directory import DirectoryTarget
 from evsync.archive.object_storage import ObjectTarget
 from evsync.archive.targets import open_target
 from evsync.errors import ConfigurationError, TargetUnavailable
 from evsync.ports import BackupTarget
 from evsync.testing.contracts import BackupTargetContract
-from tests.archiving import MemoryTarget, archived, copy_of, make_bucket, s3_server
+from tests.archiving import MemoryTarget, archived, copy_of, fill, make_bucket, memory_store, s3_server
+from tests.relaying import eventually
 
 
 class TestDirectoryTarget(BackupTargetContract):
@@ -25,6 +29,41 @@ class TestDirectoryTarget(BackupTargetContract):
 
     async def new_target(self) -> BackupTarget:
         return open_target(str(self.path))
+
+    async def test_a_directory_that_keeps_a_call_is_away_and_holds_no_other_back(self) -> None:
+        """One call holds one thread; the others fail at once, other places get their backups, and it may come back."""
+        answers = threading.Event()
+
+        class Share(DirectoryTarget):
+            calls = 0
+
+            def _names(self, prefix: str) -> Iterator[str]:
+                self.calls += 1
+                answers.wait(30)
+                return super()._names(prefix)
+
+        share, disk = Share(self.path, patience_s=0.05), MemoryTarget()
+        store = memory_store()
+        events = await fill(store, 30)
+        backups = Backups(store, [share, disk], copies=1)
+        try:
+            report = await backups.run()
+            assert (report.ok, report.backed_up) == (True, len(events))
+            assert report.targets[0].error == f"the backup directory {self.path} has not answered for 0.05 s"
+            with pytest.raises(TargetUnavailable, match="does not answer yet"):
+                await share.list("")
+            assert share.calls == 1
+        finally:
+            answers.set()
+        await eventually(lambda: share._silent is not None and share._silent.done(), lambda: "the call is over")
+        assert [r.end for r in (await backups.run()).targets] == [len(events)] * 2
+
+    async def test_a_directory_that_cannot_be_read_is_not_empty(self) -> None:
+        """What cannot be listed is told: else the archive would seem to be gone."""
+        self.path.parent.mkdir()
+        self.path.write_text("a file")
+        with pytest.raises(TargetUnavailable, match="Not a directory"):
+            await (await self.new_target()).list("")
 
 
 class TestMemoryTarget(BackupTargetContract):
