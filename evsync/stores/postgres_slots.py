@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -36,10 +37,11 @@ def _over_imports(columns: str) -> str:
 
 
 def _with_moves(read: str) -> str:
-    # A row of versions below all others says how often slots had moved when the rest was read.
+    # A row of a version below all others says how often slots had moved when the rest was read. Put in order by whoever
+    # reads: the database would sort again what is sorted but for that row.
     return (
         "SELECT moves AS position, -1::bigint AS version, ''::text AS type, 0::bigint AS time_us, ''::bytea AS data, "
-        f"NULL::text AS meta FROM {{schema}}.log UNION ALL SELECT * FROM ({read}) e ORDER BY version"
+        f"NULL::text AS meta FROM {{schema}}.log UNION ALL SELECT * FROM ({read}) e"
     )
 
 
@@ -154,6 +156,7 @@ class MovableSlots(Steps):
                 await self.slot_states()
                 continue
             found = await self._of_stream(READ_OPEN, stream, after_version, to_version)
+            found.sort(key=itemgetter(1))
             (as_of, *_), *changes = found or [(moves,)]
             if as_of != moves:
                 await self.slot_states()
