@@ -10,6 +10,7 @@ from evsync.errors import ConfigurationError
 from evsync.jetstream.store import JetStreamStore
 from evsync.jetstream.store_restore import JetStreamRestore
 from evsync.ports import Store, StoreRestore
+from evsync.sharding.slots import SLOTS
 from evsync.stores import open_store as open_database
 from evsync.stores import restore_store as restore_database
 
@@ -32,18 +33,25 @@ def broker_of(store: str | Mapping[str, str]) -> str | None:
 
 
 async def open_store(
-    url: str, *, service: str, shard: str = "main", create: bool = True, owns_slots: bool = True
+    url: str,
+    *,
+    service: str,
+    shard: str = "main",
+    create: bool = True,
+    owns_slots: bool = True,
+    slots: int = SLOTS,
 ) -> Store:
     """The event store of a service's shard at a URL: `nats://host:4222/?stream=NAME&replicas=3`, or one of those that
     `evsync.stores.open_store` knows. Proof of identity for NATS comes from the environment, as for the broker.
 
-    `owns_slots`: whether all slots are open in a store that is made, as in the first shard of a service, or none.
+    Of a store that is made: `owns_slots`, whether all slots are open in it, as in the first shard of a service, or
+    none; `slots`, how many there are. An existing one keeps what it was made with.
     """
     if is_on_nats(url):
         return await JetStreamStore.open(
-            url, service=service, shard=shard, create=create, owns_slots=owns_slots, files=broker_files()
+            url, service=service, shard=shard, create=create, owns_slots=owns_slots, slots=slots, files=broker_files()
         )
-    return await open_database(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
+    return await open_database(url, service=service, shard=shard, create=create, owns_slots=owns_slots, slots=slots)
 
 
 def views_beside(store: str, service: str) -> str:

@@ -44,10 +44,12 @@ async def open_shards(
             if not create:
                 raise
             missing.append(shard)
+    # Chosen once, with the first stores.
+    slots = next((store.identity.slots for store in found.values()), SLOTS if router is None else router.slots)
     if missing and router is not None:  # before anything is made
-        check_fits(router, urls, next((store.identity.slots for store in found.values()), SLOTS))
+        check_fits(router, urls, slots)
     for shard in missing:
-        found[shard] = await _open(urls[shard], service, shard, stack, create=True, owns_slots=not found)
+        found[shard] = await _open(urls[shard], service, shard, stack, create=True, owns_slots=not found, slots=slots)
     stores = {shard: found[shard] for shard in urls}
     one_number_of_slots(list(stores.values()))
     return stores
@@ -105,8 +107,15 @@ def check_fits(router: Router, shards: Collection[str], slots: int) -> None:
 
 
 async def _open(
-    url: str, service: str, shard: str, stack: AsyncExitStack, *, create: bool, owns_slots: bool = True
+    url: str,
+    service: str,
+    shard: str,
+    stack: AsyncExitStack,
+    *,
+    create: bool,
+    owns_slots: bool = True,
+    slots: int = SLOTS,
 ) -> Store:
-    store = await open_store(url, service=service, shard=shard, create=create, owns_slots=owns_slots)
+    store = await open_store(url, service=service, shard=shard, create=create, owns_slots=owns_slots, slots=slots)
     stack.push_async_callback(store.close)
     return store

@@ -38,7 +38,7 @@ from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, open_stre
 from evsync.jetstream.streams import StreamState
 from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
-from evsync.sharding.slots import slot_of
+from evsync.sharding.slots import SLOTS, slot_of
 from evsync.stores.plan import key_of, plan
 from evsync.stores.tail import Tail
 
@@ -79,13 +79,15 @@ class JetStreamStore(MovableSlots):
         shard: str = "main",
         create: bool = True,
         owns_slots: bool = True,
+        slots: int = SLOTS,
         files: Mapping[str, Path] | None = None,
         patience_s: float = PATIENCE_S,
         poll_s: float = _POLL_S,
     ) -> JetStreamStore:
         """The store at `nats://host:4222/?stream=NAME&replicas=3`, made if there is none and `create` is set.
 
-        `owns_slots`: whether all slots are open in one that is made, as in the first shard of a service, or none.
+        Of one that is made: `owns_slots`, whether all slots are open in it, as in the first shard of a service, or
+        none; `slots`, how many there are.
         `files` are paths for NatsSettings: credentials, ca, certificate, key. Raises ConfigurationError for the URL,
         WrongStore for a stream that is not this log's store, StoreUnavailable when no server answers in time, or when
         there is no store.
@@ -97,7 +99,7 @@ class JetStreamStore(MovableSlots):
         try:
             state = await _patiently(
                 patience_s,
-                lambda: _opened(conn, service, shard, parsed, create, owns_slots, patience_s),
+                lambda: _opened(conn, service, shard, parsed, create, owns_slots, slots, patience_s),
                 "nothing was touched",
             )
         except BaseException:
@@ -359,10 +361,17 @@ class JetStreamStore(MovableSlots):
 
 
 async def _opened(
-    conn: Connection, service: str, shard: str, url: StoreUrl, create: bool, owns_slots: bool, patience_s: float
+    conn: Connection,
+    service: str,
+    shard: str,
+    url: StoreUrl,
+    create: bool,
+    owns_slots: bool,
+    slots: int,
+    patience_s: float,
 ) -> StreamState:
     await conn.ready(patience_s)
-    return await open_stream(conn, service, shard, url, create=create, owns_slots=owns_slots)
+    return await open_stream(conn, service, shard, url, create=create, owns_slots=owns_slots, slots=slots)
 
 
 async def _patiently(patience_s: float, question: Callable[[], Awaitable[T]], aside: str) -> T:

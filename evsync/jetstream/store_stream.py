@@ -12,6 +12,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.streams import StreamState
 from evsync.records import LogIdentity, new_incarnation
+from evsync.sharding.slots import SLOTS
 
 FORMAT = "1"
 """How events are laid out in the stream. A stream of another format was made by a newer evsync."""
@@ -78,7 +79,14 @@ def store_config(name: str, identity: LogIdentity, replicas: int, *, owns_slots:
 
 
 async def open_stream(
-    conn: Connection, service: str, shard: str, url: StoreUrl, *, create: bool, owns_slots: bool = True
+    conn: Connection,
+    service: str,
+    shard: str,
+    url: StoreUrl,
+    *,
+    create: bool,
+    owns_slots: bool = True,
+    slots: int = SLOTS,
 ) -> StreamState:
     """The stream of a log's store, made if there is none and `create` is set, its settings checked.
 
@@ -90,7 +98,7 @@ async def open_stream(
     if state is None:
         if not create:
             raise StoreUnavailable(f"there is no stream {name} at {conn.settings.shown}: no store was made there yet")
-        identity = LogIdentity(service, shard, new_incarnation())
+        identity = LogIdentity(service, shard, new_incarnation(), slots)
         state = await _create(conn, store_config(name, identity, url.replicas, owns_slots=owns_slots), identity)
     _check(state, service, shard)
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evsync.errors import ConfigurationError
 from evsync.ports import Store, StoreRestore
 from evsync.records import LogIdentity, check_name, new_incarnation
+from evsync.sharding.slots import SLOTS
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite_restore import SqliteRestore
 from evsync.stores.sqlite_trimmed import TrimmableSqliteStore
@@ -20,7 +21,13 @@ URL_FORMS = """
 
 
 async def open_store(
-    url: str, *, service: str, shard: str = "main", create: bool = True, owns_slots: bool = True
+    url: str,
+    *,
+    service: str,
+    shard: str = "main",
+    create: bool = True,
+    owns_slots: bool = True,
+    slots: int = SLOTS,
 ) -> Store:
     """The event store of a service's shard at a URL.
 
@@ -30,7 +37,8 @@ async def open_store(
         postgresql://user:password@host/database?schema=users
                                        a schema of its own in a PostgreSQL database (needs evsync[postgres])
 
-    `owns_slots`: whether all slots are open in a store that is made, as in the first shard of a service, or none.
+    Of a store that is made: `owns_slots`, whether all slots are open in it, as in the first shard of a service, or
+    none; `slots`, how many there are. An existing one keeps what it was made with.
     `create=False` opens an existing store only (StoreUnavailable if there is none; a memory store is always new).
     Raises ConfigurationError for any other URL, and what the store raises when it cannot be opened.
     """
@@ -38,16 +46,18 @@ async def open_store(
     if scheme == "memory" and separator and not rest:
         check_name("service", service)
         check_name("shard", shard)
-        return MemoryStore(LogIdentity(service, shard, new_incarnation()), owns_slots=owns_slots)
+        return MemoryStore(LogIdentity(service, shard, new_incarnation(), slots), owns_slots=owns_slots)
     if (path := _sqlite_path(url)) is not None:
-        return await TrimmableSqliteStore.open(path, service=service, shard=shard, create=create, owns_slots=owns_slots)
+        return await TrimmableSqliteStore.open(
+            path, service=service, shard=shard, slots=slots, create=create, owns_slots=owns_slots
+        )
     if scheme in ("postgresql", "postgres") and rest:
         try:
             from evsync.stores.postgres_trimmed import TrimmablePostgresStore  # noqa: PLC0415  (its driver is an extra)
         except ImportError as e:
             raise _no_driver(e) from e
         return await TrimmablePostgresStore.open(
-            url, service=service, shard=shard, create=create, owns_slots=owns_slots
+            url, service=service, shard=shard, slots=slots, create=create, owns_slots=owns_slots
         )
     if scheme == "nats":
         # The adapters do not know one another.

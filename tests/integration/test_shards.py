@@ -135,6 +135,20 @@ async def test_each_stream_lives_in_the_shard_that_the_router_says(tmp_path: Pat
         assert at_home == Counter(f"counts.{router.shard_of(id)}" for id in ids for _ in range(2))
 
 
+async def test_the_number_of_slots_is_the_routers_when_the_stores_are_made_and_never_changes(tmp_path: Path) -> None:
+    """Every shard has it, also one that joins later without a router; another number is refused."""
+    async with opened(tmp_path, "a", "b", router=HashRing(["a", "b"], slots=64)) as service:
+        for n in range(20):
+            await service.save(Counted(id=f"stream-{n}"))
+    async with opened(tmp_path, "a", "b", "c") as service:
+        assert {store.identity.slots for store in service.stores.values()} == {64}
+        await move_all(service, HashRing(["a", "b"], slots=64).adding("c"))
+        assert [(await service.get(Counted, f"stream-{n}")).version for n in range(20)] == [1] * 20
+    with pytest.raises(ConfigurationError, match="256 slots, and the service's stores have 64"):
+        async with opened(tmp_path, "a", "b", "c", router=HashRing(["a", "b", "c"])):
+            pass
+
+
 async def test_another_service_reads_the_logs_of_all_shards_from_their_stores(tmp_path: Path) -> None:
     """`sources=` names a store for each, before slots move and after."""
     shards, reader = urls(tmp_path, "a", "b"), Service("reader", projections=[view()])
