@@ -391,10 +391,9 @@ async def test_stores_that_are_not_of_one_service_are_refused(tmp_path: Path) ->
         async with opened(tmp_path, stores={"z": f"sqlite:///{tmp_path}/z.db", "m": "memory://"}):
             pass
     assert not (tmp_path / "z.db").exists()
-    for router, why in ((HashRing(["z", "y"]), "plans for shard 'y'"), (HashRing(["z"], slots=16), "has 16 slots")):
-        with pytest.raises(ConfigurationError, match=why):
-            async with opened(tmp_path, "z", router=router):
-                pass
+    with pytest.raises(ConfigurationError, match="plans for shard 'y'"):
+        async with opened(tmp_path, "z", router=HashRing(["z", "y"])):
+            pass
     assert not (tmp_path / "z.db").exists()
     pair = tmp_path / "pair"
     pair.mkdir()
