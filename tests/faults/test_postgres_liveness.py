@@ -39,7 +39,7 @@ def test_a_worker_that_stops_in_the_middle_of_a_transaction_is_taken_over_from(
         sleeper = workers.start("--stop-at", str(position), "--idle-s", "1")
         until(lambda: Path(f"/proc/{sleeper.pid}/stat").read_text().split()[2] == "T")
         heir = workers.start(pace_ms=2)
-        until(lambda: workers.shares() == {str(heir.pid): 16})
+        until(lambda: workers.shares() == {str(heir.pid): 16}, 90)
         until(lambda: workers.position() > position)
         os.kill(sleeper.pid, signal.SIGCONT)
         until(lambda: sorted(workers.shares().values()) == [8, 8])
