@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 from evsync.errors import AcrossShards, ConfigurationError, SlotMoved, StoreUnavailable
 from evsync.ports import ReadsOpenSlots, SlotStore, Store
@@ -62,7 +62,6 @@ class OneStore:
 
     def __init__(self, store: Store, commits: GroupCommit) -> None:
         self._store, self._commits = store, commits
-        self._movable = store if isinstance(store, SlotStore) else None
         self._reading = reading(store)
         self.slots = store.identity.slots
 
@@ -77,7 +76,10 @@ class OneStore:
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """See Home."""
-        await self._check_here(stream)
+        try:
+            await _check_open_in(self._store, stream, slot_of(stream, self.slots))
+        except SlotMoved as e:
+            raise StoreUnavailable(str(e)) from e
         return await self._store.read_stream(stream, after_version=after_version, to_version=to_version)
 
     async def read_changes(
@@ -109,14 +111,6 @@ class OneStore:
         """See Home."""
         return self._store.identity.at(event.position + event.remaining)
 
-    async def _check_here(self, stream: str) -> None:
-        """Raise StoreUnavailable where the stream goes on in another shard's store: what is here is its past."""
-        if self._movable is not None:
-            slot = slot_of(stream, self.slots)
-            state = await self._movable.slot_state(slot)
-            if state is None or state.to is not None:
-                raise StoreUnavailable(str(SlotMoved(stream, slot, state.to if state is not None else None)))
-
 
 class ShardedStores:
     """Each stream in the shard that its slot is open in, found by what the stores say. Implements Home.
@@ -136,9 +130,9 @@ class ShardedStores:
         self._logs: dict[str, LogIdentity] = {s.identity.incarnation: s.identity for s in stores.values()}
 
     @property
-    def slot_stores(self) -> dict[str, SlotStore]:
+    def slot_stores(self) -> Mapping[str, SlotStore]:
         """The stores, as those that slots are moved between."""
-        return slot_stores(self._stores)
+        return self._stores
 
     def shard_of(self, stream: str) -> str:
         """The shard of a stream, as far as this process knows."""
@@ -225,11 +219,11 @@ class ShardedStores:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             shard = self._now[slot].bound_for
-            store = self._stores[shard]
-            state = await cast(SlotStore, store).slot_state(slot)
-            if state is not None and state.to is None:
-                return store
-            await self._wait(slot, shard, deadline, stream)
+            try:
+                await _check_open_in(self._stores[shard], stream, slot)
+                return self._stores[shard]
+            except SlotMoved:
+                await self._wait(slot, shard, deadline, stream)
 
     async def _wait(self, slot: int, shard: str, deadline: float, stream: str) -> None:
         """Look where the slot is now; a little later if it is nowhere."""
@@ -250,36 +244,26 @@ class _AskedFirst:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._movable = store if isinstance(store, SlotStore) else None
 
     async def read_open(
         self, stream: str, slot: int, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See ReadsOpenSlots."""
-        if self._movable is not None:
-            state = await self._movable.slot_state(slot)
-            if state is None or state.to is not None:
-                raise SlotMoved(stream, slot, state.to if state is not None else None)
+        await _check_open_in(self._store, stream, slot)
         async for changes in self._store.read_changes(stream, after_version=after_version, to_version=to_version):
             yield changes
 
 
 def reading(store: Store) -> ReadsOpenSlots:
-    """The store, as one that reads where slots are open; all are in a store that says nothing of slots."""
+    """The store, as one that reads where slots are open."""
     return store if isinstance(store, ReadsOpenSlots) else _AskedFirst(store)
 
 
-def slot_stores(stores: Mapping[str, Store]) -> dict[str, SlotStore]:
-    """The stores, as those that slots are moved between. Raises ConfigurationError where one cannot do that."""
-    found: dict[str, SlotStore] = {}
-    for shard, store in stores.items():
-        if not isinstance(store, SlotStore):
-            raise ConfigurationError(
-                f"shard {shard!r} is a {type(store).__name__}, and slots cannot be moved from or to one in this "
-                "version: use SQLite or PostgreSQL for the shards of a service"
-            )
-        found[shard] = store
-    return found
+async def _check_open_in(store: SlotStore, stream: str, slot: int) -> None:
+    """Raise SlotMoved where the stream goes on in another shard's store: what is in this one is its past."""
+    state = await store.slot_state(slot)
+    if state is None or state.to is not None:
+        raise SlotMoved(stream, slot, state.to if state is not None else None)
 
 
 def one_number_of_slots(stores: Sequence[Store]) -> None:

@@ -234,8 +234,8 @@ class KeepsSlots(Protocol):
         ...
 
 
-class Store(EventStore, EventLog, SnapshotStore, Protocol):
-    """A store that holds its own log and snapshots: what `open_store` gives."""
+class Store(EventStore, EventLog, SnapshotStore, SlotStore, Protocol):
+    """A store that holds its own log, snapshots and slots: what `open_store` gives."""
 
 
 class Past(Protocol):

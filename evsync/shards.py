@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 from evsync.errors import ConfigurationError, StoreUnavailable
-from evsync.homes import ShardedStores, one_number_of_slots, slot_stores
+from evsync.homes import ShardedStores, one_number_of_slots
 from evsync.opening import open_store
 from evsync.ports import Store
 from evsync.sharding import HashRing, Router
@@ -63,17 +63,16 @@ async def open_home(
     Raises WrongStore, StoreUnavailable where a shard's store is not among them.
     """
     plan = plan_of(stores, router)
-    movable = slot_stores(stores)
-    now = await truth(movable)
+    now = await truth(stores)
     if place and {held.state.epoch for held in now.values()} == {1}:
         await _place(stores, plan)
-        now = await truth(movable)
+        now = await truth(stores)
     commits = {}
     for shard, store in stores.items():
         commits[shard] = GroupCommit(store)
         stack.push_async_callback(commits[shard].close)
     home = ShardedStores(stores, commits, now)
-    await check_all_there(movable)
+    await check_all_there(stores)
     return home
 
 
@@ -81,7 +80,7 @@ async def _place(stores: Mapping[str, Store], plan: Router) -> None:
     """The first placement is an ordinary move, and as good as free while there is nothing to copy."""
     if any([await store.head() for store in stores.values()]):
         return  # a service that has grown: `evsync shards rebalance`, when its operator says so
-    await bring_about(slot_stores(stores), plan.placement)
+    await bring_about(stores, plan.placement)
 
 
 def plan_of(stores: Mapping[str, Store], router: Router | None) -> Router:

@@ -9,7 +9,7 @@ from functools import partial
 
 from evsync.errors import BEGIN_ANEW, OtherIncarnation, StoreUnavailable, WrongStore
 from evsync.opening import open_store
-from evsync.ports import EventLog, LogReader, SlotStore, Store
+from evsync.ports import EventLog, LogReader, Store
 from evsync.records import Ancestor, StoredEvent
 from evsync.sharding.truth import check_all_there
 
@@ -115,9 +115,8 @@ class StoreSource:
                 self._stores[shard] = await open_store(url, service=self.service, shard=shard, create=False)
 
     async def _check_all_there(self) -> None:
-        movable = {shard: store for shard, store in self._stores.items() if isinstance(store, SlotStore)}
-        if len(movable) == len(self._urls):
-            await check_all_there(movable)
+        if len(self._stores) == len(self._urls):
+            await check_all_there(self._stores)
 
     async def close(self) -> None:
         """Close the stores that were opened for reading."""

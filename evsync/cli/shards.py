@@ -15,8 +15,7 @@ from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
 from evsync.errors import ConfigurationError
 from evsync.homes import ShardedStores
-from evsync.inspection import Inspectable
-from evsync.ports import SlotSize, SlotStore, Store
+from evsync.ports import Store
 from evsync.service import Service
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import Move, Step, bring_about, check_moves, moves_between, placement_of
@@ -188,16 +187,15 @@ def _tell(step: Step) -> None:
 async def _shown(service: Service) -> list[dict[str, Any]]:
     async with service.inspect():
         stores = service.stores
-        movable = {shard: store for shard, store in stores.items() if isinstance(store, SlotStore)}
-        now = await truth(movable) if movable else {}
+        now = await truth(stores)
         rows = []
         for shard, store in stores.items():
             held = [h for h in now.values() if h.shard == shard]
-            size = await _size(store)
+            size = await store.slot_size()
             rows.append(
                 {
                     "shard": shard,
-                    "slots": sum(h.is_open for h in held) if shard in movable else store.identity.slots,
+                    "slots": sum(h.is_open for h in held),
                     "leaving": sum(not h.is_open for h in held),
                     "streams": size.streams,
                     "events": size.events,
@@ -206,15 +204,6 @@ async def _shown(service: Service) -> list[dict[str, Any]]:
                 }
             )
         return rows
-
-
-async def _size(store: Store) -> SlotSize:
-    if isinstance(store, SlotStore):
-        return await store.slot_size()
-    if not isinstance(store, Inspectable):
-        raise ConfigurationError(f"a {type(store).__name__} cannot be looked at from outside")
-    facts = await store.facts()
-    return SlotSize(facts.events, facts.size_bytes, facts.streams)
 
 
 def _home(service: Service) -> ShardedStores:

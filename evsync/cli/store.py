@@ -20,7 +20,7 @@ from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.inspection import Inspectable
 from evsync.opening import open_store, urls_by_shard
 from evsync.operations.store_check import StoreReport, check_store, reader
-from evsync.ports import SlotStore, Store
+from evsync.ports import Store
 from evsync.sharding import Router
 from evsync.sharding.truth import check_all_there
 from evsync.shards import open_home, open_shards
@@ -171,9 +171,8 @@ async def _check(at: _Located, shard: str | None, json: bool) -> bool:
                 print_json({**asdict(report), "ok": report.ok, "problems": [p._asdict() for p in report.problems]})
             else:
                 _tell(report)
-        movable = {name: store for name, store in stores.items() if isinstance(store, SlotStore)}
-        if shard is None and len(movable) == len(stores):
-            await check_all_there(movable)
+        if shard is None:
+            await check_all_there(stores)
     return ok
 
 

@@ -28,7 +28,6 @@ from evsync.errors import (
     HistoryGone,
     NotFound,
 )
-from evsync.homes import slot_stores
 from evsync.inspection import Inspectable
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.verification import check_stream
@@ -345,7 +344,7 @@ async def test_shards_are_not_trimmed_and_slots_do_not_leave_a_trimmed_store(vau
     other = await open_store(f"sqlite:///{tmp_path}/b.db", service="vault", shard="b", owns_slots=False)
     try:
         with pytest.raises(ConfigurationError, match="was trimmed, and slots cannot be moved"):
-            await bring_about(slot_stores({"main": main, "b": other}), ["b"] * main.identity.slots)
+            await bring_about({"main": main, "b": other}, ["b"] * main.identity.slots)
         shards = a_vault(tmp_path)
         async with shards.open(store={"main": f"sqlite:///{tmp_path}/vault.db", "b": f"sqlite:///{tmp_path}/b.db"}):
             events = [e async for e in shards.log()]
