@@ -13,6 +13,20 @@ _SILENCE_S, _PROBE_S, _PROBES = 10, 5, 3
 """TCP: after how long a silence the other end is probed, how often, how many times. So 25 s until it counts as gone."""
 _GONE_MS = (_SILENCE_S + _PROBE_S * _PROBES) * 1_000
 
+VIEWS = "evsync views"
+"""The application_name of sessions on read models."""
+
+END_SILENT = f"""
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND application_name = '{VIEWS}'
+        AND state <> 'idle' AND wait_event = 'ClientRead'
+        AND current_setting('idle_in_transaction_session_timeout') <> '0'
+        AND state_change < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval
+"""
+"""Ends sessions whose client has been silent in a transaction for longer than may be. For whoever finds locked what
+should be free: in the middle of a pipeline, between two statements or within one, the server's own limit does not hold.
+"""
+
 CLIENT = {
     "keepalives_idle": _SILENCE_S,
     "keepalives_interval": _PROBE_S,

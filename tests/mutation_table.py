@@ -219,6 +219,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     # ---- load and save
     _break(
+        "Who stops in the middle of a transaction of PostgreSQL does not keep what it has locked",
+        "evsync/liveness.py", "nobody ends the session of who stops within a pipeline",
+        "AND state <> 'idle' AND", "AND state = 'idle' AND",
+        "tests/faults/test_postgres_liveness.py::"
+        "test_a_worker_that_stops_between_the_statements_of_a_pipeline_is_taken_over_from",
+    ),
+    _break(
         "An unknown outcome is found again by its command",
         "evsync/aggregates/repository.py", "execute does not look for its command",
         "if decided_at is not None and (stored := await self._find(stream, command, decided_at)) is not None:",

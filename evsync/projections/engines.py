@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from evsync.errors import ConfigurationError
-from evsync.liveness import CLIENT, server_settings
+from evsync.liveness import CLIENT, VIEWS, server_settings
 
 READERS = 4
 BUSY_S = 5.0
@@ -122,7 +122,7 @@ def _check_file(url: sa.URL) -> None:
 
 def _postgres(url: sa.URL, schema: str | None, shadow: str | None, *, readers: int) -> sa.Engine:
     """Read models in PostgreSQL wait for no disk either, for the same reason as in SQLite: see `_write_ahead`."""
-    options: dict[str, Any] = {**CLIENT, "connect_timeout": int(BUSY_S), "application_name": "evsync views"}
+    options: dict[str, Any] = {**CLIENT, "connect_timeout": int(BUSY_S), "application_name": VIEWS}
     given = {name: value for name, value in options.items() if name not in url.query}
     try:
         engine = sa.create_engine(

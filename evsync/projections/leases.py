@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import sqlalchemy as sa
 
+from evsync.liveness import END_SILENT
 from evsync.projections import parked_rows
 from evsync.projections.bookkeeping import LEASES, WORKERS, check_model, read_checkpoints, superseded
 from evsync.projections.halt import write_note
@@ -135,6 +136,8 @@ def _take(connection: sa.Connection, claim: Claim, groups: Collection[int], now:
         .order_by(LEASES.c.group)
         .with_for_update(skip_locked=True)
     ).all()
+    if len(rows) < len(groups) and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(END_SILENT)  # the next balance finds the locks gone
     taken = {row.group: row.token + 1 for row in rows if row.owner == claim.owner or not _runs(row.expires, now)}
     if taken:
         connection.execute(

@@ -28,6 +28,7 @@ def scratch(place: Place, metadata: sa.MetaData) -> Iterator[sa.Connection]:
                 connection.exec_driver_sql(f"SET LOCAL search_path = {TEMPORARY}, {path}")
                 # Nobody waits for it, and the log that is gone through may be slow to read.
                 connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+                connection.exec_driver_sql("SET LOCAL application_name = 'evsync scratch'")
                 connection.execution_options(schema_translate_map={None: TEMPORARY})
             metadata.create_all(connection, checkfirst=False)
             connection.execution_options(schema_translate_map={})

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -38,8 +39,8 @@ def test_a_worker_that_stops_in_the_middle_of_a_transaction_is_taken_over_from(
     try:
         sleeper = workers.start("--stop-at", str(position), "--idle-s", "1")
         until(lambda: Path(f"/proc/{sleeper.pid}/stat").read_text().split()[2] == "T")
-        heir = workers.start(pace_ms=2)
-        until(lambda: workers.shares() == {str(heir.pid): 16}, 90)
+        heir = workers.start("--idle-s", "1", pace_ms=2)
+        until(lambda: workers.shares() == {str(heir.pid): 16})
         until(lambda: workers.position() > position)
         os.kill(sleeper.pid, signal.SIGCONT)
         until(lambda: sorted(workers.shares().values()) == [8, 8])
@@ -48,6 +49,37 @@ def test_a_worker_that_stops_in_the_middle_of_a_transaction_is_taken_over_from(
         assert sleeper.poll() is heir.poll() is None
     finally:
         workers.end()
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_stops_between_the_statements_of_a_pipeline_is_taken_over_from(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is active to the server, whose time limit does not hold: whoever waits for the groups ends it."""
+    monkeypatch.setattr(liveness, "IDLE_S", 1)
+    url = f"{postgres_url}&schema=pipeline"
+    views, source, ledger = ViewsDatabase(url), ListSource("bank", bank_events(40, 1)), Ledger()
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source], lease_s=0.4)):
+        await runner.wait(at(40), 15)
+    silent = psycopg.connect(postgres_url, application_name=liveness.VIEWS, autocommit=True)
+    silent.pgconn.enter_pipeline_mode()
+    for statement in (b"BEGIN", b"SELECT * FROM pipeline.evsync_leases FOR UPDATE"):
+        silent.pgconn.send_query_params(statement, None)
+    silent.pgconn.send_flush_request()
+    silent.pgconn.flush()
+    held = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'ClientRead'"
+    until(lambda: _one(postgres_url, held) == 1)
+    async with running(heir := ProjectionRunner(ledger.projection, views, [source], lease_s=0.4)):
+        source.add("bank.Account.Paid", "late", amount=1)
+        await heir.wait(at(41), 15)
+    assert _one(postgres_url, held) == 0
+    silent.close()
+    await views.close()
+
+
+def _one(url: str, select: str) -> Any:
+    with psycopg.connect(url) as c:
+        return c.execute(select).fetchone()[0]  # type: ignore[index, arg-type]
 
 
 @pytest.mark.anyio
@@ -119,6 +151,7 @@ async def test_both_ends_of_every_connection_look_after_each_other(postgres_url:
     assert await views.write(of_views) == await views.read(of_views) == expected
     with scratch(views.place, sa.MetaData()) as c:  # where history is gone through, however slowly
         assert c.execute(sa.text(SHOW)).one()[0] == "0"
+        assert c.execute(sa.text("SHOW application_name")).scalar_one() != liveness.VIEWS
     await asyncio.gather(store.close(), views.close())
 
     views = ViewsDatabase(
