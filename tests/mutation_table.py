@@ -465,22 +465,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "A process with one of the stores reads nothing old",
         "evsync/homes.py", "it does not ask whether the slot is still there",
-        "            if state is None or state.to is not None:\n                raise StoreUnavailable",
-        "            if False:\n                raise StoreUnavailable",
+        "            await _check_open_in(self._store, stream, slot_of(stream, self.slots))\n", "            pass\n",
         "tests/integration/test_shards.py::test_a_process_with_one_store_reads_nothing_old",
     ),
     _break(
         "A process with an old map is told, and reads what is new",
         "evsync/homes.py", "it reads where the slot was",
-        "            if state is not None and state.to is None:\n                return store\n",
-        "            return store\n",
+        "                await _check_open_in(self._stores[shard], stream, slot)\n", "",
         "tests/integration/test_shards.py::test_a_process_with_an_old_map_reads_nothing_old",
     ),
     _break(
         "A process with an old map is told, and reads what is new",
         "evsync/homes.py", "it folds what is left where the slot was",
-        "            if state is None or state.to is not None:\n                raise SlotMoved",
-        "            if False:\n                raise SlotMoved",
+        "    if state is None or state.to is not None:\n        raise SlotMoved",
+        "    if False:\n        raise SlotMoved",
         "tests/integration/test_shards.py::test_a_process_with_an_old_map_reads_nothing_old",
     ),
     _break(
