@@ -67,6 +67,8 @@ class Service:
             raise ConfigurationError(f"cached_aggregates={cached_aggregates}: use 0 for no cache, or how many to keep")
         self.cached_aggregates = cached_aggregates
         self.backups = backups
+        if router is not None and not isinstance(router, Router):
+            raise ConfigurationError(f"service {name!r}: router={router!r}, where a HashRing or a RangeRouter is needed")
         self.router = router
         self._deployment = deployment
         self._runtime: Runtime | None = None

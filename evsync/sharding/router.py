@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from evsync.errors import ConfigurationError
@@ -16,6 +16,7 @@ Placement = tuple[str, ...]
 MAX_SLOTS = 65_536
 
 
+@runtime_checkable
 class Router(Protocol):
     """A plan: slot → shard. Pure and immutable; two that were made alike are equal, on every machine."""
 

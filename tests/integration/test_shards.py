@@ -135,6 +135,12 @@ async def test_each_stream_lives_in_the_shard_that_the_router_says(tmp_path: Pat
         assert at_home == Counter(f"counts.{router.shard_of(id)}" for id in ids for _ in range(2))
 
 
+def test_what_is_no_router_is_refused_when_the_service_is_made() -> None:
+    """With its value, and what is needed."""
+    with pytest.raises(ConfigurationError, match="router=5, where a HashRing or a RangeRouter is needed"):
+        counts(5)  # type: ignore[arg-type]
+
+
 async def test_the_number_of_slots_is_the_routers_when_the_stores_are_made_and_never_changes(tmp_path: Path) -> None:
     """Every shard has it, also one that joins later without a router; another number is refused."""
     async with opened(tmp_path, "a", "b", router=HashRing(["a", "b"], slots=64)) as service:
