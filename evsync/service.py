@@ -68,7 +68,9 @@ class Service:
         self.cached_aggregates = cached_aggregates
         self.backups = backups
         if router is not None and not isinstance(router, Router):
-            raise ConfigurationError(f"service {name!r}: router={router!r}, where a HashRing or a RangeRouter is needed")
+            raise ConfigurationError(
+                f"service {name!r}: router={router!r}, where a HashRing or a RangeRouter is needed"
+            )
         self.router = router
         self._deployment = deployment
         self._runtime: Runtime | None = None
