@@ -7,6 +7,8 @@ ended its session, which by its own defaults is after hours, or never.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 IDLE_S = 30
 """How long a session may be silent in the middle of a transaction before the server ends it."""
 _SILENCE_S, _PROBE_S, _PROBES = 10, 5, 3
@@ -37,16 +39,28 @@ CLIENT = {
 
 
 def server_settings() -> str:
-    """A statement that gives the session its settings, but for those that an operator or the URL has chosen."""
-    wanted = {
+    """A statement that gives the session its settings, but for those that an operator or the URL has chosen.
+
+    It returns the names of what it has set, and takes the server a millisecond or two: see `those_again`.
+    """
+    rows = ", ".join(f"('{name}', '{value}')" for name, value in _wanted().items())
+    return (
+        "SELECT name, set_config(name, wanted.value, false) FROM pg_catalog.pg_settings "
+        f"JOIN (VALUES {rows}) AS wanted (name, value) USING (name) WHERE source = 'default'"
+    )
+
+
+def those_again(names: Collection[str]) -> str:
+    """The same for another session of the same user, quickly."""
+    settings = [f"set_config('{name}', '{value}', false)" for name, value in _wanted().items() if name in names]
+    return f"SELECT {', '.join(settings)}"
+
+
+def _wanted() -> dict[str, int]:
+    return {
         "idle_in_transaction_session_timeout": IDLE_S * 1_000,
         "tcp_keepalives_idle": _SILENCE_S,
         "tcp_keepalives_interval": _PROBE_S,
         "tcp_keepalives_count": _PROBES,
         "tcp_user_timeout": _GONE_MS,
     }
-    rows = ", ".join(f"('{name}', '{value}')" for name, value in wanted.items())
-    return (
-        "SELECT set_config(name, wanted.value, false) FROM pg_catalog.pg_settings "
-        f"JOIN (VALUES {rows}) AS wanted (name, value) USING (name) WHERE source = 'default'"
-    )

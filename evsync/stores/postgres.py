@@ -80,6 +80,7 @@ class PostgresStore(MovableSlots):
                 identity, moves = await tables.prepare(
                     c, schema, service=service, shard=shard, slots=slots, create=create, owns_slots=owns_slots
                 )
+            await database.readers()  # so that the first read need not wait for a connection
         except psycopg.Error as e:
             await database.close()
             raise StoreUnavailable(f"the store in {database.where} cannot be opened: {words(e)}") from e

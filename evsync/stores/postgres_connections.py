@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from evsync.errors import ConfigurationError, StoreUnavailable
-from evsync.liveness import CLIENT, server_settings
+from evsync.liveness import CLIENT, server_settings, those_again
 
 T = TypeVar("T")
 
@@ -70,6 +70,8 @@ class Connections:
         self._patience_s = patience_s
         self._readers: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._opening = asyncio.Lock()
+        self._settled: set[str] | None = None
+        """The settings of a session that nobody else has chosen; None before the first."""
 
     async def connect(self) -> AsyncConnection[Any]:
         """A new connection in autocommit mode. Raises StoreUnavailable when patience has run out."""
@@ -77,7 +79,7 @@ class Connections:
         async def attempt() -> AsyncConnection[Any]:
             connection = await AsyncConnection.connect(autocommit=True, **self._settings)
             try:
-                await _configure(connection)
+                await self._configure(connection)
             except BaseException:
                 await connection.close()
                 raise
@@ -98,17 +100,18 @@ class Connections:
         """What `read` returns; tried again on another connection when one breaks. It may be done twice then."""
 
         async def attempt() -> T:
-            pool = await self._pool()
+            pool = await self.readers()
             async with pool.connection(timeout=CONNECT_TIMEOUT_S) as connection:
                 return await read(connection)
 
         return await self._again(attempt)
 
-    async def _pool(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
+    async def readers(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
+        """The connections kept for reading; the first one is made beside what else goes on."""
         async with self._opening:
             if self._readers is None:
                 self._readers = AsyncConnectionPool(
-                    kwargs={"autocommit": True, **self._settings}, configure=_configure,
+                    kwargs={"autocommit": True, **self._settings}, configure=self._configure,
                     min_size=1, max_size=READERS, open=False,
                 )  # fmt: skip
                 await self._readers.open()
@@ -127,11 +130,14 @@ class Connections:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
+    async def _configure(self, connection: AsyncConnection[Any]) -> None:
+        if self._settled is None:
+            cursor = await connection.execute(server_settings())
+            self._settled = {name for name, _ in await cursor.fetchall()}
+        elif self._settled:
+            await connection.execute(those_again(self._settled))
+
     async def close(self) -> None:
         """Close the connections kept for reading."""
         if self._readers is not None:
             await self._readers.close()
-
-
-async def _configure(connection: AsyncConnection[Any]) -> None:
-    await connection.execute(server_settings())
