@@ -149,11 +149,9 @@ class PostgresStore(MovableSlots):
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """The same events in slices, as little of them as a fold needs. A slice is a round trip."""
-        while changes := await self._of_stream(slots_of.READ_CHANGES, stream, after_version, to_version):
+        first = await self._of_stream(slots_of.READ_CHANGES, stream, after_version, to_version)
+        async for changes in self._slices(first, stream, to_version):
             yield changes
-            if len(changes) < slots_of.CHANGES_PER_READ:
-                return
-            after_version = changes[-1][1]
 
     async def checkpoints(self, follower: str) -> list[Checkpoint]:
         """The checkpoints that commits have stored under this name, by log and group."""

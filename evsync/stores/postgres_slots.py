@@ -6,6 +6,7 @@ every append does. So writers wait for closing and opening, which is short, and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -23,7 +24,7 @@ from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
 
 MANY = 2**63 - 1
-CHANGES_PER_READ = 4_096
+CHANGES_PER_READ = 2_048
 """Events of one round trip when an aggregate is read."""
 
 _CHANGE = "position, version, type, time_us, data, meta"
@@ -165,11 +166,25 @@ class MovableSlots(Steps):
             if state is None or state.to is not None:
                 raise SlotMoved(stream, slot, state.to if state is not None else None)
             break
+        async for part in self._slices(changes, stream, to_version):
+            yield part
+
+    async def _slices(
+        self, changes: Sequence[Change], stream: str, to_version: int | None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """These changes and what follows them. The database looks for the next slice while this one is folded."""
         while changes:
-            yield changes
             if len(changes) < CHANGES_PER_READ:
+                yield changes
                 return
-            changes = await self._of_stream(READ_CHANGES, stream, changes[-1][1], to_version)
+            following = asyncio.create_task(self._of_stream(READ_CHANGES, stream, changes[-1][1], to_version))
+            try:
+                await asyncio.sleep(0)  # the question goes out
+                yield changes
+                changes = await following
+            finally:
+                following.cancel()
+                await asyncio.wait([following])
 
     async def _of_stream(
         self,
