@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 
+from benchmarks import eventsource_py_peer as eventsource_py
 from benchmarks.eventsourcing_peer import project
 from benchmarks.relay import relayed
 from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
@@ -32,7 +33,9 @@ transaction, so what a power failure takes is projected again.
 
 eventsourcing: its ProjectionRunner with a view in SQLite, whose transaction has one event and an fsync; 5,000 events,
 which its application keeps in memory, for its SQLite recorder has no subscriptions. They are saved while they are
-projected.
+projected. eventsource-py: a SubscriptionManager that catches up with 5,000 events in its SQLite store, a
+DatabaseProjection with SQLAlchemy and aiosqlite, `synchronous=NORMAL`; its checkpoint follows in a transaction of its
+own, after each batch.
 
 What limits it: Python on one core, about 11 µs an event from the log. Reading the row takes 2 of them, the contract and
 its checks 1.5, the handler's two calls 3, the digest 1, and writing what was gathered 2. From JetStream, taking the
@@ -59,6 +62,7 @@ def measure(rounds: int, advance: Advance) -> list[Row]:
         subjects = [
             Subject(name="bare sqlite3, two statements an event", run=_bare),
             Subject(name=peer, run=_eventsourcing),
+            Subject(name="eventsource-py, one event a transaction", run=_eventsource_py, peer=peer),
             Subject(
                 name="evsync, from the log into SQLite",
                 run=partial(_project, last, from_log, _sqlite_views),
@@ -90,6 +94,10 @@ async def _fill(log: Path, nats_url: str) -> Position:
 
 def _eventsourcing(directory: Path) -> float:
     return PEER_EVENTS / project(directory, orders(PEER_EVENTS))
+
+
+def _eventsource_py(directory: Path) -> float:
+    return PEER_EVENTS / eventsource_py.project(directory, PEER_EVENTS)
 
 
 def _sqlite_views(directory: Path) -> str:

