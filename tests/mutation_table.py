@@ -691,10 +691,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/integration/test_projection_runner.py::TestDatabase::test_a_batch_and_its_checkpoint_are_stored_in_one_transaction",
     ),
     _break(
+        "What a database has lost of its last commits is applied again",
+        "evsync/projections/leases.py", "checkpoints are not compared with the stored ones",
+        "if not are_stored(connection, claim, checkpoints):", "if False:",
+        "tests/faults/test_postgres_lost_commits.py",
+    ),
+    _break(
         "A worker that was taken over from applies nothing more",
         "evsync/projections/leases.py", "tokens are not compared",
         "if {row.group: row.token for row in rows} != tokens:", "if False:",
-        "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_that_was_taken_over_from_applies_nothing_more",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_is_out_as_soon_as_another_has_taken_its_groups",
     ),
     _break(
         "A worker that was taken over from applies nothing more",
@@ -709,7 +715,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        connection.execute(\n"
         "            _of(claim, taken).values(\n"
         "                owner=claim.owner",
-        "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_that_was_taken_over_from_applies_nothing_more",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_is_out_as_soon_as_another_has_taken_its_groups",
     ),
     _break(
         "Leases run by the database's clock, and one of a wrong clock is not believed",

@@ -72,12 +72,17 @@ class Workers:
             engine.dispose()
 
     def assert_is_a_fold_over_the_log(self) -> int:
-        """The tables hold what the events up to the checkpoints make, and these count them; the least of these."""
+        """The tables hold what the events up to the checkpoints make, and these count them; the least of these.
+
+        Before there are tables that is nothing.
+        """
         engine = Place.of(self._url).engine(readers=1)
         with engine.connect() as connection:
             # One snapshot of it all: workers may be at work.
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            if not sa.inspect(connection).has_table("accounts"):
+                return 0
             rows = Ledger().rows(connection)
             found = connection.execute(sa.text('SELECT * FROM evsync_checkpoints ORDER BY "group"')).mappings().all()
             parked = connection.execute(sa.text("SELECT position FROM evsync_parked ORDER BY position")).scalars().all()

@@ -11,7 +11,7 @@ Every function works inside the transaction of the connection that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -219,6 +219,29 @@ def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint
         )
     )
     return [_checkpoint(claim.projection, *row) for row in rows]
+
+
+def are_stored(connection: sa.Connection, claim: Claim, checkpoints: Collection[Checkpoint]) -> bool:
+    """Whether the database has just these for their logs and groups: none where nothing was applied yet."""
+    rows = connection.execute(
+        _SOME,
+        {
+            "projection": claim.projection,
+            "version": claim.version,
+            "logs": list({c.log for c in checkpoints}),
+            "groups": list({c.group for c in checkpoints}),
+        },
+    )
+    stored = {(c.log, c.group): c for c in (_checkpoint(claim.projection, *row) for row in rows)}
+    return all(stored.get((c.log, c.group), Checkpoint(c.log, c.group, "", 0)) == c for c in checkpoints)
+
+
+_SOME = sa.select(CHECKPOINTS).where(
+    CHECKPOINTS.c.projection == sa.bindparam("projection"),
+    CHECKPOINTS.c.version == sa.bindparam("version"),
+    CHECKPOINTS.c.log.in_(sa.bindparam("logs", expanding=True)),
+    CHECKPOINTS.c.group.in_(sa.bindparam("groups", expanding=True)),
+)
 
 
 def _checkpoint(projection: str, *row: Any) -> Checkpoint:

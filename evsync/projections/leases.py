@@ -13,12 +13,13 @@ import sqlalchemy as sa
 
 from evsync.liveness import END_SILENT
 from evsync.projections import parked_rows
-from evsync.projections.bookkeeping import LEASES, WORKERS, check_model, read_checkpoints, superseded
+from evsync.projections.bookkeeping import LEASES, WORKERS, are_stored, check_model, read_checkpoints, superseded
 from evsync.projections.halt import write_note
 from evsync.projections.parking import ParkedStream
 from evsync.projections.read_model import Claim, Fenced, Holding, Observation, Worker
 from evsync.projections.shares import Lease, decide
 from evsync.projections.table_plan import TablePlan
+from evsync.records import Checkpoint
 
 MAX_LEASE_S = 60.0
 """A lease that runs longer was written by a clock that has been set back since: it is not believed."""
@@ -35,7 +36,8 @@ def balance(
     cannot work on it is not to be counted among its workers.
     """
     held = dict(holding.tokens) if holding is not None else {}
-    check(connection, claim, held)
+    known = holding.checkpoints if holding is not None else ()
+    check(connection, claim, held, known)
     if not held:
         check_model(connection, claim)
     now = time(connection)
@@ -53,7 +55,7 @@ def balance(
     if taken:
         check_model(connection, claim)  # again: it may have been exchanged before these were locked
         _forget_the_dead(connection, claim, now)
-    checkpoints = [c for c in (holding.checkpoints if holding is not None else ()) if c.group in tokens]
+    checkpoints = [c for c in known if c.group in tokens]
     parked: list[ParkedStream] = []
     if taken:
         checkpoints += [c for c in read_checkpoints(connection, claim) if c.group in taken]
@@ -61,13 +63,21 @@ def balance(
     return Holding(dict(sorted(tokens.items())), checkpoints, parked)
 
 
-def check(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int]) -> None:
-    """Raise Fenced unless every token is still the stored one; nobody can raise one until the transaction ends."""
+def check(
+    connection: sa.Connection, claim: Claim, tokens: Mapping[int, int], checkpoints: Collection[Checkpoint]
+) -> None:
+    """Raise Fenced unless every token and each of these checkpoints is the stored one.
+
+    Nobody can raise or move one until the transaction ends. That checkpoints are others under the same token is the
+    database's doing: a server that was killed has lost the last commits, or one that was behind has taken its place.
+    """
     if not tokens:
         return
     rows = connection.execute(_TOKENS, {"projection": claim.projection, "groups": list(tokens)}).all()
     if {row.group: row.token for row in rows} != tokens:
         raise Fenced(f"another worker has taken over groups of projection {claim.projection!r}")
+    if not are_stored(connection, claim, checkpoints):  # once the locks are there
+        raise Fenced(f"the database has lost batches of projection {claim.projection!r} that it had stored")
 
 
 def renew(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from evsync.errors import ConfigurationError
@@ -74,7 +74,12 @@ class MemorySession(Generic[S]):
         return holding
 
     async def apply(
-        self, holding: Holding, work: Callable[[S, Settle | None], Applied], *, one_by_one: bool = False
+        self,
+        holding: Holding,
+        before: Collection[Checkpoint],
+        work: Callable[[S, Settle | None], Applied],
+        *,
+        one_by_one: bool = False,
     ) -> None:
         """See ModelSession. Does not leave the event loop, so that no coroutine sees half a batch."""
         try:

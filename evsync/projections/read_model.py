@@ -11,7 +11,7 @@ Laws of a read model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -44,11 +44,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """The groups that a worker has: the token of each, and its checkpoints as they were when it was taken."""
+    """The groups that a worker has: the token of each, and its checkpoints."""
 
     tokens: Mapping[int, int]
     """By group. A group that is taken again has another token."""
     checkpoints: Sequence[Checkpoint]
+    """As they were when the group was taken, or as batches have moved them since."""
     parked: Sequence[ParkedStream]
     """The parked streams of those groups that were taken by the call that returned this."""
 
@@ -89,7 +90,10 @@ class Observation:
 
 
 class Fenced(Exception):
-    """Another worker has taken a group: nothing was applied, and nothing that this worker holds is valid."""
+    """Another worker has taken a group, or the database has lost what it had said was stored.
+
+    Nothing was applied, and nothing that this worker holds is valid.
+    """
 
 
 class DatabaseAway(Exception):
@@ -129,20 +133,23 @@ class ModelSession(Protocol[S_co]):
 
         Returns what is held now: perhaps nothing, while others have all groups. With None, nothing is taken to be held,
         and what still stands under the claim's name is taken anew. `reason` is what stands in the worker's way, for
-        others to see. Raises Fenced when a group of the holding has been taken by another, DatabaseAway.
+        others to see. Raises Fenced when a group of the holding has been taken by another, or its checkpoints are not
+        those of the holding; DatabaseAway.
         """
         ...
 
     async def apply(
         self,
         holding: Holding,
+        before: Collection[Checkpoint],
         work: Callable[[S_co, Settle | None], Applied],
         *,
         one_by_one: bool = False,
     ) -> None:
-        """Do the work and store what it returns, all or nothing, if the tokens still hold.
+        """Do the work and store what it returns, all or nothing, if tokens and checkpoints are still the stored ones.
 
         The work applies a batch to the model's state, and calls what it is given (if anything) after each event.
+        `before` are the checkpoints of its log, from which it goes on.
 
         With `one_by_one`, nothing is gathered beyond an event. Raises Fenced, DatabaseAway, GatheredFailed, or the
         CannotApply of the work; nothing is applied then.

@@ -391,11 +391,11 @@ class ProjectionRunner:
             return Applied(moved, parked)
 
         try:
-            await self._session.apply(holding, work)
+            await self._session.apply(holding, log.checkpoints.values(), work)
         except GatheredFailed:
             # Written one by one, either the event that is to blame shows, or what only a whole batch trips over passes.
             try:
-                await self._session.apply(holding, work, one_by_one=True)
+                await self._session.apply(holding, log.checkpoints.values(), work, one_by_one=True)
             except GatheredFailed as e:  # at the very end: only a smaller batch can tell which event is to blame
                 if half := half_of(events, log.position):
                     await self._apply(holding, log, half)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar, TypeVar
 
 import sqlalchemy as sa
@@ -30,7 +30,7 @@ from evsync.projections.read_model import (
     Settle,
 )
 from evsync.projections.tables import Catalog, Tables
-from evsync.records import Position
+from evsync.records import Checkpoint, Position
 
 T = TypeVar("T")
 
@@ -92,13 +92,14 @@ class SqlSession:
     async def apply(
         self,
         holding: Holding,
+        before: Collection[Checkpoint],
         work: Callable[[Tables, Settle | None], Applied],
         *,
         one_by_one: bool = False,
     ) -> None:
         """See ModelSession: one transaction, in the writing thread."""
         try:
-            await self._database.write(lambda connection: self._apply(connection, holding, work, one_by_one))
+            await self._database.write(lambda connection: self._apply(connection, holding, before, work, one_by_one))
         except sa.exc.SQLAlchemyError as e:  # what comes from the batch itself has a type of ours by now
             raise GatheredFailed(f"the transaction could not be committed: {e}") from e
 
@@ -128,10 +129,11 @@ class SqlSession:
         self,
         connection: sa.Connection,
         holding: Holding,
+        before: Collection[Checkpoint],
         work: Callable[[Tables, Settle | None], Applied],
         one_by_one: bool,
     ) -> None:
-        entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens)))
+        entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens, before)))
         tables = Tables(connection, self._catalog, entry.enter)
         began = time.monotonic()
         try:
@@ -208,7 +210,7 @@ class _Touch:
 
 
 class _Entry:
-    """The check of the tokens at the beginning of a batch's transaction.
+    """The check of tokens and checkpoints at the beginning of a batch's transaction.
 
     The transaction begins with its first statement. Handlers that only gather need none, so that other workers can
     write meanwhile.
@@ -219,7 +221,7 @@ class _Entry:
         self.refused: Fenced | DatabaseAway | None = None
 
     def enter(self) -> None:
-        """Check the tokens unless that was done. Raises Fenced or DatabaseAway, each time."""
+        """Check them unless that was done. Raises Fenced or DatabaseAway, each time."""
         if self._entered:
             return
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from evsync.projections.followed_log import FollowedLog
 from evsync.projections.parking import ParkedStream
 from evsync.projections.read_model import DatabaseAway, Fenced, Holding, ModelSession
 from evsync.projections.visibility import Visibility
+from evsync.records import Checkpoint
 
 
 class Tenure:
@@ -113,9 +115,10 @@ class Tenure:
                 await self._session.prepare()
                 self.unprepared = False
             self._present = True
-            holding = await self._session.balance(self.holding if self._certain else None, self._trouble())
+            holding = await self._session.balance(self._known() if self._certain else None, self._trouble())
         except DatabaseAway as e:
-            self.reason = str(e)
+            # One that comes back may have lost what it had stored last.
+            self._certain, self.reason = False, str(e)
             raise
         self._certain, self.reason = True, None
         if not holding.tokens:
@@ -129,6 +132,12 @@ class Tenure:
         self.holding = holding
         for log in self.logs.values():
             log.hold(holding)
+        self._visibility.holds(holding.tokens.keys(), self._checkpoints(holding))
+
+    def _known(self) -> Holding | None:
+        return self.holding and replace(self.holding, checkpoints=self._checkpoints(self.holding))
+
+    def _checkpoints(self, holding: Holding) -> list[Checkpoint]:
+        """Those of the logs that are followed, which have moved since, and of others."""
         known = [c for log in self.logs.values() for c in log.checkpoints.values()]
-        unknown = [c for c in holding.checkpoints if c.log not in self.logs]
-        self._visibility.holds(holding.tokens.keys(), known + unknown)
+        return known + [c for c in holding.checkpoints if c.log not in self.logs]

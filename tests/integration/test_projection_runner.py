@@ -668,6 +668,22 @@ class TestWorkers:
         assert await views.read(ledger.rows) == before == fold_bank(source.events)
         await asyncio.gather(slow.close(), quick.close())
 
+    async def test_a_worker_is_out_as_soon_as_another_has_taken_its_groups(self, views: ViewsDatabase) -> None:
+        """Also where that one has not applied anything yet: then the checkpoints are still those of both."""
+        source, ledger = ListSource("bank", bank_events(100, 1)), Ledger()
+        slow = ProjectionRunner(ledger.projection, views, [source], lease_s=1e-6)
+        quick = ProjectionRunner(ledger.projection, views, [source])
+        await slow.open()
+        assert await slow.step(limit=30)
+        await asyncio.sleep(0.002)  # for the lease, whose clock has milliseconds
+        await quick.open()
+        assert await quick.balance()
+        before = await views.read(ledger.rows)
+        await slow.step(limit=30)
+        assert not slow.holds
+        assert await views.read(ledger.rows) == before
+        await asyncio.gather(slow.close(), quick.close())
+
     async def test_a_cancelled_run_ends_its_transaction_first(self, views: ViewsDatabase) -> None:
         """Whoever cancels finds the batch applied whole, and the groups free."""
         source, ledger = ListSource("bank", bank_events(50, 1)), Ledger()
