@@ -694,7 +694,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "What a database has lost of its last commits is applied again",
         "evsync/projections/leases.py", "checkpoints are not compared with the stored ones",
         "if not are_stored(connection, claim, checkpoints):", "if False:",
-        "tests/faults/test_postgres_lost_commits.py",
+        "tests/faults/test_postgres_lost_commits.py::"
+        "test_what_a_killed_server_has_lost_is_applied_again_also_by_a_worker_that_did_not_notice",
     ),
     _break(
         "A worker that was taken over from applies nothing more",
