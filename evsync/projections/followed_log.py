@@ -89,6 +89,10 @@ class FollowedLog:
         self._tokens = holding.tokens
         self.rewound = self.rewound or self.position < before
 
+    def forget(self) -> None:
+        """Of whatever is held from now on, this object knows nothing better, whatever its token."""
+        self._tokens = {}
+
     async def next(self, applied: Applied, timeout_s: float) -> Reach:
         """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
         after = self.position

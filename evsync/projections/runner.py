@@ -299,8 +299,8 @@ class ProjectionRunner:
             if any(log.rewound for log in self._logs.values()):
                 raise _Stop  # whoever waits for events at the end of a log does not see that there are earlier ones
 
-    def _fenced(self) -> NoReturn:
-        logger.info("projection %s: another worker has taken over; standing by", self.projection.name)
+    def _fenced(self, why: Fenced) -> NoReturn:
+        logger.info("projection %s: %s; standing by", self.projection.name, why)
         self._tenure.drop()
         raise _Stop
 
@@ -355,8 +355,8 @@ class ProjectionRunner:
                 if log.position == after:  # else what is held has changed meanwhile: read from there
                     with self._tenure.doubt():
                         await self._apply(holding, log, events)
-            except Fenced:
-                self._fenced()
+            except Fenced as e:
+                self._fenced(e)
             except DatabaseAway as e:
                 self._tenure.unprepared = True
                 log.failed(str(e))

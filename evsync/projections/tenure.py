@@ -63,7 +63,7 @@ class Tenure:
         if not self._certain:
             await self._balance()
         if self.holding is None:
-            raise Fenced
+            raise Fenced("other workers have its groups")
         return self.holding
 
     @contextlib.contextmanager
@@ -115,7 +115,8 @@ class Tenure:
                 await self._session.prepare()
                 self.unprepared = False
             self._present = True
-            holding = await self._session.balance(self._known() if self._certain else None, self._trouble())
+            known = self._known() if self._certain else None
+            holding = await self._session.balance(known, self._trouble())
         except DatabaseAway as e:
             # One that comes back may have lost what it had stored last.
             self._certain, self.reason = False, str(e)
@@ -124,7 +125,11 @@ class Tenure:
         if not holding.tokens:
             self.drop()
             return
-        before = self.holding.tokens if self.holding is not None else {}
+        if known is None:
+            # A token that is raised anew may be the same again: the database may have lost that it had been raised.
+            for log in self.logs.values():
+                log.forget()
+        before = known.tokens if known is not None else {}
         for service, streams in self._parked.items():
             kept = {stream: g for stream, g in streams.items() if before.get(g) == holding.tokens.get(g)}
             self._parked[service] = kept

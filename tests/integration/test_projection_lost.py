@@ -1,0 +1,73 @@
+"""A database that fails may lose its last transactions, whole and from the end: a worker that lives on finds out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from evsync.projections import ProjectionRunner, ViewsDatabase
+from evsync.projections.bookkeeping import NAMES
+from tests.integration.test_projection_parking import url, views
+from tests.integration.test_projection_runner import at, running
+from tests.projection_logs import Ledger, ListSource, bank_events, fold_bank
+
+__all__ = ["url", "views"]
+pytestmark = pytest.mark.anyio
+
+
+def keep(ledger: Ledger) -> Callable[[sa.Connection], None]:
+    """Remember all tables as they are."""
+    return lambda c: [c.execute(sa.text(f"CREATE TABLE kept_{t} AS SELECT * FROM {t}")) for t in tables_of(ledger)]
+
+
+def put_back(ledger: Ledger) -> Callable[[sa.Connection], None]:
+    """As a database is after it has failed, when what came since had not reached its disk."""
+
+    def work(connection: sa.Connection) -> None:
+        for table in tables_of(ledger):
+            connection.execute(sa.text(f"DELETE FROM {table}"))
+            connection.execute(sa.text(f"INSERT INTO {table} SELECT * FROM kept_{table}"))
+
+    return work
+
+
+def tables_of(ledger: Ledger) -> list[str]:
+    return sorted(NAMES | {ledger.accounts.name, ledger.daily.name})
+
+
+def more(source: ListSource, count: int) -> None:
+    """New events, in groups of all kinds."""
+    for n in range(count):
+        source.add("bank.Account.Paid", f"account-{n}", amount=1)
+
+
+async def test_batches_that_the_database_has_lost_are_applied_again(views: ViewsDatabase) -> None:
+    """The worker still holds its groups, and remembers more than is there; nothing told it that anything happened."""
+    source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source], lease_s=60)):
+        await runner.wait(at(40), 10)
+        await views.write(keep(ledger))
+        more(source, 30)
+        await runner.wait(at(70), 10)
+        await views.write(put_back(ledger))
+        more(source, 30)
+        await runner.wait(at(100), 10)
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+
+
+async def test_a_takeover_that_the_database_has_lost_is_made_again(views: ViewsDatabase) -> None:
+    """With the tokens that it had before, for they were lost too: these say nothing of what has been applied."""
+    source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
+    async with running(first := ProjectionRunner(ledger.projection, views, [source])):
+        await first.wait(at(40), 10)
+    await first.close()
+    await views.write(keep(ledger))
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source], lease_s=60)):
+        more(source, 30)
+        await runner.wait(at(70), 10)
+        await views.write(put_back(ledger))
+        more(source, 30)
+        await runner.wait(at(100), 10)
+        assert await views.read(ledger.rows) == fold_bank(source.events)
