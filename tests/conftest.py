@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
+
+# Tests start hundreds of processes; each would compile all of evsync anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("evsync", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("evsync")

@@ -5,8 +5,10 @@ Most of the time of a short command is Python's imports, and the tests run hundr
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +63,7 @@ def _server() -> socket.socket:
 
 def serve(orders: socket.socket) -> None:
     """Fork for each order, until whoever gives them is gone."""
+    _import_all()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
     while True:
         order, fds, _, _ = socket.recv_fds(orders, MOST, 3)
@@ -70,6 +74,15 @@ def serve(orders: socket.socket) -> None:
             _carry_out(json.loads(order), *fds)
         for fd in fds:
             os.close(fd)
+
+
+def _import_all() -> None:
+    import evsync.cli
+
+    for module in pkgutil.walk_packages(evsync.__path__, "evsync."):
+        if not module.name.startswith(("evsync.testing", "evsync.cli.__main__")):
+            import_module(module.name)
+    gc.freeze()  # so that forks do not copy what they only look at
 
 
 def _carry_out(order: Mapping[str, object], reply_fd: int, out: int, err: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -178,10 +179,12 @@ async def test_what_reads_a_broker_that_is_away_ends_with_an_error(shop: Shop) -
     """Rather than wait in silence for ever: `tests.cli_shop:reader` reads the log of stock from NATS."""
     away = {"EVSYNC_NATS": "nats://127.0.0.1:1", "EVSYNC_READER_STORE": f"sqlite:///{shop.directory}/reader.db"}
     shop.evsync("store", "init", "tests.cli_shop:reader", **away)
-    for command in (["verify"], ["diff", "copied"]):
-        name, *rest = command
+
+    def refused(name: str, *rest: str) -> None:
         said = shop.evsync(name, "tests.cli_shop:reader", *rest, code=1, **away).stderr
         assert "no log of service 'stock' was found within 5 s: NATS at nats://127.0.0.1:1" in said
+
+    await asyncio.gather(asyncio.to_thread(refused, "verify"), asyncio.to_thread(refused, "diff", "copied"))
 
 
 async def test_explain_shows_every_column_on_a_narrow_terminal(shop: Shop) -> None:
