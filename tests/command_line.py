@@ -12,12 +12,13 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
+from types import MappingProxyType
 from typing import Any
 
 from evsync import Position
@@ -26,9 +27,6 @@ from tests.cli_shop import SUPPLIER, Item, stock
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30.0
-COMMAND = [sys.executable, "-m", "evsync.cli"]
-MEASURED = "COVERAGE_PROCESS_CONFIG"
-"""Environment variable: coverage follows processes, and does not follow forks of theirs."""
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -49,17 +47,17 @@ class Shop:
         async with stock.open(store=self.store, nats="", run="none"):
             return await stock.save(items[0], *items[1:])
 
-    def evsync(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, which must be with this exit code."""
+    def evsync(self, *arguments: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, which must be with this exit code (None: with any)."""
         env = self.environment | environment
-        if any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment) or MEASURED in os.environ:
+        if forks.are_faithful(environment):
+            done = forks.run(arguments, cwd=self.directory, env=env, timeout_s=PATIENCE_S)
+        else:
             done = subprocess.run(
-                [*COMMAND, *arguments], cwd=self.directory, env=env, text=True,
+                [*_program(environment), *arguments], cwd=self.directory, env=env, text=True,
                 stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False,
             )  # fmt: skip
-        else:
-            done = forks.run(arguments, cwd=self.directory, env=env, timeout_s=PATIENCE_S)
-        assert done.returncode == code, f"code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert code in (done.returncode, None), f"code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def json(self, *arguments: str, **environment: str) -> list[Any]:
@@ -70,7 +68,7 @@ class Shop:
     def running(self, *arguments: str, **environment: str) -> Iterator[Running]:
         """A command that keeps running, until the block ends at the latest."""
         process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=self.directory, env=self.environment | environment,
+            [*_program(environment), *arguments], cwd=self.directory, env=self.environment | environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             # Tests that were started in the background would pass on that Ctrl-C is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
@@ -83,10 +81,11 @@ class Shop:
 
     def on_terminal(self, *arguments: str, columns: int = 80, answer: str = "") -> tuple[int, str]:
         """Run a command on a terminal; type `answer` when it asks. Its exit code, and what the screen was sent."""
+        command = [*_program(), *arguments]
         pid, screen = pty.fork()
         if pid == 0:
             os.chdir(self.directory)
-            os.execve(sys.executable, [*COMMAND, *arguments], self.environment)
+            os.execve(command[0], command, self.environment)
         ioctl(screen, TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         seen, deadline = b"", time.monotonic() + PATIENCE_S
         try:
@@ -108,6 +107,10 @@ class Shop:
             _, status = os.waitpid(pid, 0)
             os.close(screen)
         return os.waitstatus_to_exitcode(status), seen.decode().replace("\r\n", "\n")
+
+
+def _program(environment: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    return forks.program() if forks.are_faithful(environment) else [sys.executable, "-m", "evsync.cli"]
 
 
 class Running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests import forks
 from tests.docs.pages import ROOT, Block, Page
 
 PATIENCE_S = 60.0
@@ -52,13 +54,21 @@ class Terminal:
     """One reader in one directory. Ends everything that was left running when the reading is over."""
 
     def __init__(self, directory: Path) -> None:
+        """The directory is made. Beside it stands one for the program that the reader types."""
         self._directory = directory
+        directory.mkdir()
         self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVSYNC_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+        places = [Path(sys.executable).parent, kept.get("PATH", "")]
+        if forks.are_faithful({}):
+            (programs := directory.with_name("programs")).mkdir()
+            evsync = programs / "evsync"
+            evsync.write_text(f'#!/bin/sh\nexec {shlex.join(forks.program())} "$@"\n')
+            evsync.chmod(0o755)
+            places.insert(0, programs)
         self._environment = kept | {
-            "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+            "PATH": os.pathsep.join(map(str, places)), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb",
         }  # fmt: skip
 

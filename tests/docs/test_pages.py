@@ -16,5 +16,5 @@ _FOLLOWED = [p for p in pages() if p.blocks()]
 def test_a_reader_who_follows_the_page_sees_what_it_says(name: str, tmp_path: Path) -> None:
     """Files as given, commands as typed, output as shown; fragments are at least Python."""
     [followed] = [p for p in _FOLLOWED if p.name == name]
-    with Terminal(tmp_path) as terminal:
+    with Terminal(tmp_path / "reader") as terminal:
         terminal.follow(followed)

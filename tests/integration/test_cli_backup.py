@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from evsync import Service, SnapshotPolicy
 from evsync.cli import app
 from evsync.jetstream.server import EmbeddedServer
 from tests.cli_shop import Item
-from tests.command_line import COMMAND, Shop, item, until
+from tests.command_line import Shop, item, until
 
 pytestmark = pytest.mark.anyio
 
@@ -169,11 +168,7 @@ async def test_a_trim_of_what_is_not_archived_is_refused(
 
 def _checked(shop: Shop, nats: str) -> str:
     """What `evsync stream check` says, whether there is a stream yet or not."""
-    done = subprocess.run(
-        [*COMMAND, "stream", "check", "archived:stock"], cwd=shop.directory, capture_output=True, text=True,
-        env=shop.environment | {"EVSYNC_NATS": nats}, timeout=30, check=False,
-    )  # fmt: skip
-    return done.stdout
+    return shop.evsync("stream", "check", "archived:stock", code=None, EVSYNC_NATS=nats).stdout
 
 
 async def test_a_reset_asks_first(shop: Shop) -> None:

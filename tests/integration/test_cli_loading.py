@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -73,8 +74,11 @@ def test_a_service_of_the_current_directory_is_found(shelf: Path) -> None:
 
 
 def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
-    """`evsync --version`, for a report of a fault."""
-    assert Shop(tmp_path).evsync("--version").stdout.startswith(f"evsync {version('evsync')}, Python 3.")
+    """`evsync --version`, for a report of a fault; here of the program that was installed, elsewhere of forks."""
+    installed = Path(sys.executable).parent / "evsync"
+    said = subprocess.run([installed, "--version"], cwd=tmp_path, text=True, capture_output=True, check=True).stdout
+    assert said == Shop(tmp_path).evsync("--version").stdout
+    assert said.startswith(f"evsync {version('evsync')}, Python 3.")
 
 
 def test_errors_are_texts_with_an_exit_code_of_their_own(tmp_path: Path) -> None:
