@@ -197,7 +197,7 @@ async def _load(
                 {"customer_id": ids[p.customer], "cds": p.cds, "price_cents": p.price_cents, "on": p.on.isoformat()}
                 for p in purchases
             ]
-            _, placed = await _send(orders, "/orders/bulk", bodies, bar("Placing orders", len(bodies)))
+            _, placed = await _send(orders, "/orders/bulk", bodies, bar("Placing orders", len(bodies)), "customer_id")
             written = _last((*registered, *placed))
             await _until_current(orders, written, bar("Projecting events", sum(p.number for p in written)))
         seconds = time.monotonic() - began
@@ -228,9 +228,12 @@ def _last(positions: Iterable[Position]) -> list[Position]:
 
 
 async def _send(
-    client: httpx.AsyncClient, path: str, commands: Sequence[Any], advance: Callable[[int], None]
+    client: httpx.AsyncClient, path: str, commands: Sequence[Any], advance: Callable[[int], None], of: str = "email"
 ) -> tuple[list[Any], list[Position]]:
-    """All commands, in requests of a few hundred, some of them in flight. Answers in order, and the logs' positions."""
+    """All commands, in requests of a few hundred, some of them in flight. Answers in order, and the logs' positions.
+
+    Neighbours that agree in the field `of` are sent together, for only so are they saved in their order.
+    """
     slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
     async def one(part: Sequence[Any]) -> tuple[Any, list[Position]]:
@@ -241,7 +244,11 @@ async def _send(
         advance(len(part))
         return reply.json(), [Position.parse(text) for text in reply.headers["Position"].split(",")]
 
-    parts = [commands[i : i + COMMANDS_PER_REQUEST] for i in range(0, len(commands), COMMANDS_PER_REQUEST)]
+    parts: list[list[Any]] = []
+    for command in commands:
+        if not parts or (len(parts[-1]) >= COMMANDS_PER_REQUEST and command[of] != parts[-1][-1][of]):
+            parts.append([])
+        parts[-1].append(command)
     replies = await asyncio.gather(*map(one, parts))
     return [answer for answer, _ in replies], _last(p for _, positions in replies for p in positions)
 
