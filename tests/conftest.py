@@ -12,7 +12,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("evsync", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("evsync")
-pytest.register_assert_rewrite("tests.relaying", "tests.spine")  # so that their failures show the values too
+# So that their failures show the values too.
+pytest.register_assert_rewrite("tests.projection_processes", "tests.relaying", "tests.spine")
 
 
 @pytest.fixture

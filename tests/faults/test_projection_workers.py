@@ -72,8 +72,9 @@ def test_ten_workers_that_join_leave_and_are_killed_under_load_apply_every_event
         for process in alive:
             process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
         until(lambda: workers.position() == workers.events)
-        until(lambda: sorted(workers.shares().values()) == [5, 5, 6])
-        assert set(workers.shares()) == {str(process.pid) for process in final}
+        # What those had that were killed stays theirs for a while, and three of them may have had it all.
+        ours = {str(process.pid) for process in final}
+        until(lambda: sorted((shares := workers.shares()).values()) == [5, 5, 6] and set(shares) == ours)
         assert workers.assert_is_a_fold_over_the_log() == workers.events
         codes = {process.wait() for process in workers.processes if process not in final}
         assert codes <= {0, -signal.SIGKILL, -signal.SIGTERM}  # SIGTERM: before it had begun to work
