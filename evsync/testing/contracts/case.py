@@ -9,7 +9,7 @@ import pytest
 
 from evsync.ports import Store
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 """How long a test waits for what must come; a machine under load may take its time."""
 
 
