@@ -23,6 +23,7 @@ from rich.text import Text
 from evsync.codec.json_form import as_json
 from evsync.errors import ConfigurationError, EvsyncError, redacted
 from evsync.ports import Progress as ProgressCallback
+from evsync.ports import unheard
 
 _UNLIMITED = 1 << 30
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -111,9 +112,12 @@ def progress(what: str, *, long: bool = False) -> Iterator[ProgressCallback]:
     For what takes `long` with the time that is left, by the pace so far, rather than the time since the beginning.
     """
     to = console(stderr=True)
+    if not to.is_terminal:
+        yield unheard
+        return
     time = TimeRemainingColumn(elapsed_when_finished=True) if long else TimeElapsedColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time)
-    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bars:
+    with Progress(*columns, console=to, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
