@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import evsync
@@ -35,22 +36,20 @@ def layer_of(part: str) -> int:
     return next(i for i, layer in enumerate(LAYERS) if part in layer)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> list[str]:
     """What a file imports at run time; what stands under TYPE_CHECKING is for the type checker alone."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        for parent in ast.iter_child_nodes(node):
-            parent._above = node  # type: ignore[attr-defined]
-    for node in ast.walk(tree):
-        above = node
-        while (above := getattr(above, "_above", None)) is not None:
-            if isinstance(above, ast.If) and "TYPE_CHECKING" in ast.unparse(above.test):
-                break
-        else:
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield node.module
+    return list(_imports(ast.parse(path.read_text())))
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            yield child.module
+        elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from _imports(child)
 
 
 def files() -> list[tuple[str, str, Path]]:
