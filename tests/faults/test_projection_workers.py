@@ -128,6 +128,7 @@ async def test_workers_that_read_from_jetstream_outlive_a_broker_and_a_database_
 
                 for _ in range(4):
                     join()
+                await eventually(lambda: sum(workers.shares().values()) == GROUPS, "workers at work", timeout_s=60)
                 begun = time.monotonic()
                 due = {0.3: restart_database, 0.5: nats.kill, 0.6: nats.restart, 0.8: restart_database}
                 for number, batch in enumerate(batches, 1):
