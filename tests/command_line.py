@@ -12,13 +12,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
-from types import MappingProxyType
 from typing import Any
 
 from evsync import Position
@@ -50,13 +49,7 @@ class Shop:
     def evsync(self, *arguments: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, which must be with this exit code (None: with any)."""
         env = self.environment | environment
-        if forks.are_faithful(environment):
-            done = forks.run(arguments, cwd=self.directory, env=env, timeout_s=PATIENCE_S)
-        else:
-            done = subprocess.run(
-                [*_program(environment), *arguments], cwd=self.directory, env=env, text=True,
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False,
-            )  # fmt: skip
+        done = forks.run(arguments, cwd=self.directory, env=env, timeout_s=PATIENCE_S)
         assert code in (done.returncode, None), f"code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -67,8 +60,9 @@ class Shop:
     @contextmanager
     def running(self, *arguments: str, **environment: str) -> Iterator[Running]:
         """A command that keeps running, until the block ends at the latest."""
+        env = self.environment | environment
         process = subprocess.Popen(
-            [*_program(environment), *arguments], cwd=self.directory, env=self.environment | environment,
+            [*forks.program(env), *arguments], cwd=self.directory, env=env,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             # Tests that were started in the background would pass on that Ctrl-C is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
@@ -81,7 +75,7 @@ class Shop:
 
     def on_terminal(self, *arguments: str, columns: int = 80, answer: str = "") -> tuple[int, str]:
         """Run a command on a terminal; type `answer` when it asks. Its exit code, and what the screen was sent."""
-        command = [*_program(), *arguments]
+        command = [*forks.program(self.environment), *arguments]
         pid, screen = pty.fork()
         if pid == 0:
             os.chdir(self.directory)
@@ -107,10 +101,6 @@ class Shop:
             _, status = os.waitpid(pid, 0)
             os.close(screen)
         return os.waitstatus_to_exitcode(status), seen.decode().replace("\r\n", "\n")
-
-
-def _program(environment: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    return forks.program() if forks.are_faithful(environment) else [sys.executable, "-m", "evsync.cli"]
 
 
 class Running:

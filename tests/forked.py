@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 
 def ask(address: str, arguments: list[str], cwd: str, env: dict[str, str], fds: list[int]) -> socket.socket:
@@ -27,14 +28,24 @@ def ask(address: str, arguments: list[str], cwd: str, env: dict[str, str], fds: 
 
 def main(address: str, *arguments: str) -> None:
     """Pass signals on; end as it ends."""
+    passed_on = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # until there is somebody to pass them on to
     with ask(address, list(arguments), os.getcwd(), dict(os.environ), [0, 1, 2]) as reply:
         pid = int(reply.recv(100))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os.kill(pid, number))
+
+        def pass_on(number: int, _: object) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+        for number in passed_on:
+            signal.signal(number, pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         for fd in (0, 1, 2):
             os.close(fd)  # so that who reads what it writes is told when it has ended
         code = int(reply.recv(100))
     if code < 0:
+        if -code in passed_on:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 

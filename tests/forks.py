@@ -29,13 +29,18 @@ from tests.forked import ask
 ROOT = Path(__file__).parents[1]
 MOST = 1 << 20
 MEASURED = "COVERAGE_PROCESS_CONFIG"
-"""Environment variable: coverage follows processes, and does not follow forks of theirs."""
+NEW = [sys.executable, "-m", "evsync.cli"]
 
 
 def run(
     arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
     """Run `evsync` to its end, its input empty, its output kept. Raises TimeoutExpired, as `subprocess.run` does."""
+    if _needs_a_new_process(env):
+        return subprocess.run(
+            [*NEW, *arguments], cwd=cwd, env=env, text=True, stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=timeout_s, check=False,
+        )  # fmt: skip
     with open(os.devnull, "rb") as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         files = [nothing.fileno(), out.fileno(), err.fileno()]
         with ask(_server()[0], list(arguments), str(cwd), dict(env), files) as reply:
@@ -50,15 +55,17 @@ def run(
         return subprocess.CompletedProcess(list(arguments), code, out.read().decode(), err.read().decode())
 
 
-def program() -> list[str]:
-    """The words of a program that is `evsync`, whatever it is given behind them."""
+def program(env: Mapping[str, str]) -> list[str]:
+    """The words of a program that is `evsync`, whatever arguments stand behind them. For these variables."""
+    if _needs_a_new_process(env):
+        return NEW
     return [sys.executable, "-IS", str(ROOT / "tests" / "forked.py"), _server()[0]]
 
 
-def are_faithful(environment: Mapping[str, str]) -> bool:
-    """Whether a fork does what a new process would do that has these variables beside those of the tests."""
-    read_at_its_beginning = any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment)
-    return not read_at_its_beginning and MEASURED not in os.environ
+def _needs_a_new_process(env: Mapping[str, str]) -> bool:
+    """Whether Python itself would begin differently, or is measured: coverage does not follow forks of processes."""
+    changed = {name for name, _ in env.items() ^ os.environ.items()} - {"PYTHONPATH", "PYTHONUNBUFFERED"}
+    return MEASURED in env or any(name.startswith(("PYTHON", "LC_", "LANG")) for name in changed)
 
 
 @cache

@@ -60,17 +60,15 @@ class Terminal:
         self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVSYNC_")}
-        places = [Path(sys.executable).parent, kept.get("PATH", "")]
-        if forks.are_faithful({}):
-            (programs := directory.with_name("programs")).mkdir()
-            evsync = programs / "evsync"
-            evsync.write_text(f'#!/bin/sh\nexec {shlex.join(forks.program())} "$@"\n')
-            evsync.chmod(0o755)
-            places.insert(0, programs)
+        (programs := directory.with_name("programs")).mkdir()
+        places = [str(programs), str(Path(sys.executable).parent), kept.get("PATH", "")]
         self._environment = kept | {
-            "PATH": os.pathsep.join(map(str, places)), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+            "PATH": os.pathsep.join(places), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb",
         }  # fmt: skip
+        evsync = programs / "evsync"
+        evsync.write_text(f'#!/bin/sh\nexec {shlex.join(forks.program(self._environment))} "$@"\n')
+        evsync.chmod(0o755)
 
     def follow(self, page: Page) -> None:
         """Do what the page says, block by block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,8 @@ from eventsourcing.utils import Environment
 from evsync.interop.eventsourcing import Factory
 from evsync.stores import open_store
 from evsync.testing.contracts import samples
-from tests.command_line import until
+from tests import forks
+from tests.command_line import ROOT, until
 from tests.interop.shop import Baskets
 
 pytestmark = pytest.mark.anyio
@@ -25,8 +27,7 @@ pytestmark = pytest.mark.anyio
 
 def evsync(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `evsync import` to its end, which must be with this exit code."""
-    command = [sys.executable, "-m", "evsync.cli", "import", *arguments]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
+    done = forks.run(["import", *arguments], cwd=ROOT, env=os.environ, timeout_s=60)
     assert done.returncode == code, f"code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
