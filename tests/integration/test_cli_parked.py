@@ -8,7 +8,7 @@ import pytest
 
 from evsync import Parked
 from tests.cli_parking import stock
-from tests.command_line import Shop, item
+from tests.command_line import PATIENCE_S, Shop, item
 
 pytestmark = pytest.mark.anyio
 TARGET = "tests.cli_parking:stock"
@@ -25,7 +25,7 @@ async def filled(shop: Shop) -> None:
     async with stock.open(store=shop.store, nats=""):
         last = await stock.save(item("sku-0", 10), item("sku-1", 11, 13, 20), item("sku-2", 12, 13, 20))
         with pytest.raises(Parked, match="parked stream 'sku-1'"):
-            await stock.wait(last)
+            await stock.wait(last, timeout_s=PATIENCE_S)
 
 
 async def test_parked_streams_are_listed_shown_retried_and_skipped(shop: Shop) -> None:
