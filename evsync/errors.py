@@ -120,53 +120,45 @@ class NotVisible(EvsyncError, TimeoutError):
     """A projection did not reach the position in time. The write itself is durable."""
 
 
-class Halted(EvsyncError):
-    """A projection or reaction stopped at an event; nothing of that event's batch was applied."""
+class _NotApplied(EvsyncError):
+    """A follower could not apply an event; `reason` is why."""
 
     def __init__(
-        self,
-        *,
-        follower: str,
-        log: str,
-        position: int,
-        event_type: str,
-        stream: str,
-        version: int,
-        reason: str,
+        self, *, follower: str, log: str, position: int, event_type: str, stream: str, version: int, reason: str | None
     ) -> None:
         self.follower, self.log, self.position = follower, log, position
         self.event_type, self.stream, self.version, self.reason = event_type, stream, version, reason
-        super().__init__(
-            f"{follower!r} halted at position {position} of log {log!r}: {event_type} (version {version} of stream "
-            f"{stream!r}) could not be applied: {reason}. Nothing of its batch was applied. "
-            "Mend the handler (or the event's contract) and start the process again: it resumes at this event."
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        raise NotImplementedError
+
+
+class Halted(_NotApplied):
+    """A projection or reaction stopped at an event; nothing of that event's batch was applied."""
+
+    def _text(self) -> str:
+        return (
+            f"{self.follower!r} halted at position {self.position} of log {self.log!r}: {self.event_type} (version "
+            f"{self.version} of stream {self.stream!r}) could not be applied: {self.reason}. Nothing of its batch was "
+            "applied. Mend the handler (or the event's contract) and start the process again: it resumes at this event."
         )
 
 
-class Parked(EvsyncError):
+class Parked(_NotApplied):
     """An event is set aside: it, or one before it in its stream, could not be applied. The write itself is durable.
 
     `reason` is None for an event that only stands behind another one.
     """
 
-    def __init__(
-        self,
-        *,
-        follower: str,
-        log: str,
-        position: int,
-        event_type: str,
-        stream: str,
-        version: int,
-        reason: str | None,
-    ) -> None:
-        self.follower, self.log, self.position = follower, log, position
-        self.event_type, self.stream, self.version, self.reason = event_type, stream, version, reason
-        why = f"it could not be applied: {reason}" if reason else "an earlier event of the stream could not be applied"
-        super().__init__(
-            f"{follower!r} has parked stream {stream!r}, and with it {event_type} (version {version}) at position "
-            f"{position} of log {log!r}: {why}. What was written is durable, and other streams go on. Mend the handler "
-            "(or the event's contract), then `evsync parked retry`; `evsync parked list` shows what is parked."
+    def _text(self) -> str:
+        failed = f"it could not be applied: {self.reason}"
+        return (
+            f"{self.follower!r} has parked stream {self.stream!r}, and with it {self.event_type} (version "
+            f"{self.version}) at position {self.position} of log {self.log!r}: "
+            f"{failed if self.reason else 'an earlier event of the stream could not be applied'}. What was written is "
+            "durable, and other streams go on. Mend the handler (or the event's contract), then `evsync parked retry`; "
+            "`evsync parked list` shows what is parked."
         )
 
 

@@ -13,31 +13,23 @@ from evsync.records import StoredEvent
 
 def halted_at(event: StoredEvent, *, follower: str, log: str, reason: str, cause: BaseException | None) -> Halted:
     """What a follower is halted by when this event could not be applied."""
-    halted = Halted(
-        follower=follower,
-        log=log,
-        position=event.position,
-        event_type=event.type,
-        stream=event.stream,
-        version=event.version,
-        reason=reason,
-    )
+    halted = Halted(follower=follower, log=log, reason=reason, **_which(event))
     halted.__cause__ = cause
     return halted
 
 
 def parked_at(parked: ParkedEvent, *, follower: str) -> Parked:
     """What to tell whoever waits for an event that is parked."""
-    event = parked.event
-    return Parked(
-        follower=follower,
-        log=parked.log,
-        position=event.position,
-        event_type=event.type,
-        stream=event.stream,
-        version=event.version,
-        reason=parked.reason,
-    )
+    return Parked(follower=follower, log=parked.log, reason=parked.reason, **_which(parked.event))
+
+
+def _which(event: StoredEvent) -> dict[str, Any]:
+    return {
+        "position": event.position,
+        "event_type": event.type,
+        "stream": event.stream,
+        "version": event.version,
+    }
 
 
 def write_note(error: EvsyncError) -> str:

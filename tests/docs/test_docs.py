@@ -25,7 +25,11 @@ from tests.docs.pages import ROOT, Page, page, pages
 REFERENCE, DEPLOY, MEND, TEST = (
     page(f"docs/{name}.md") for name in ("reference", "howto/deploy", "howto/mend", "howto/test")
 )
-ERRORS = [e for e in vars(errors).values() if inspect.isclass(e) and issubclass(e, errors.EvsyncError)]
+ERRORS = [
+    e
+    for name, e in vars(errors).items()
+    if inspect.isclass(e) and issubclass(e, errors.EvsyncError) and not name.startswith("_")
+]
 NAMES = [p.name for p in pages()]
 
 
