@@ -49,8 +49,6 @@ class Capabilities:
     """Survives the process."""
     several_processes: bool = True
     """Two processes may append to the same log."""
-    atomic_commits: bool = True
-    """A commit may hold several events and streams."""
     any_text: bool = True
     """Types and tags may be any text. Else a type is `service.Aggregate.Event`, and tags are ASCII, as in a message."""
     checkpoints_are_events: bool = False

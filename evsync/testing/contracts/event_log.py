@@ -47,7 +47,6 @@ class EventLogContract(StoreCase):
     async def test_reads_end_at_the_end_of_a_commit(self) -> None:
         """About `limit` events, whole commits only, and at least one commit, however large."""
         async with self.opened() as store:
-            self.require(store, "atomic_commits")
             n = min(1_200, store.capabilities.max_commit_events - 3)
             await store.append([one("ada", 0, 2), commit(append("bob", 0, 3), append("cy", 0, n)), one("ada", 2)])
             for limit, ends in [(0, 2), (1, 2), (2, 2), (3, n + 5), (n + 5, n + 5), (n + 6, n + 6), (10**6, n + 6)]:
@@ -129,7 +128,7 @@ class EventLogContract(StoreCase):
         """Twenty commits to streams of which some are other writers' too."""
         choice = random.Random(writer)
         for _ in range(20):
-            streams = choice.sample(["ada", "bob", "cy", f"own{writer}"], 2 if store.capabilities.atomic_commits else 1)
+            streams = choice.sample(["ada", "bob", "cy", f"own{writer}"], 2)
             while True:
                 versions = [len(await store.read_stream(s)) for s in streams]
                 wanted = commit(*(append(s, v, choice.randint(1, 3)) for s, v in zip(streams, versions, strict=True)))

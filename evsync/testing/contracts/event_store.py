@@ -90,7 +90,6 @@ class EventStoreContract(GivenVersionsContract):
     async def test_a_commit_may_span_streams_and_name_one_twice(self) -> None:
         """The events of a commit are neighbours, streams in the order given; its appends see one another."""
         async with self.opened() as store:
-            self.require(store, "atomic_commits")
             wanted = commit(append("ada", 0, 2), append("bob"), append("ada", 2))
             assert await store.append([wanted]) == [4]
             log = await store.read(0, 1)
@@ -113,7 +112,7 @@ class EventStoreContract(GivenVersionsContract):
         """Nothing of the commit is stored, whichever of its streams is the reason; its neighbours in the call are."""
         async with self.opened() as store:
             await store.append([one("ada")])
-            several = commit(append("bob"), append("ada", 0)) if store.capabilities.atomic_commits else one("ada", 0)
+            several = commit(append("bob"), append("ada", 0))
             outcomes = await store.append([one("cy"), several, one("dora")])
             assert [comparable(o) for o in outcomes] == [2, ("ada", 0, 1), 3]
             assert await store.read_stream("bob") == []
@@ -155,7 +154,6 @@ class EventStoreContract(GivenVersionsContract):
     async def test_a_commit_may_be_large(self) -> None:
         """Thousands of events in one commit are stored whole, and more than an id can number are refused whole."""
         async with self.opened() as store:
-            self.require(store, "atomic_commits")
             most = store.capabilities.max_commit_events
             n = min(3_000, most)
             assert await store.append([one("bob", 0, 2), one("ada", 0, n)]) == [2, n + 2]

@@ -103,7 +103,6 @@ class SlotStoreContract(StoreCase):
     async def test_a_commit_is_refused_whole_where_one_of_its_slots_has_left(self) -> None:
         """All or none, whichever stream comes first, and whatever their versions are."""
         async with self.shards() as stores:
-            self.require(stores["a"], "atomic_commits")
             await stores["a"].append([one("ada"), one("bob")])
             await move(stores, "a", "b", "bob")
             head = await stores["a"].head()
