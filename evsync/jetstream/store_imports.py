@@ -8,7 +8,6 @@ are a compare-and-set.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from uuid import uuid4
 from evsync.errors import BrokerRefused, BrokerUnavailable, DecodingError, EventTooLarge, WrongStore
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
+from evsync.jetstream.gets import Stored, leader_get
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
 from evsync.jetstream.store_reads import StreamReads
 from evsync.jetstream.store_sends import Refused
@@ -25,7 +25,6 @@ from evsync.records import History, LogIdentity, StoredEvent
 
 ROOT = "evsync-imports"
 _ARRIVED = "evsync-arrived"
-_NO_MESSAGE, _NAME_IN_USE = 10037, 10058
 _ANSWER_S = 2.0
 
 
@@ -91,8 +90,7 @@ class ImportStream:
             messages.append((f"{subject}.{event.version}", headers, body))
         answer = await self._sent(messages)
         if "error" in answer:
-            error = answer["error"]
-            refused = Refused(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+            refused = Refused.of(answer["error"])
             if refused.is_conflict or refused.passes:
                 raise BrokerUnavailable(f"stream {self.name} refused imports: {refused.text}")
             raise BrokerRefused(f"a message to stream {self.name}", *refused)
@@ -116,21 +114,16 @@ class ImportStream:
             subscription.unsubscribe()
 
     async def _last(self, slot: int) -> _Arrival:
+        message = await leader_get(
+            self._conn, self.name, {"last_by_subj": self._filter(slot)}, timeout_s=_ANSWER_S, may_be_missing=True
+        )
+        if message is None:
+            return _Arrival(0, History())
         try:
-            answer = await self._conn.api(
-                f"STREAM.MSG.GET.{self.name}", {"last_by_subj": self._filter(slot)}, timeout_s=_ANSWER_S
-            )
-        except BrokerRefused as e:
-            if e.err_code in (_NO_MESSAGE, streams.STREAM_NOT_FOUND):
-                return _Arrival(0, History())
-            raise
-        message = answer["message"]
-        said = parse_headers(base64.b64decode(message.get("hdrs") or "")).get(_ARRIVED, "")
-        try:
-            length, digest = map(int, said.split())
+            length, digest = map(int, parse_headers(message.headers).get(_ARRIVED, "").split())
         except ValueError as e:
-            raise DecodingError(f"message {message['seq']} of stream {self.name} is not an import of evsync") from e
-        return _Arrival(int(message["seq"]), History(length, digest))
+            raise DecodingError(f"message {message.sequence} of stream {self.name} is not an import of evsync") from e
+        return _Arrival(message.sequence, History(length, digest))
 
     async def _ensure(self) -> None:
         config = {
@@ -144,11 +137,7 @@ class ImportStream:
         }
         state = await streams.info(self._conn, self.name)
         if state is None:
-            try:
-                await self._conn.api(f"STREAM.CREATE.{self.name}", config)
-            except BrokerRefused as e:
-                if e.err_code != _NAME_IN_USE:
-                    raise
+            await streams.create(self._conn, config)
         elif state.identity != self._identity:
             raise WrongStore(
                 f"stream {self.name} holds imports of another incarnation of {self._identity.name}: if that store is "
@@ -165,10 +154,10 @@ class _ImportReads(StreamReads):
 
     async def some(self, after: int, limit: int) -> list[StoredEvent]:
         """The imports that came in behind the first so many, in order."""
-        return (await self._direct_get({"seq": after + 1, "batch": limit})).events
+        return self._events(await self._direct_get({"seq": after + 1, "batch": limit}))
 
-    def _event(self, subject: str, sequence: int, headers: bytes, body: bytes) -> StoredEvent:
+    def _event(self, message: Stored) -> StoredEvent:
         try:
-            return self._form.decode(subject.rpartition(".")[0], headers, body)
+            return self._form.decode(message.subject.rpartition(".")[0], message.headers, message.body)
         except DecodingError as e:
-            raise self._foreign(sequence, str(e)) from e
+            raise self._foreign(message.sequence, str(e)) from e

@@ -58,7 +58,7 @@ async def scan(
             if message is None:
                 continue
             try:
-                event = form.decode(message.subject.decode("latin-1"), message.headers, message.body, sequence)
+                event = form.decode(message.subject, message.headers, message.body, sequence)
                 if event.position != sequence:
                     raise DecodingError(f"it says that its position is {event.position}")
                 found.append(event)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from evsync.errors import BrokerRefused, BrokerUnavailable, DecodingError, ForeignMessage, StreamHole
-from evsync.jetstream import streams
+from evsync.errors import BrokerUnavailable, DecodingError, ForeignMessage, StreamHole
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.frames import status_of
-from evsync.jetstream.messages import MessageFormat, headers_of_server, parse_headers
+from evsync.jetstream.gets import DirectGets, Page, Stored, leader_get
+from evsync.jetstream.messages import MessageFormat, parse_headers
 from evsync.records import LogIdentity, StoredEvent
 from evsync.sharding.slots import slot_of
 
@@ -27,7 +24,6 @@ MOST_BYTES = 8 << 20
 _FILTERS_BYTES = 256 << 10
 _LAGGING_ATTEMPTS = 40
 _SILENCE_S = 2.0
-_END_OF_BATCH, _NOT_FOUND, _TOO_MANY = 204, 404, 413
 
 
 class Top(NamedTuple):
@@ -46,34 +42,18 @@ class Seen(NamedTuple):
     sequence: int
 
 
-class _Page(NamedTuple):
-    """The answer to one batched direct get."""
-
-    events: list[StoredEvent]
-    status: int
-    pending: int
-    """How many messages were left out."""
-    up_to: int
-    """The last sequence that the answering replica had."""
-    last: int
-    """Sequence of the last message in it; 0 for none."""
-
-
 class StreamReads:
     """What a store's stream is asked. Raises BrokerError for what the broker does not answer or refuses."""
 
     def __init__(self, conn: Connection, stream: str, identity: LogIdentity, form: MessageFormat) -> None:
-        self.round_trips = 0
-        """Requests that were answered, for measuring."""
         self._conn, self._stream, self._identity, self._form = conn, stream, identity, form
-        self._collecting: dict[bytes, _Collector] = {}
-        self._last_token = 0
-        self._inbox = conn.inbox()
-        self._subscription = conn.subscribe(f"{self._inbox}.*", self._received)
+        self.round_trips = 0
+        """Requests so far, for measuring."""
+        self._gets = DirectGets(conn, _SILENCE_S)
 
     def close(self) -> None:
         """Listen no more."""
-        self._subscription.unsubscribe()
+        self._gets.close()
 
     def subject_of(self, event: StoredEvent) -> str:
         """The subject that an event of this stream has."""
@@ -86,8 +66,7 @@ class StreamReads:
         found = await self._leader_get(self._form.stream_filter(stream, self._slot(stream)))
         if found is None:
             return None
-        event, headers = found
-        top = parse_headers(headers).get(TOP_HEADER, "")
+        event, top = self._event(found), parse_headers(found.headers).get(TOP_HEADER, "")
         return event, Top(max(event.version, int(top) if top.isdigit() else 0), event.position)
 
     async def head(self) -> int:
@@ -98,29 +77,19 @@ class StreamReads:
     async def at(self, stream: str, version: int) -> StoredEvent | None:
         """The event of one version of an aggregate's stream, as the leader knows it."""
         found = await self._leader_get(self._form.stream_filter(stream, self._slot(stream), version))
-        return found[0] if found is not None else None
+        return self._event(found) if found is not None else None
 
-    async def _leader_get(self, subject: str) -> tuple[StoredEvent, bytes] | None:
+    async def _leader_get(self, subject: str) -> Stored | None:
         self.round_trips += 1
-        try:
-            answer = await self._conn.api(
-                f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, timeout_s=_SILENCE_S
-            )
-        except BrokerRefused as e:
-            if e.err_code == streams.NO_MESSAGE:
-                return None
-            raise
-        message: Mapping[str, Any] = answer["message"]
-        headers = base64.b64decode(message.get("hdrs") or "")
-        body = base64.b64decode(message.get("data") or "")
-        return self._event(str(message["subject"]), int(message["seq"]), headers, body), headers
+        return await leader_get(self._conn, self._stream, {"last_by_subj": subject}, timeout_s=_SILENCE_S)
 
     # ---- direct gets, which a replica that lags behind may answer
 
     async def log(self, after: int, limit: int) -> tuple[list[StoredEvent], bool]:
         """Events from position after + 1 on, and whether there were more. Raises StreamHole for a missing one."""
         page = await self._direct_get({"seq": after + 1, "batch": max(limit, 1), "max_bytes": MOST_BYTES})
-        for due, event in enumerate(page.events, after + 1):
+        events = self._events(page)
+        for due, event in enumerate(events, after + 1):
             if event.position != due:
                 raise StreamHole(
                     f"stream {self._stream}, the event store of {self._identity.name}, has no message {due}, and has "
@@ -129,7 +98,7 @@ class StreamReads:
                     stream=self._stream,
                     position=due,
                 )
-        return page.events, page.pending > 0
+        return events, page.pending > 0
 
     async def stream(self, stream: str, after: int, to: int | None, seen: Seen | None) -> list[StoredEvent]:
         """The events of an aggregate's stream with after < version <= to, in order; not older than `seen`."""
@@ -166,61 +135,31 @@ class StreamReads:
         With `seen`, that message is asked for too: a replica that does not have it lags behind, and another is asked.
         """
         wanted = filters if seen is None else [*filters, seen.subject]
+        ask = {"multi_last": wanted, "batch": PAGE, "max_bytes": MOST_BYTES}
         for attempt in range(_LAGGING_ATTEMPTS):
-            page = await self._direct_get({"multi_last": wanted, "batch": PAGE, "max_bytes": MOST_BYTES})
-            if page.status == _TOO_MANY:
+            page = await self._direct_get(ask)
+            if page.too_many:
                 return None
             if seen is None or page.up_to >= seen.sequence:
                 break
             await asyncio.sleep(0.005 * attempt)
         else:
             raise BrokerUnavailable(f"the replica of stream {self._stream} that answers is far behind its leader")
-        events, up_to = page.events, page.up_to
-        while page.pending and page.events:  # the server ends an answer at a number of bytes
-            ask = {"multi_last": wanted, "batch": PAGE, "max_bytes": MOST_BYTES}
-            page = await self._direct_get(ask | {"seq": page.last + 1, "up_to_seq": up_to})
-            events += page.events
+        events, up_to = self._events(page), page.up_to
+        while page.pending and page.messages:  # the server ends an answer at a number of bytes
+            page = await self._direct_get(ask | {"seq": page.messages[-1].sequence + 1, "up_to_seq": up_to})
+            events += self._events(page)
         return events
 
-    async def _direct_get(self, request: Mapping[str, Any]) -> _Page:
-        self._last_token += 1
+    async def _direct_get(self, request: Mapping[str, Any]) -> Page:
         self.round_trips += 1
-        token = b"%d" % self._last_token
-        collector = self._collecting[token] = _Collector()
-        epoch = self._conn.epoch
-        try:
-            reply = f"{self._inbox}.{self._last_token}"
-            self._conn.publish(f"$JS.API.DIRECT.GET.{self._stream}", reply, b"", json.dumps(request).encode())
-            while not collector.ended.done():
-                before = len(collector.messages)
-                await asyncio.wait([collector.ended], timeout=_SILENCE_S)
-                silent = not collector.ended.done() and len(collector.messages) == before
-                if silent or self._conn.epoch != epoch:
-                    raise BrokerUnavailable(f"no answer while reading stream {self._stream}")
-        finally:
-            del self._collecting[token]
-        status, words, own = collector.ended.result()
-        if status not in (_END_OF_BATCH, _NOT_FOUND, _TOO_MANY):
-            raise BrokerUnavailable(f"reading stream {self._stream} was answered with {status} {words}")
-        events = [self._direct_event(headers, body) for headers, body in collector.messages]
-        last = int(headers_of_server(collector.messages[-1][0])["Nats-Sequence"]) if events else 0
-        return _Page(events, status, int(own.get("Nats-Num-Pending", 0)), int(own.get("Nats-UpTo-Sequence", 0)), last)
+        return await self._gets.get(self._stream, request)
 
-    def _received(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
-        collector = self._collecting.get(subject.rpartition(b".")[2])
-        if collector is None or collector.ended.done():
-            return
-        status, words = status_of(headers)
-        if status:
-            collector.ended.set_result((status, words, parse_headers(headers)))
-        else:
-            collector.messages.append((headers, body))
+    def _events(self, page: Page) -> list[StoredEvent]:
+        return [self._event(message) for message in page.messages]
 
-    def _direct_event(self, headers: bytes, body: bytes) -> StoredEvent:
-        own = headers_of_server(headers)
-        return self._event(own["Nats-Subject"], int(own["Nats-Sequence"]), headers, body)
-
-    def _event(self, subject: str, sequence: int, headers: bytes, body: bytes) -> StoredEvent:
+    def _event(self, message: Stored) -> StoredEvent:
+        sequence, subject, headers, body = message
         try:
             event = self._form.decode(subject, headers, body, sequence)
         except DecodingError as e:
@@ -240,13 +179,3 @@ class StreamReads:
 
     def _slot(self, stream: str) -> int:
         return slot_of(stream, self._identity.slots)
-
-
-class _Collector:
-    """The messages of one answer, as they come in."""
-
-    __slots__ = ("ended", "messages")
-
-    def __init__(self) -> None:
-        self.messages: list[tuple[bytes, bytes]] = []
-        self.ended: asyncio.Future[tuple[int, str, dict[str, str]]] = asyncio.get_running_loop().create_future()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from evsync.errors import EventTooLarge
@@ -41,6 +41,11 @@ class Refused(NamedTuple):
     code: int
     err_code: int
     text: str
+
+    @classmethod
+    def of(cls, error: Mapping[str, Any]) -> Refused:
+        """From the error in an answer of JetStream."""
+        return cls(int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
 
     @property
     def is_conflict(self) -> bool:
@@ -161,7 +166,7 @@ class Sender:
             error = answer.get("error")
             if error is None:
                 return int(answer["seq"])
-            return Refused(int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
+            return Refused.of(error)
         except (ValueError, AttributeError, KeyError):
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -10,8 +9,9 @@ from evsync.codec.values import pack, unpack
 from evsync.errors import BrokerRefused, DecodingError, EventTooLarge
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
+from evsync.jetstream.gets import leader_get
 from evsync.jetstream.messages import escape
-from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE
+from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE, Refused
 from evsync.records import LogIdentity, Snapshot
 
 _TIMEOUT_S = 2.0
@@ -40,12 +40,7 @@ class SnapshotStream:
             if answer.get("err_code") != WRONG_LAST_SEQUENCE:
                 break
         if answer:
-            raise BrokerRefused(
-                f"a message to stream {self.name}",
-                int(answer.get("code", 0)),
-                int(answer.get("err_code", 0)),
-                str(answer.get("description", "")),
-            )
+            raise BrokerRefused(f"a message to stream {self.name}", *Refused.of(answer))
 
     async def get(self, stream: str) -> Snapshot | None:
         """The snapshot of a stream, if one is kept. Raises BrokerError, DecodingError."""
@@ -62,19 +57,15 @@ class SnapshotStream:
 
     async def _last(self, stream: str) -> tuple[Snapshot | None, int]:
         """The snapshot that is kept, if it is of this incarnation, and its sequence."""
-        try:
-            answer = await self._conn.api(
-                f"STREAM.MSG.GET.{self.name}", {"last_by_subj": self._subject(stream)}, timeout_s=_TIMEOUT_S
-            )
-        except BrokerRefused as e:
-            if e.err_code in (streams.NO_MESSAGE, streams.STREAM_NOT_FOUND):
-                return None, 0
-            raise
-        message = answer["message"]
-        incarnation, *fields = unpack(base64.b64decode(message.get("data") or ""))
+        message = await leader_get(
+            self._conn, self.name, {"last_by_subj": self._subject(stream)}, timeout_s=_TIMEOUT_S, may_be_missing=True
+        )
+        if message is None:
+            return None, 0
+        incarnation, *fields = unpack(message.body)
         if len(fields) != len(Snapshot._fields):
             raise DecodingError(f"the snapshot of stream {stream!r} was written by another evsync")
-        return Snapshot(*fields) if incarnation == self._identity.incarnation else None, int(message["seq"])
+        return Snapshot(*fields) if incarnation == self._identity.incarnation else None, message.sequence
 
     async def _ensure(self) -> None:
         config = {
@@ -89,11 +80,7 @@ class SnapshotStream:
             "description": f"snapshots of {self._identity.name}; may be deleted at any time",
         }
         if await streams.info(self._conn, self.name) is None:
-            try:
-                await self._conn.api(f"STREAM.CREATE.{self.name}", config)
-            except BrokerRefused as e:
-                if e.err_code != streams.NAME_IN_USE:
-                    raise
+            await streams.create(self._conn, config)
 
     def _subject(self, stream: str) -> str:
         return self._prefix + escape(stream)

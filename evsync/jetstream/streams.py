@@ -194,6 +194,15 @@ async def info(conn: Connection, name: str) -> StreamState | None:
         raise
 
 
+async def create(conn: Connection, config: Mapping[str, Any]) -> None:
+    """Create a stream. One that another process has made meanwhile is fine."""
+    try:
+        await conn.api(f"STREAM.CREATE.{config['name']}", config)
+    except BrokerRefused as e:
+        if e.err_code != NAME_IN_USE:
+            raise
+
+
 async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) -> StreamState:
     """The log's stream, created if it does not exist, its configuration checked.
 

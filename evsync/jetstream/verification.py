@@ -6,14 +6,11 @@ The server's own account (STREAM.INFO) shows neither foreign messages nor, alway
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from evsync.errors import (
-    BrokerRefused,
     BrokerUnavailable,
     DecodingError,
     RelayError,
@@ -24,8 +21,8 @@ from evsync.errors import (
 )
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.frames import Message, status_of
-from evsync.jetstream.messages import MessageFormat, headers_of_server
+from evsync.jetstream.gets import DirectGets, Stored, leader_get
+from evsync.jetstream.messages import MessageFormat
 from evsync.ports import EventLog, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent
 
@@ -33,7 +30,6 @@ BATCH = 1000
 MOST_PROBLEMS = 10
 _BATCH_BYTES = 4 << 20
 _SILENCE_S = 5.0
-_END_OF_BATCH, _NOT_FOUND, _NO_RESPONDERS = 204, 404, 503
 
 
 @dataclass(slots=True)
@@ -134,13 +130,13 @@ async def last_event(log: EventLog, conn: Connection, name: str, first: int, las
     form = MessageFormat(log.identity.name)
     while last >= first:
         start = max(last - BATCH + 1, first)
-        found: list[Message | None] = []
+        found: list[Stored | None] = []
         while start + len(found) <= last:
             found += await read_back(conn, name, start + len(found), last)
         for n in range(last, start - 1, -1):
             message = found[n - start]
             with contextlib.suppress(DecodingError):
-                event = message and form.decode(message.subject.decode("latin-1"), message.headers, message.body)
+                event = message and form.decode(message.subject, message.headers, message.body)
                 if event is not None and event.position == n:
                     return event
         last = start - 1
@@ -170,20 +166,18 @@ async def compare(
         yield until - first + 1, None
 
 
-async def read_back(conn: Connection, name: str, first: int, last: int) -> Sequence[Message | None]:
+async def read_back(conn: Connection, name: str, first: int, last: int) -> Sequence[Stored | None]:
     """The messages at sequences first, first + 1, … of a stream: at least one, at most to `last`; None where none is.
 
     A message's headers are followed by those of the server. Direct gets may be answered by a replica that lags, so
     what they leave out is asked of the stream's leader before it counts as missing.
     """
-    got = await _direct_get(conn, name, first, last)
+    ask = {"seq": first, "batch": last - first + 1, "max_bytes": _BATCH_BYTES}
+    with contextlib.closing(DirectGets(conn, _SILENCE_S)) as gets:
+        got = {m.sequence: m for m in (await gets.get(name, ask)).messages if m.sequence <= last}
     # Where a batch ended early, for its size, the next call goes on; before that, what is left out is missing.
     end = max(got, default=first)
-    found: list[Message | None] = []
-    for n in range(first, end + 1):
-        message = got.get(n)
-        found.append(message if message is not None else await _leader_get(conn, name, n))
-    return found
+    return [got.get(n) or await leader_get(conn, name, {"seq": n}) for n in range(first, end + 1)]
 
 
 async def _trimmed(conn: Connection, name: str, sequence: int) -> bool:
@@ -192,53 +186,6 @@ async def _trimmed(conn: Connection, name: str, sequence: int) -> bool:
     if state is None or state.last < sequence:
         raise BrokerUnavailable(f"stream {name} was deleted, or lost its tail, while it was read back")
     return state.first > sequence and not state.missing
-
-
-async def _direct_get(conn: Connection, name: str, first: int, last: int) -> dict[int, Message]:
-    got: dict[int, Message] = {}
-    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    refused = 0
-
-    def received(_subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
-        nonlocal refused
-        status = status_of(headers)[0]
-        if status == 0:
-            own = headers_of_server(headers)
-            n = int(own["Nats-Sequence"])
-            if n <= last:
-                got[n] = Message(own["Nats-Subject"].encode("latin-1"), reply, headers, body)
-        elif not ended.done():
-            refused = status if status not in {_END_OF_BATCH, _NOT_FOUND} else 0
-            ended.set_result(None)
-
-    inbox = conn.inbox()
-    epoch = conn.epoch
-    subscription = conn.subscribe(inbox, received)
-    try:
-        ask = {"seq": first, "batch": last - first + 1, "max_bytes": _BATCH_BYTES}
-        conn.publish(f"$JS.API.DIRECT.GET.{name}", inbox, b"", json.dumps(ask).encode())
-        while not ended.done():
-            before = len(got)
-            await asyncio.wait([ended], timeout=_SILENCE_S)
-            if conn.epoch != epoch or (not ended.done() and len(got) == before):
-                raise BrokerUnavailable(f"no answer while reading stream {name} back from sequence {first}")
-    finally:
-        subscription.unsubscribe()
-    if refused:
-        raise BrokerUnavailable(f"reading stream {name} back from sequence {first} was answered with status {refused}")
-    return got
-
-
-async def _leader_get(conn: Connection, name: str, sequence: int) -> Message | None:
-    try:
-        answer = await conn.api(f"STREAM.MSG.GET.{name}", {"seq": sequence})
-    except BrokerRefused as e:
-        if e.err_code == streams.NO_MESSAGE:
-            return None
-        raise
-    message = answer["message"]
-    headers = base64.b64decode(message.get("hdrs") or "")
-    return Message(str(message["subject"]).encode(), b"", headers, base64.b64decode(message.get("data") or ""))
 
 
 async def _events(log: EventLog, first: int, last: int) -> list[StoredEvent]:
@@ -253,7 +200,7 @@ async def _events(log: EventLog, first: int, last: int) -> list[StoredEvent]:
 
 
 def _difference(
-    name: str, form: MessageFormat, position: int, message: Message | None, event: StoredEvent | None = None
+    name: str, form: MessageFormat, position: int, message: Stored | None, event: StoredEvent | None = None
 ) -> RelayError | None:
     """What is wrong with the message at this position, if anything."""
     if message is None:
@@ -264,14 +211,14 @@ def _difference(
             position=position,
         )
     try:
-        found = form.decode(message.subject.decode("latin-1"), message.headers, message.body)
+        found = form.decode(message.subject, message.headers, message.body)
     except DecodingError as e:
         return StreamDiverged(
             f"sequence {position} of stream {name} holds a message that no relay published: {e}. Allow only the "
             f"relay's user to publish to evsync.{form.log}.>, then have the stream made anew: `evsync stream rebuild`",
             stream=name,
             position=position,
-            subject=message.subject.decode("latin-1"),
+            subject=message.subject,
         )
     if found == event:
         return None
