@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
 
 from evsync.errors import StoreUnavailable
-from evsync.inspection import StoreFacts
-from evsync.ports import Arrived, Place
-from evsync.records import OWN_STREAMS, Change, StoredEvent
+from evsync.records import OWN_STREAMS, Change
 from evsync.stores import trimmed
 from evsync.stores.postgres import PostgresStore
 from evsync.stores.postgres_connections import words
@@ -41,39 +38,12 @@ _DROP = """
 class TrimmablePostgresStore(Trimmed, PostgresStore):
     """What `open_store` gives for a PostgreSQL database."""
 
-    async def read(self, after: int, limit: int) -> list[StoredEvent]:
-        """See PostgresStore. Raises HistoryGone for what was trimmed, where there is no archive to read it from."""
-        return await self._whole_log(await super().read(after, limit), after, limit)
-
-    async def read_stream(
-        self, stream: str, *, after_version: int = 0, to_version: int | None = None
-    ) -> list[StoredEvent]:
-        """See PostgresStore. Raises HistoryGone as `read`."""
-        events = await super().read_stream(stream, after_version=after_version, to_version=to_version)
-        return await self._whole_stream(events, stream, after_version, to_version)
-
-    def read_changes(
-        self, stream: str, *, after_version: int = 0, to_version: int | None = None
-    ) -> AsyncIterator[Sequence[Change]]:
-        """See PostgresStore. Raises HistoryGone as `read`."""
-        slices = super().read_changes(stream, after_version=after_version, to_version=to_version)
-        return self._whole_changes(slices, stream, after_version, to_version)
-
     def read_open(
         self, stream: str, slot: int, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See ReadsOpenSlots. Raises HistoryGone as `read`."""
         slices = super().read_open(stream, slot, after_version=after_version, to_version=to_version)
         return self._whole_changes(slices, stream, after_version, to_version)
-
-    async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
-        """See SlotStore. Raises ConfigurationError for a store that was trimmed."""
-        await self._check_slots_may_leave()
-        return await super().slot_events(slots, after, limit)
-
-    async def facts(self) -> StoreFacts:
-        """How much it holds."""
-        return replace(await super().facts(), trimmed=await self.trimmed())
 
     async def _goes_on(self, stream: str, version: int) -> bool:
         return "\0" not in stream and bool(await self._fetch(self._sql(_GOES_ON), (stream, version)))

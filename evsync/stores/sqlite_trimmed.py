@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
-from evsync.inspection import StoreFacts
-from evsync.ports import Arrived, Place
-from evsync.records import OWN_STREAMS, Change, StoredEvent
+from evsync.records import OWN_STREAMS
 from evsync.stores import sqlite_schema as schema
 from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import trimmed
@@ -27,33 +24,6 @@ _DROP = (
 
 class TrimmableSqliteStore(Trimmed, SqliteStore):
     """What `open_store` gives for an SQLite file."""
-
-    async def read(self, after: int, limit: int) -> list[StoredEvent]:
-        """See SqliteStore. Raises HistoryGone for what was trimmed, where there is no archive to read it from."""
-        return await self._whole_log(await super().read(after, limit), after, limit)
-
-    async def read_stream(
-        self, stream: str, *, after_version: int = 0, to_version: int | None = None
-    ) -> list[StoredEvent]:
-        """See SqliteStore. Raises HistoryGone as `read`."""
-        events = await super().read_stream(stream, after_version=after_version, to_version=to_version)
-        return await self._whole_stream(events, stream, after_version, to_version)
-
-    def read_changes(
-        self, stream: str, *, after_version: int = 0, to_version: int | None = None
-    ) -> AsyncIterator[Sequence[Change]]:
-        """See SqliteStore. Raises HistoryGone as `read`."""
-        slices = super().read_changes(stream, after_version=after_version, to_version=to_version)
-        return self._whole_changes(slices, stream, after_version, to_version)
-
-    async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
-        """See SlotStore. Raises ConfigurationError for a store that was trimmed."""
-        await self._check_slots_may_leave()
-        return await super().slot_events(slots, after, limit)
-
-    async def facts(self) -> StoreFacts:
-        """How much it holds."""
-        return replace(await super().facts(), trimmed=await self.trimmed())
 
     async def _goes_on(self, stream: str, version: int) -> bool:
         found = await self._fetch("SELECT 1 FROM events WHERE stream = ? AND version > ? LIMIT 1", (stream, version))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from evsync.errors import ArchiveIncomplete, ConfigurationError, HistoryGone
-from evsync.ports import Past
+from evsync.inspection import StoreFacts
+from evsync.ports import Arrived, Past, Place
 from evsync.records import Change, LogIdentity, StoredEvent, change_of
 
 ROWS_PER_TRANSACTION = 2_000
@@ -23,7 +25,7 @@ class Trimmed:
 
     Laws: the last event of a stream never leaves. What is read of a log or a stream is whole, the trimmed part of it
     from `past`; HistoryGone is raised where there is none. Whatever changes something may be called again after it was
-    broken off.
+    broken off. To be mixed in before a store, whose own reads `super()` finds.
     """
 
     past: Past | None = None
@@ -50,6 +52,41 @@ class Trimmed:
     async def _goes_on(self, stream: str, version: int) -> bool:
         """Whether a stream has events behind a version."""
         raise NotImplementedError
+
+    # ---- reading
+
+    async def read(self, after: int, limit: int) -> list[StoredEvent]:
+        """See EventLog. Raises HistoryGone for what was trimmed, where there is no archive to read it from."""
+        return await self._whole_log(await super().read(after, limit), after, limit)  # type: ignore[misc]
+
+    async def read_stream(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> list[StoredEvent]:
+        """See EventStore. Raises HistoryGone as `read`."""
+        events = await super().read_stream(stream, after_version=after_version, to_version=to_version)  # type: ignore[misc]
+        return await self._whole_stream(events, stream, after_version, to_version)
+
+    def read_changes(
+        self, stream: str, *, after_version: int = 0, to_version: int | None = None
+    ) -> AsyncIterator[Sequence[Change]]:
+        """See EventStore. Raises HistoryGone as `read`."""
+        slices = super().read_changes(stream, after_version=after_version, to_version=to_version)  # type: ignore[misc]
+        return self._whole_changes(slices, stream, after_version, to_version)
+
+    async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
+        """See SlotStore. Raises ConfigurationError for a store that was trimmed."""
+        if await self.trimmed():
+            raise ConfigurationError(
+                f"the store of log {self.identity.name} was trimmed, and slots cannot be moved from a trimmed store in "
+                "this version: their whole history would have to go along. Restore the service from its archive first; "
+                "that makes it whole."
+            )
+        found: list[Arrived] = await super().slot_events(slots, after, limit)  # type: ignore[misc]
+        return found
+
+    async def facts(self) -> StoreFacts:
+        """See Inspectable."""
+        return replace(await super().facts(), trimmed=await self.trimmed())  # type: ignore[misc, no-any-return]
 
     async def _whole_log(self, events: list[StoredEvent], after: int, limit: int) -> list[StoredEvent]:
         """What was read of the log, or instead what the archive has there, if there is a gap in it."""
@@ -133,14 +170,6 @@ class Trimmed:
             "BackupPolicy, or who follows it archives= with the places of its archive.",
             log=self.identity.name,
         )
-
-    async def _check_slots_may_leave(self) -> None:
-        if await self.trimmed():
-            raise ConfigurationError(
-                f"the store of log {self.identity.name} was trimmed, and slots cannot be moved from a trimmed store in "
-                "this version: their whole history would have to go along. Restore the service from its archive first; "
-                "that makes it whole."
-            )
 
     def _one_of_several(self) -> ConfigurationError:
         return ConfigurationError(
