@@ -90,18 +90,17 @@ class PlainSession:
         async def on_end() -> None:
             self._lose(self._client.last_error or StaleConnectionError())
 
-        login: dict[str, Any] = {"user": settings.user, "password": settings.password, "token": settings.token}
+        login = settings.login
         witness = None
         if settings.uses_tls:
             tls = settings.tls_context()  # of its own, to be watched
             witness = _Witness(tls)
             # nats-py sends the login to a server that does not offer TLS; so it only gets hold of it after a handshake.
-            login = {key: witness.keep_back(value) for key, value in login.items() if value is not None}
-        if settings.credentials is not None:
-            login["user_credentials"] = settings.credentials
+            login = {key: witness.keep_back(value) for key, value in login.items()}
         await self._client.connect(
-            list(servers), error_cb=on_error, closed_cb=on_end, name=name, tls=tls, **OPTIONS, **login
-        )
+            list(servers), error_cb=on_error, closed_cb=on_end, name=name, tls=tls,
+            user_credentials=settings.credentials, **OPTIONS, **login,
+        )  # fmt: skip
         if witness is not None:
             witness.check()
         self._sending = asyncio.create_task(self._send(), name=f"frames to NATS of {name}")

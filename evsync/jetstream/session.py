@@ -83,17 +83,10 @@ class Session(Client):
             problem(error)
 
         self._needs_tls = settings.uses_tls
-        login: dict[str, Any] = {"user": settings.user, "password": settings.password, "token": settings.token}
-        if settings.credentials is not None:
-            login["user_credentials"] = settings.credentials
         await self.connect(
-            list(servers),
-            error_cb=on_error,
-            name=name,
-            tls=tls,
-            **OPTIONS,
-            **login,
-        )
+            list(servers), error_cb=on_error, name=name, tls=tls,
+            user_credentials=settings.credentials, **OPTIONS, **settings.login,
+        )  # fmt: skip
         assert self._reading_task is not None
         self._reading_task.add_done_callback(lambda _: self._lose(StaleConnectionError()))
 

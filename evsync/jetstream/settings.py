@@ -6,6 +6,7 @@ import importlib.util
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from evsync.errors import ConfigurationError
@@ -53,22 +54,13 @@ class NatsSettings:
         return ",".join(self.servers)
 
     @property
-    def user(self) -> str | None:
-        """The user, if the URL holds one with a password."""
-        found = self._login()
-        return unquote(found.username or "") if found is not None and found.password is not None else None
-
-    @property
-    def password(self) -> str | None:
-        """The password in the URL."""
-        found = self._login()
-        return unquote(found.password) if found is not None and found.password is not None else None
-
-    @property
-    def token(self) -> str | None:
-        """The token in the URL: what stands before '@' when there is no colon."""
-        found = self._login()
-        return unquote(found.username or "") if found is not None and found.password is None else None
+    def login(self) -> dict[str, Any]:
+        """`user` and `password` as the URL has them; or its `token`, what stands before '@' when there is no colon."""
+        found = next((u for u in self._split() if u.username is not None), None)
+        if found is None:
+            return {}
+        name = unquote(found.username or "")
+        return {"token": name} if found.password is None else {"user": name, "password": unquote(found.password)}
 
     @property
     def uses_tls(self) -> bool:
@@ -92,9 +84,6 @@ class NatsSettings:
 
     def _split(self) -> list[SplitResult]:
         return [_parse(part.strip()) for part in self.url.split(",")]
-
-    def _login(self) -> SplitResult | None:
-        return next((u for u in self._split() if u.username is not None), None)
 
 
 def _parse(url: str) -> SplitResult:
