@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -24,42 +24,15 @@ from evsync.records import Checkpoint
 T = TypeVar("T")
 
 
-class ParkedStreams(Protocol):
-    """The parked streams of one projection."""
-
-    async def summaries(self) -> tuple[Sequence[ParkedSummary], int]:
-        """All of them, the one that was parked first in front; and how many events have been skipped so far."""
-        ...
-
-    async def events(self, service: str, stream: str) -> Sequence[ParkedEvent]:
-        """The parked events of a stream, in order. Raises ConfigurationError when there are none."""
-        ...
-
-    async def retry(self, service: str, stream: str) -> int:
-        """Apply the parked events of a stream, all of them in one transaction; how many. The stream is free then.
-
-        Raises Parked when one still cannot be applied: nothing has changed then. Raises ConfigurationError when the
-        stream is not parked.
-        """
-        ...
-
-    async def skip(self, service: str, stream: str, *, every: bool = False) -> int:
-        """Give the first parked event of a stream up for good, or every one; how many. A record of them is kept.
-
-        The rest of the stream stays parked: try it again next. Raises ConfigurationError when the stream is not parked.
-        """
-        ...
-
-
-class SqlParkedStreams:
-    """Those of a projection that keeps tables. Implements ParkedStreams."""
+class ParkedStreams:
+    """The parked streams of a projection that keeps tables."""
 
     def __init__(self, claim: Claim, handlers: Handlers, database: ViewsDatabase, catalog: Catalog) -> None:
         self._claim, self._handlers, self._database, self._catalog = claim, handlers, database, catalog
         self._plan = bookkeeping.plan_of_checkpoints(database.dialect)
 
     async def summaries(self) -> tuple[Sequence[ParkedSummary], int]:
-        """See ParkedStreams."""
+        """All of them, the one that was parked first in front; and how many events have been skipped so far."""
 
         def look(connection: sa.Connection) -> tuple[Sequence[ParkedSummary], int]:
             if not bookkeeping.exists(connection):
@@ -69,11 +42,15 @@ class SqlParkedStreams:
         return await self._read(look)
 
     async def events(self, service: str, stream: str) -> Sequence[ParkedEvent]:
-        """See ParkedStreams."""
+        """The parked events of a stream, in order. Raises ConfigurationError when there are none."""
         return await self._read(lambda connection: self._find(connection, service, stream))
 
     async def retry(self, service: str, stream: str) -> int:
-        """See ParkedStreams."""
+        """Apply the parked events of a stream, all of them in one transaction; how many. The stream is free then.
+
+        Raises Parked when one still cannot be applied: nothing has changed then. Raises ConfigurationError when the
+        stream is not parked.
+        """
         tried: list[ParkedEvent] = []
 
         def work(connection: sa.Connection) -> int:
@@ -93,7 +70,10 @@ class SqlParkedStreams:
         raise parked_at(culprit, follower=self._claim.projection) from problem
 
     async def skip(self, service: str, stream: str, *, every: bool = False) -> int:
-        """See ParkedStreams."""
+        """Give the first parked event of a stream up for good, or every one; how many. A record of them is kept.
+
+        The rest of the stream stays parked: try it again next. Raises ConfigurationError when the stream is not parked.
+        """
 
         def work(connection: sa.Connection) -> int:
             found = self._locked(connection, service, stream)

@@ -15,7 +15,7 @@ from evsync.projections import bookkeeping, leases, parked_rows
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.engines import away
 from evsync.projections.handlers import Handlers
-from evsync.projections.parked_streams import ParkedStreams, SqlParkedStreams
+from evsync.projections.parked_streams import ParkedStreams
 from evsync.projections.parking import ParkedEvent
 from evsync.projections.read_model import (
     Applied,
@@ -123,7 +123,7 @@ class SqlSession:
 
     def parked_streams(self, handlers: Handlers) -> ParkedStreams:
         """See ModelSession."""
-        return SqlParkedStreams(self._claim, handlers, self._database, self._catalog)
+        return ParkedStreams(self._claim, handlers, self._database, self._catalog)
 
     def _apply(
         self,
