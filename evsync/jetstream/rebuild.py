@@ -39,18 +39,26 @@ async def rebuild_stream(
         if not allow_loss:
             await _refuse_loss(log, conn, old)
         await streams.delete(conn, old.name)
+    return await refill(log, conn, 0, head, on_progress)
+
+
+async def refill(log: EventLog, conn: Connection, after: int, head: int, on_progress: Progress) -> StreamReport:
+    """Publish the log's events behind `after`, up to `head`, into its new stream, and read all of that back.
+
+    Raises whatever halts a relay.
+    """
     relay = Relay(log, conn)
     task = asyncio.create_task(relay.run())
     try:
         while relay.confirmed < head or relay.state is RelayState.SYNC:
             if relay.halted is not None:
                 raise relay.halted
-            on_progress(relay.confirmed, head)
+            on_progress(max(relay.confirmed - after, 0), head - after)
             await asyncio.sleep(_TICK_S)
     finally:
         task.cancel()
         await asyncio.wait([task])
-    on_progress(head, head)
+    on_progress(head - after, head - after)
     return await check_stream(log, conn)
 
 

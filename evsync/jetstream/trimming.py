@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from evsync.errors import BrokerRefused, StreamAhead, StreamGone, StreamInconsistent
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.relay import Relay
-from evsync.jetstream.verification import StreamReport, check_stream
+from evsync.jetstream.rebuild import refill
+from evsync.jetstream.verification import StreamReport
 from evsync.ports import EventLog, Progress, unheard
 
 _ATTEMPTS = 5
-_TICK_S = 0.05
 _OPERATORS = ("num_replicas", "max_bytes", "max_age", "max_msgs", "placement", "compression")
 """Settings that are the operator's to choose."""
 
@@ -50,15 +47,4 @@ async def trim_stream(log: EventLog, conn: Connection, position: int, on_progres
                 raise
     else:
         raise StreamInconsistent(f"stream {name} was made anew by a relay each time; stop the relay, and try again")
-    relay = Relay(log, conn)
-    task = asyncio.create_task(relay.run())
-    try:
-        while relay.confirmed < head:
-            if relay.halted is not None:
-                raise relay.halted
-            on_progress(max(relay.confirmed - position, 0), head - position)
-            await asyncio.sleep(_TICK_S)
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    return await check_stream(log, conn)
+    return await refill(log, conn, position, head, on_progress)
