@@ -104,7 +104,7 @@ class Relay:
     """Keeps the stream of one log up to date, for as long as `run()` runs.
 
     `halted` is the error that stopped it, if one did. It goes on by itself when the stream, its settings or the
-    server's limits change (every mend does that), or at once on `resume()`; each time it verifies the stream anew.
+    server's limits change (every mend does that), and verifies the stream anew.
     """
 
     def __init__(self, log: EventLog, conn: Connection, policy: RelayPolicy | None = None) -> None:
@@ -126,7 +126,6 @@ class Relay:
         self._doubt = Doubt()
         self._found: RelayError | None = None
         self._nudge = asyncio.Event()
-        self._resumed = False
         self._wait_s = _SHORTEST_WAIT_S
 
     @property
@@ -138,11 +137,6 @@ class Relay:
         """What it is doing now."""
         head = max(self._head, self.confirmed)
         return RelayStatus(self.state, self._stream, self.confirmed, head, self._reason, self._since)
-
-    def resume(self) -> None:
-        """Try again now, if it is halted or waits for something."""
-        self._resumed = True
-        self._nudge.set()
 
     async def run(self) -> None:
         """Relay until cancelled. Raises nothing else: what goes wrong is waited out, or kept in `halted`."""
@@ -321,18 +315,18 @@ class Relay:
             self._head = await self._log.head()
 
     async def _nudged(self, timeout_s: float) -> None:
-        """Wait for a connection or `resume()`, or until the time has run out."""
+        """Wait for a connection, or until the time has run out."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._nudge.wait()
         self._nudge.clear()
 
     async def _halt(self, error: Exception) -> None:
-        """Stand still until `resume()`, or until something about the stream was changed."""
+        """Stand still until something about the stream was changed."""
         self._enter(RelayState.HALTED)
         self._explain(error, logging.ERROR)
-        self.halted, self._resumed = error, False
-        while not self._resumed:
+        self.halted = error
+        while True:
             await self._nudged(self._policy.look_s)
             with contextlib.suppress(EvsyncError):
                 self._head = await self._log.head()

@@ -34,7 +34,7 @@ class StandIn:
 
     def __init__(self, conn: Connection, identity: LogIdentity) -> None:
         self.conn, self.name = conn, streams.stream_name(identity)
-        self.config = streams.stream_config(identity)
+        self.config, self.created = streams.stream_config(identity), "today"
         self.stored: list[tuple[bytes, bytes, bytes]] = []
         self.twist: Twist = lambda _, answer: json.dumps(answer, separators=(",", ":")).encode()
         self.publishes = 0
@@ -59,7 +59,7 @@ class StandIn:
     def _info(self, _subject: bytes, reply: bytes, _headers: bytes, _body: bytes) -> None:
         last = len(self.stored)
         state = {"messages": last, "first_seq": min(last, 1), "last_seq": last}
-        self._say(reply, {"config": self.config, "created": "today", "state": state})
+        self._say(reply, {"config": self.config, "created": self.created, "state": state})
 
     def _names(self, _subject: bytes, reply: bytes, _headers: bytes, _body: bytes) -> None:
         self._say(reply, {"streams": [self.name]})
@@ -134,8 +134,8 @@ async def test_any_acknowledgement_but_the_exact_one_halts(tmp_path: Path, lie: 
             assert error.values["position"] == at
             assert stream.publishes < at + 16
             published = stream.publishes
-            relay.resume()  # an operator insists: the stream is verified again, and is as it should be
             stream.twist = lambda _, answer: true(answer)
+            stream.created = "tomorrow"  # made anew: it is verified again, and is as it should be
             await caught_up(relay, 100)
             assert stream.publishes > published
 
@@ -260,6 +260,6 @@ async def test_a_refusal_halts_or_is_waited_out_by_its_number(
         stream.twist = lambda _, answer: true(answer)
         if halts:
             assert relay.state is RelayState.HALTED
-            relay.resume()
+            stream.created = "tomorrow"
         await caught_up(relay, 21)
         assert len(stream.stored) == 21
