@@ -59,6 +59,16 @@ def redacted(text: str) -> str:
 class EvsyncError(Exception):
     """The root of everything that evsync raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (type(self), self.args), vars(self)
+
+
+def _made(kind: type[EvsyncError], args: tuple[Any, ...]) -> EvsyncError:
+    """An error that comes from another process: of text and values, not of what its constructor takes."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class Conflict(EvsyncError):
     """Another writer was first. Load the aggregate again and decide again; `execute()` does both."""
@@ -69,9 +79,6 @@ class Conflict(EvsyncError):
             f"stream {stream!r} is at version {actual}, not at version {expected} as this save expected: "
             "another writer was first. Load the aggregate and decide again, or use execute(), which does."
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Conflict, (self.stream, self.expected, self.actual)
 
 
 class SlotMoved(Conflict):
@@ -85,9 +92,6 @@ class SlotMoved(Conflict):
             + (f": it was moved to shard {to!r}" if to else "")
             + ". Nothing was stored. Open the service with the stores of all of its shards: store={…}.",
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SlotMoved, (self.stream, self.slot, self.to)
 
 
 class AcrossShards(EvsyncError):
@@ -103,9 +107,6 @@ class AcrossShards(EvsyncError):
             "Save them one after the other, or give what belongs together ids with the same tag in braces, which alone "
             f"decides the shard, such as {tagged} beside {f'{{{first}}}'!r}."
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return AcrossShards, (self.shards,)
 
 
 class NotFound(EvsyncError):
@@ -209,9 +210,6 @@ class EventTooLarge(EvsyncError):
             )
         super().__init__(text)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return EventTooLarge, (self.event_type, self.stream, self.size_bytes, self.limit_bytes, self.position)
-
 
 class StoreError(EvsyncError):
     """An event store refused or could not do what was asked. Nothing was stored."""
@@ -245,9 +243,6 @@ class BrokerRefused(BrokerError):
         number = f"{code}, err_code {err_code}" if err_code else f"{code}"
         super().__init__(f"the NATS server refused {asked}: {description} ({number})")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BrokerRefused, (self.asked, self.code, self.err_code, self.description)
-
 
 class ServerFailed(BrokerError):
     """The embedded nats-server did not start. The error holds the end of its log."""
@@ -263,9 +258,6 @@ class ArchiveDamaged(ArchiveError):
     def __init__(self, target: str, name: str, what: str) -> None:
         self.target, self.name, self.what = target, name, what
         super().__init__(f"{name} in {target}: {what}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ArchiveDamaged, (self.target, self.name, self.what)
 
 
 class ArchiveIncomplete(ArchiveError):
@@ -285,13 +277,6 @@ class RelayError(EvsyncError):
     def __init__(self, text: str, **values: object) -> None:
         self.values = values
         super().__init__(text)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _relay_error, (type(self), str(self), self.values)
-
-
-def _relay_error(kind: type[RelayError], text: str, values: dict[str, object]) -> RelayError:
-    return kind(text, **values)
 
 
 class StreamMisconfigured(RelayError):
