@@ -217,6 +217,11 @@ class LogIdentity:
         )
 
 
+def service_of(name: str) -> str:
+    """Whose log, or type of events, that is: their names begin with the service's."""
+    return name.partition(".")[0]
+
+
 def incarnation_at(incarnation: str, ancestry: Sequence[Ancestor], number: int) -> str:
     """The incarnation that the event at a position of a log with this ancestry was appended in."""
     return next((a.incarnation for a in ancestry if number <= a.last), incarnation) if ancestry else incarnation

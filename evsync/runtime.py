@@ -49,7 +49,7 @@ from evsync.projections.bookkeeping import version_of
 from evsync.projections.lag import Lags
 from evsync.projections.read_model import DatabaseAway
 from evsync.projections.status import FollowerStatus
-from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag
+from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag, service_of
 from evsync.shards import open_home, open_shards
 from evsync.sources import ServiceSource, StoreSource
 from evsync.stores.group_commit import GroupCommit
@@ -316,7 +316,7 @@ class Runtime:
 
     async def wait(self, after: Position, projections: Sequence[Projection[Any]], timeout_s: float) -> None:
         """See Service.wait."""
-        service = after.log.split(".")[0]
+        service = service_of(after.log)
         chosen = projections or [p for p in self.service.projections if service in p.sources]
         if not chosen:
             raise ConfigurationError(f"no projection of service {self.service.name!r} reads the log of {after}")
@@ -347,7 +347,7 @@ class Runtime:
             if (renewal := self.renewals.get(owner.name)) is not None:
                 await renewal.wait(timeout_s)
         if after is not None:
-            if reading := [p for p in owners if after.log.split(".")[0] in p.sources]:
+            if reading := [p for p in owners if service_of(after.log) in p.sources]:
                 await self.wait(after, reading, timeout_s)
             else:
                 raise ConfigurationError(

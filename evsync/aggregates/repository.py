@@ -181,7 +181,7 @@ class Repository:
             settled = await self._settle(streams) if self._unsettled else None
             changed = {stream: a for stream, a in streams.items() if a.pending_events}
             if not changed and checkpoint is None:
-                return settled or await self._head(names)
+                return settled or await self._home.head(names[0])
             commit = self._decided(changed, tags, new_command(), follower, checkpoint, after)
             try:
                 return await self._commit(commit, changed)
@@ -278,9 +278,6 @@ class Repository:
                     f"two objects of stream {stream!r} in one save: change one object, or save them one after the other"
                 )
         return streams
-
-    async def _head(self, streams: Sequence[str]) -> Position:
-        return await self._home.head(streams[0])
 
     # ---- unknown outcomes
 

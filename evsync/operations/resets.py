@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from evsync.errors import ConfigurationError, Conflict
 from evsync.ports import LogReader
 from evsync.projections import Projection, SqlModel
-from evsync.projections.discovery import service_of
-from evsync.records import Checkpoint, Commit, incarnation_at, new_command
+from evsync.records import Checkpoint, Commit, incarnation_at, new_command, service_of
 from evsync.runtime import Runtime
 
 _BOOKKEEPING = ("evsync_checkpoints", "evsync_leases")

@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from evsync.errors import Conflict, OtherIncarnation
 from evsync.ports import LogReader
 from evsync.projections.batch import digest_of
-from evsync.projections.discovery import service_of
 from evsync.projections.feed import Feed
 from evsync.projections.status import State
-from evsync.records import Checkpoint, StoredEvent
+from evsync.records import Checkpoint, StoredEvent, service_of
 
 ReadCheckpoints = Callable[[str], Awaitable[Sequence[Checkpoint]]]
 """The checkpoints that commits have stored under a follower's name."""

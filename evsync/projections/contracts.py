@@ -82,11 +82,6 @@ class Contract(_Model):
             cls.__event_type__ = type
 
 
-def service_of(pattern: str) -> str:
-    """The service whose events a contract's type names."""
-    return pattern.partition(".")[0]
-
-
 def matches(pattern: str, type: str) -> bool:
     """Whether an event of this type is one that a contract with this type catches."""
     return type.startswith(pattern[:-1]) if pattern.endswith(".*") else type == pattern

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from evsync.ports import LogReader, LogSource
 from evsync.projections.feed import Report, connect
+from evsync.records import service_of
 
 L = TypeVar("L")
 
@@ -85,8 +86,3 @@ class Discovery(Generic[L]):
 
     def _known(self, source: LogSource) -> list[str]:
         return [name for name in self._logs if service_of(name) == source.service]
-
-
-def service_of(log: str) -> str:
-    """Whose log it is."""
-    return log.partition(".")[0]

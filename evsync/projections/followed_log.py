@@ -10,7 +10,7 @@ from evsync.projections.barrier import Applied, Reach, up_to_barrier
 from evsync.projections.batch import check_batch, restored_before
 from evsync.projections.feed import Feed
 from evsync.projections.read_model import Holding
-from evsync.records import Checkpoint, StoredEvent, incarnation_at
+from evsync.records import Checkpoint, StoredEvent, incarnation_at, service_of
 
 QUICK_S = 0.05
 """A batch that was full and took less is followed by a larger one. Where handlers take their time batches stay small,
@@ -22,7 +22,7 @@ class FollowedLog:
 
     def __init__(self, reader: LogReader, batch: int, growth: int) -> None:
         self.name, self._reader = reader.log, reader
-        self.service = reader.log.partition(".")[0]
+        self.service = service_of(reader.log)
         self.feed = Feed(reader, batch, self.report)
         self._batch, self._growth = batch, growth
         self._began, self._size = 0.0, 0

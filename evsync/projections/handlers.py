@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from evsync.errors import ConfigurationError
-from evsync.projections.contracts import Contract, check_contract, matches, service_of
-from evsync.records import is_control
+from evsync.projections.contracts import Contract, check_contract, matches
+from evsync.records import is_control, service_of
 
 Handler = Callable[[Any, Any], Any]
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 
 from evsync.ports import LogReader, LogSource
-from evsync.projections.discovery import service_of
+from evsync.records import service_of
 
 PATIENCE_S = 1.0
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from evsync.ports import LogReader, LogSource
-from evsync.projections.discovery import service_of
 from evsync.projections.status import FollowerStatus, LogStatus
+from evsync.records import service_of
 
 PATIENCE_S = 1.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from evsync.records import Checkpoint, StoredEvent
+from evsync.records import Checkpoint, StoredEvent, service_of
 
 
 class ParkedEvent(NamedTuple):
@@ -24,7 +24,7 @@ class ParkedEvent(NamedTuple):
     @property
     def service(self) -> str:
         """Whose stream it is."""
-        return self.log.partition(".")[0]
+        return service_of(self.log)
 
     @property
     def as_stream(self) -> ParkedStream:

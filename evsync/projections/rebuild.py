@@ -29,7 +29,6 @@ from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
 from evsync.ports import LogSource, Progress, unheard
 from evsync.projections.bookkeeping import exists, version_of
 from evsync.projections.database import ViewsDatabase
-from evsync.projections.discovery import service_of
 from evsync.projections.engines import Place
 from evsync.projections.exchange import ATTACHED, REBUILDER, Exchange, Lost, Shown, placed, reaches, shown_by, sweep
 from evsync.projections.pause import pause_s
@@ -39,6 +38,7 @@ from evsync.projections.runner import BATCH, ProjectionRunner
 from evsync.projections.shadow import Mark, file_of, fingerprint_of, obtain, peek, remove, shadow_place
 from evsync.projections.sql_model import SqlModel
 from evsync.projections.status import FollowerStatus
+from evsync.records import service_of
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from evsync.ports import LogReader, LogSource
 from evsync.projections.barrier import LOOK_S, applied_in, up_to_barrier
 from evsync.projections.batch import apply_batch, blamed, half_of
 from evsync.projections.database import ViewsDatabase
-from evsync.projections.discovery import Discovery, service_of
+from evsync.projections.discovery import Discovery
 from evsync.projections.feed import FATAL
 from evsync.projections.followed_log import FollowedLog
 from evsync.projections.halt import halted_at, parked_at, read_note, write_note
@@ -38,7 +38,7 @@ from evsync.projections.read_model import (
 from evsync.projections.status import FollowerStatus, State, status_of
 from evsync.projections.tenure import Tenure
 from evsync.projections.visibility import Visibility
-from evsync.records import Checkpoint, Position, StoredEvent
+from evsync.records import Checkpoint, Position, StoredEvent, service_of
 
 logger = logging.getLogger("evsync")
 BATCH = 2_000

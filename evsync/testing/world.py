@@ -26,6 +26,7 @@ from evsync.records import (
     encode_meta,
     new_command,
     new_incarnation,
+    service_of,
     to_time_us,
 )
 from evsync.service import Service
@@ -65,7 +66,7 @@ class World:
         Raises ConfigurationError for a service that is here, or that nobody here listens to.
         """
         type = type or fact.__event_type__
-        store = self._absent.get(type.split(".")[0])
+        store = self._absent.get(service_of(type))
         if store is None:
             raise ConfigurationError(
                 f"emit() speaks for services that are not in this world and that somebody here listens to: "
