@@ -14,6 +14,7 @@ from evsync.archive.targets import open_target
 from evsync.errors import ArchiveError, HistoryGone
 from evsync.ports import BackupTarget, LogReader, LogSource
 from evsync.records import Ancestor, StoredEvent
+from evsync.tasks import end_task
 
 log = logging.getLogger("evsync.archive")
 
@@ -121,10 +122,7 @@ class ArchivedReader:
     async def _drop(self) -> None:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            ahead.cancel()
-            await asyncio.wait([ahead])
-            if not ahead.cancelled():
-                ahead.exception()
+            await end_task(ahead)
         self._segments, self._events, self._place = None, [], 0
 
     def _report(self, error: ArchiveError) -> None:

@@ -18,6 +18,7 @@ from nats.errors import Error, StaleConnectionError
 
 from evsync.jetstream.frames import Handler
 from evsync.jetstream.settings import NatsSettings
+from evsync.tasks import end_task
 
 log = logging.getLogger("evsync.jetstream")
 
@@ -127,8 +128,7 @@ class PlainSession:
 
     async def _stop_sending(self) -> None:
         if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.wait([self._sending])
+            await end_task(self._sending)
 
     async def _send(self) -> None:
         try:

@@ -11,6 +11,7 @@ from evsync.jetstream.relay import Relay, RelayState
 from evsync.jetstream.verification import StreamReport, check_stream, holds_same, last_event
 from evsync.ports import EventLog, Progress, unheard
 from evsync.records import StoredEvent
+from evsync.tasks import end_task
 
 _TICK_S = 0.05
 
@@ -56,8 +57,7 @@ async def refill(log: EventLog, conn: Connection, after: int, head: int, on_prog
             on_progress(max(relay.confirmed - after, 0), head - after)
             await asyncio.sleep(_TICK_S)
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end_task(task)
     on_progress(head - after, head - after)
     return await check_stream(log, conn)
 

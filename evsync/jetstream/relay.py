@@ -34,6 +34,7 @@ from evsync.jetstream.streams import StreamState
 from evsync.jetstream.verification import check_state, holds_same, verify
 from evsync.ports import EventLog
 from evsync.records import StoredEvent
+from evsync.tasks import end_task
 
 log = logging.getLogger("evsync.jetstream")
 
@@ -164,8 +165,7 @@ class Relay:
                 self._last = self._flight.confirmed
                 self._flight.close()
                 self._flight = None
-            scrub.cancel()
-            await asyncio.wait([scrub])
+            await end_task(scrub)
 
     async def _sync(self) -> RelayState:
         """Make certain of the stream: after this, its last sequence is the checkpoint."""
@@ -260,10 +260,7 @@ class Relay:
             if flight.fault is None:
                 self._head = await waiting
         finally:
-            waiting.cancel()
-            await asyncio.wait((waiting,))
-            if not waiting.cancelled():
-                waiting.exception()  # seen; where it counts it was raised above
+            await end_task(waiting)
         if flight.fault is not None or self._head > flight.sent:
             return True
         if flight.sent > flight.confirmed:

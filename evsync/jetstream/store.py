@@ -41,6 +41,7 @@ from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, St
 from evsync.sharding.slots import SLOTS, slot_of
 from evsync.stores.plan import key_of, plan
 from evsync.stores.tail import Tail
+from evsync.tasks import end_task
 
 T = TypeVar("T")
 
@@ -192,8 +193,7 @@ class JetStreamStore(MovableSlots):
         self._closed = True
         self._tail.failed(self._closed_error())
         if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.wait([self._poller])
+            await end_task(self._poller)
         async with self._appending:
             self._sender.close()
             self._slots.imports.reads.close()

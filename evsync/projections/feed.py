@@ -10,6 +10,7 @@ from evsync.ports import LogReader, LogSource
 from evsync.projections.batch import restored_before
 from evsync.projections.pause import pause_s
 from evsync.records import StoredEvent, incarnation_at
+from evsync.tasks import end_task
 
 FATAL = (RelayError, WrongStore, ConfigurationError, CodecError)
 """What only a person can mend. Everything else that a source raises is taken to pass, and is asked for again."""
@@ -69,11 +70,7 @@ class Feed:
         """Forget what was read ahead, or kept."""
         ahead, self._ahead, self._kept = self._ahead, None, None
         if ahead is not None:
-            ahead.cancel()
-            # Not `await ahead`: its cancellation could not be told from that of whoever waits here.
-            await asyncio.wait([ahead])
-            if not ahead.cancelled():
-                ahead.exception()
+            await end_task(ahead)
 
     async def close(self) -> None:
         """Stop reading and let go of the log."""

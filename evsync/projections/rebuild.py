@@ -39,6 +39,7 @@ from evsync.projections.shadow import Mark, file_of, fingerprint_of, obtain, pee
 from evsync.projections.sql_model import SqlModel
 from evsync.projections.status import FollowerStatus
 from evsync.records import service_of
+from evsync.tasks import end_task
 
 T = TypeVar("T")
 
@@ -366,8 +367,5 @@ async def _running(runner: ProjectionRunner) -> AsyncIterator[asyncio.Task[None]
     try:
         yield task
     finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
+        await end_task(task)
         await runner.close()

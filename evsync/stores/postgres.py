@@ -36,6 +36,7 @@ from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
 from evsync.stores.postgres_connections import FULL, REFUSED, Connections, settings_of, words
 from evsync.stores.postgres_slots import MovableSlots
 from evsync.stores.tail import Tail
+from evsync.tasks import end_task
 
 logger = logging.getLogger("evsync.stores")
 
@@ -179,8 +180,7 @@ class PostgresStore(MovableSlots):
         self._closed = True
         self._tail.failed(self._closed_error())
         if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait([self._watcher])
+            await end_task(self._watcher)
         async with self._appending:
             if self._writer is not None:
                 await self._writer.close()
