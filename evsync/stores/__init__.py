@@ -29,13 +29,7 @@ async def open_store(
     owns_slots: bool = True,
     slots: int = SLOTS,
 ) -> Store:
-    """The event store of a service's shard at a URL.
-
-        sqlite:///events.db            a file, relative to the working directory
-        sqlite:////var/lib/events.db   a file, absolute
-        memory://                      in this process only, gone when it ends
-        postgresql://user:password@host/database?schema=users
-                                       a schema of its own in a PostgreSQL database (needs evsync[postgres])
+    """The event store of a service's shard at a URL, one of URL_FORMS but the last.
 
     Of a store that is made: `owns_slots`, whether all slots are open in it, as in the first shard of a service, or
     none; `slots`, how many there are. An existing one keeps what it was made with.
