@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -163,3 +164,16 @@ class Point(Aggregate):
     def shift(self, by: int) -> None:
         """Move along."""
         self.x += by
+
+
+class Hoard(Aggregate):
+    """State of a kind that neither a snapshot nor a cache can keep."""
+
+    @event("Begun")
+    def __init__(self) -> None:
+        self.things: dict[str, int] = defaultdict(int)
+
+    @event("Grown")
+    def grow(self) -> None:
+        """One more."""
+        self.things["x"] += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,22 +27,9 @@ from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite import SqliteStore
 from evsync.testing.contracts import LostReply
-from tests.aggregates import Account, Basket, Savings
+from tests.aggregates import Account, Basket, Hoard, Savings
 
 pytestmark = pytest.mark.anyio
-
-
-class Hoard(Aggregate):
-    """State of a kind that cannot be kept."""
-
-    @event("Begun")
-    def __init__(self) -> None:
-        self.things: dict[str, int] = defaultdict(int)
-
-    @event("Grown")
-    def grow(self) -> None:
-        """One more."""
-        self.things["x"] += 1
 
 
 class Twin(Aggregate):

@@ -20,29 +20,15 @@ from evsync.aggregates.repository import Repository
 from evsync.aggregates.snapshots import COMMANDS, SnapshotPolicy, Snapshots, shape_of
 from evsync.codec.events import EventCodec
 from evsync.codec.state import freeze, thaw
-from evsync.domain import Aggregate, event
 from evsync.errors import ConfigurationError, DecodingError, EncodingError, NotFound, OutcomeUnknown
 from evsync.homes import OneStore
 from evsync.records import LogIdentity, Snapshot, new_incarnation
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
 from evsync.stores.sqlite import SqliteStore
-from tests.aggregates import Account, Address, Basket, Card, Colour, Level, Savings
+from tests.aggregates import Account, Address, Basket, Card, Colour, Hoard, Level, Savings
 
 pytestmark = pytest.mark.anyio
-
-
-class Hoard(Aggregate):
-    """State of a kind that no snapshot can hold."""
-
-    @event("Begun")
-    def __init__(self) -> None:
-        self.things: dict[str, int] = defaultdict(int)
-
-    @event("Grown")
-    def grow(self) -> None:
-        """One more."""
-        self.things["x"] += 1
 
 
 CODEC = EventCodec("bank", [Account, Savings, Basket, Hoard])
