@@ -97,12 +97,13 @@ class JetStreamStore(MovableSlots):
         check_name("shard", shard)
         parsed = StoreUrl.parse(url)
         conn = await Connection.open(NatsSettings(parsed.servers, **(files or {})), service)
+
+        async def find() -> StreamState:
+            await conn.ready(patience_s)
+            return await open_stream(conn, service, shard, parsed, create=create, owns_slots=owns_slots, slots=slots)
+
         try:
-            state = await _patiently(
-                patience_s,
-                lambda: _opened(conn, service, shard, parsed, create, owns_slots, slots, patience_s),
-                "nothing was touched",
-            )
+            state = await _patiently(patience_s, find, "nothing was touched")
         except BaseException:
             await conn.close()
             raise
@@ -114,12 +115,12 @@ class JetStreamStore(MovableSlots):
         self.identity: LogIdentity = state.identity
         self.stream = state.name
         self._conn, self._patience_s, self._poll_s = conn, patience_s, poll_s
-        self._replicated = int(state.config.get("num_replicas") or 1) > 1
+        replicas = int(state.config.get("num_replicas") or 1)
+        self._replicated = replicas > 1
         self._form = MessageFormat(self.identity.name)
         self._reads = StreamReads(conn, state.name, self.identity, self._form)
         self._sender = Sender(conn, self._form, state.name)
         self._ends = Ends()
-        replicas = int(state.config.get("num_replicas") or 1)
         self._snapshots = SnapshotStream(conn, self.identity, replicas)
         self._slots = Slots(
             self.identity,
@@ -358,20 +359,6 @@ class JetStreamStore(MovableSlots):
 
     def _unavailable(self, what: str) -> StoreUnavailable:
         return StoreUnavailable(f"the store in stream {self.stream} at {self._conn.settings.shown}: {what}")
-
-
-async def _opened(
-    conn: Connection,
-    service: str,
-    shard: str,
-    url: StoreUrl,
-    create: bool,
-    owns_slots: bool,
-    slots: int,
-    patience_s: float,
-) -> StreamState:
-    await conn.ready(patience_s)
-    return await open_stream(conn, service, shard, url, create=create, owns_slots=owns_slots, slots=slots)
 
 
 async def _patiently(patience_s: float, question: Callable[[], Awaitable[T]], aside: str) -> T:
