@@ -26,6 +26,14 @@ async def open_shards(
     """
     if not urls:
         raise ConfigurationError(f"service {service!r} has no shards: store={{}} names none")
+
+    async def opened(shard: str, *, create: bool, owns_slots: bool = True, slots: int = SLOTS) -> Store:
+        store = await open_store(
+            urls[shard], service=service, shard=shard, create=create, owns_slots=owns_slots, slots=slots
+        )
+        stack.push_async_callback(store.close)
+        return store
+
     found: dict[str, Store] = {}
     missing: list[str] = []
     in_memory = [shard for shard, url in urls.items() if url.partition(":")[0] == "memory"]
@@ -34,12 +42,12 @@ async def open_shards(
             f"service {service!r}: shard {in_memory[0]!r} is in memory, and others are not: slots that lie in it would "
             "be gone with the process, and the others could not be opened without them. Use memory:// for all or none"
         )
-    for shard, url in urls.items():
+    for shard in urls:
         if in_memory:
             missing.append(shard)  # it is always a new one
             continue
         try:
-            found[shard] = await _open(url, service, shard, stack, create=False)
+            found[shard] = await opened(shard, create=False)
         except StoreUnavailable:
             if not create:
                 raise
@@ -49,7 +57,7 @@ async def open_shards(
     if missing and router is not None:  # before anything is made
         check_fits(router, urls, slots)
     for shard in missing:
-        found[shard] = await _open(urls[shard], service, shard, stack, create=True, owns_slots=not found, slots=slots)
+        found[shard] = await opened(shard, create=True, owns_slots=not found, slots=slots)
     stores = {shard: found[shard] for shard in urls}
     one_number_of_slots(list(stores.values()))
     return stores
@@ -103,18 +111,3 @@ def check_fits(router: Router, shards: Collection[str], slots: int) -> None:
             f"the router has {router.slots} slots, and the service's stores have {slots}: the number is chosen once, "
             "when the stores are made"
         )
-
-
-async def _open(
-    url: str,
-    service: str,
-    shard: str,
-    stack: AsyncExitStack,
-    *,
-    create: bool,
-    owns_slots: bool = True,
-    slots: int = SLOTS,
-) -> Store:
-    store = await open_store(url, service=service, shard=shard, create=create, owns_slots=owns_slots, slots=slots)
-    stack.push_async_callback(store.close)
-    return store
