@@ -43,7 +43,7 @@ def test_a_process_killed_again_and_again_while_it_catches_up_applies_each_event
 
 def test_a_projection_started_twice_is_applied_once_and_survives_the_one_that_is_killed(workers: Workers) -> None:
     """Both begin on an empty directory at the same moment and share the work; who is left takes the rest over."""
-    both = [workers.start(pace_ms=2), workers.start(pace_ms=2)]
+    both = [workers.start(pace_ms=8), workers.start(pace_ms=8)]
     until(lambda: sorted(workers.shares().values()) == [8, 8] and workers.position() > EVENTS // 50)
     both[0].kill()
     both[0].wait()
