@@ -49,18 +49,19 @@ async def last_of(conn: Connection, log: SqliteStore) -> int:
 
 @asynccontextmanager
 async def saving(log: SqliteStore) -> AsyncIterator[None]:
-    """Commits of up to 30 events, one after the other, for as long as the block runs."""
+    """Commits of up to 30 events, one after the other, for as long as the block runs; the last one is stored then."""
+    ended = asyncio.Event()
 
     async def keep_saving() -> None:
-        while True:
+        while not ended.is_set():
             await save(log, random.randint(1, 30), stream=f"user-{random.randrange(50)}")
 
     task = asyncio.create_task(keep_saving())
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        ended.set()
+        await task
 
 
 async def grows(conn: Connection, log: SqliteStore, by: int) -> None:
