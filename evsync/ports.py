@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from evsync.errors import Conflict
 from evsync.records import (
+    OWN_STREAMS,
     Ancestor,
     Change,
     Checkpoint,
@@ -123,6 +124,51 @@ class EventLog(Protocol):
     async def wait(self, after: int, timeout_s: float) -> int:
         """The head, as soon as it is beyond `after`, or when the time has run out. Woken by appends of this process at
         once, of others within a poll."""
+        ...
+
+
+class Share(NamedTuple):
+    """Some of the groups of a log's slots: those that one worker has."""
+
+    groups: frozenset[int]
+    of: int
+    """How many groups there are: a slot is in group slot mod `of`."""
+
+    def serves(self, other: Share | None) -> bool:
+        """Whether another share, or that of one who has all groups, is part of this one."""
+        return other is not None and other.of == self.of and other.groups <= self.groups
+
+
+class Stretch(NamedTuple):
+    """What stands behind a position of a log, whole commits, as far as it was asked for."""
+
+    events: Sequence[StoredEvent]
+    """In their order. The last one is always that at the stretch's end, whoever it is for."""
+    left_out: int = 0
+    """How many more there are: of other groups. Where there are any, no event of the stretch is evsync's own."""
+    share: Share | None = None
+    """Whose events are all there; None: everybody's."""
+
+    def cut_to(self, share: Share) -> Stretch:
+        """What is left of a whole stretch for a share: how ReadsShares is implemented where nothing is gained by it."""
+        events = self.events
+        if any(e.stream.startswith(OWN_STREAMS) for e in events):
+            return self
+        kept = [e for e in events if e.slot % share.of in share.groups or e is events[-1]]
+        return Stretch(kept, len(events) - len(kept), share)
+
+
+@runtime_checkable
+class ReadsShares(Protocol):
+    """A log, or a reader of one, that can leave out what a worker would only pass over: before it is fetched."""
+
+    async def read_share(self, after: int, limit: int, share: Share) -> Stretch:
+        """What stands behind position `after`, about `limit` events long, with what is left out. Does not wait.
+
+        Empty at the end of the log, and where one of evsync's own events is next, or something is missing: then `read`
+        says what is there. Laws: each position up to that of the last event is given or counted as left out, one by
+        one; and from a stretch with an event of evsync's own nothing is left out.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from evsync.errors import BEGIN_ANEW, OtherIncarnation, StoreUnavailable, WrongStore
 from evsync.opening import open_store
-from evsync.ports import EventLog, LogReader, Store
+from evsync.ports import EventLog, LogReader, ReadsShares, Share, Store, Stretch
 from evsync.records import Ancestor, StoredEvent
 from evsync.sharding.truth import check_all_there
 
@@ -54,6 +54,13 @@ class StoreReader:
             if head > after:
                 events = await log.read(after, limit)
         return events
+
+    async def read_share(self, after: int, limit: int, share: Share) -> Stretch:
+        """See ReadsShares: as much as the store leaves out."""
+        if not isinstance(log := self._log_now(), ReadsShares):
+            return Stretch(())
+        self._identity = log.identity
+        return await log.read_share(after, limit, share)
 
     async def head(self) -> int | None:
         """The head of the log; None while it is not open."""

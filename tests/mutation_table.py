@@ -646,7 +646,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "A gap or another history stops before anything is applied",
         "evsync/projections/batch.py", "gaps are not looked for",
-        "if first > after + 1 or last - first != len(events) - 1:", "if False:",
+        "if begin > after + 1 or last - begin + 1 != len(events) + left_out:", "if False:",
         "tests/integration/test_projection_runner.py::TestSources::test_a_gap_or_another_history_stops_before_anything_is_applied",
     ),
     _break(
@@ -654,6 +654,30 @@ MUTATIONS: tuple[Mutation, ...] = (
         "evsync/projections/batch.py", "another incarnation is gone on with",
         "            raise other_incarnation(log, after, known, event.incarnation)\n", "",
         "tests/integration/test_projection_runner.py::TestSources::test_a_gap_or_another_history_stops_before_anything_is_applied",
+    ),
+    _break(
+        "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
+        "evsync/projections/followed_log.py", "a batch is applied for groups that it was not read for",
+        "and (share is None or self.checkpoints.keys() <= share.groups)", "",
+        "tests/unit/test_projection_feed.py::test_what_was_read_for_the_groups_of_before_is_not_applied_to_those_of_now",
+    ),
+    _break(
+        "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
+        "evsync/projections/feed.py", "what was read ahead for fewer groups is used",
+        "return share is None or share.serves(self.share)", "return True",
+        "tests/unit/test_projection_feed.py::test_what_was_read_ahead_for_fewer_groups_is_read_anew",
+    ),
+    _break(
+        "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
+        "evsync/stores/shares.py", "what is neither given nor counted is passed over",
+        " if len(events) + others == end - after else Stretch(())", "",
+        "tests/integration/test_archive_trim.py::test_every_read_of_a_trimmed_log_is_whole",
+    ),
+    _break(
+        "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
+        "evsync/stores/sqlite_statements.py", "evsync's own events are left out",
+        "WHERE stream >= ?3 AND stream < ?4 AND +position > ?1", "WHERE false",
+        "tests/contracts/test_sqlite.py::TestSqliteStore::test_what_is_read_for_a_share_of_the_groups_has_all_of_it",
     ),
     _break(
         "Each event takes effect once",

@@ -15,7 +15,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from evsync.codec.values import pack, unpack
-from evsync.ports import LogReader
+from evsync.ports import LogReader, Share, Stretch
 from evsync.projections import Contract, Event, Projection, SqlModel, Tables
 from evsync.records import Ancestor, StoredEvent, event_id
 from evsync.sharding.slots import slot_of
@@ -138,6 +138,10 @@ class ListReader:
         if len(source.events) <= after:
             return []
         return source.events[source.again(after) : after + max(1, source.cut(limit))]
+
+    async def read_share(self, after: int, limit: int, share: Share) -> Stretch:
+        events = [e for e in await self.read(after, limit, 0.0) if e.position > after]
+        return Stretch(events).cut_to(share) if events else Stretch(())
 
     async def head(self) -> int | None:
         return len(self._source.events)

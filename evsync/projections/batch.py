@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -42,17 +43,19 @@ def _share(content: bytes) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredEvent]) -> None:
+def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredEvent], left_out: int = 0) -> None:
     """Raise unless a batch continues a log behind position `after`: without a gap, and in the same history.
 
-    It may begin earlier: what is known already is skipped. It may pass a restore of the log, if that was to a position
-    that was not passed yet: then the next event says so (see evsync.restores). Raises StreamHole, OtherIncarnation.
+    Of other groups so many were `left_out`. If none, it may begin earlier: what is known already is skipped. It may
+    pass a restore of the log, if that was to a position that was not passed yet: then the next event says so (see
+    evsync.restores). Raises StreamHole, OtherIncarnation.
     """
     first, last = events[0].position, events[-1].position
-    if first > after + 1 or last - first != len(events) - 1:
+    begin = after + 1 if left_out else first
+    if begin > after + 1 or last - begin + 1 != len(events) + left_out:
         raise StreamHole(
-            f"log {log!r} was to go on behind position {after}, and its source gave {len(events)} events at "
-            f"{first}..{last}: at least one event is missing, so nothing was applied. If it is read from JetStream, "
+            f"log {log!r} was to go on behind position {after}, and its source gave {len(events) + left_out} events at "
+            f"{begin}..{last}: at least one event is missing, so nothing was applied. If it is read from JetStream, "
             "check the stream with `evsync stream check`."
         )
     known = incarnation or events[0].incarnation
@@ -66,8 +69,19 @@ def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredE
 
 def half_of(events: Sequence[StoredEvent], after: int) -> Sequence[StoredEvent]:
     """About the first half of what is behind position `after`, in whole commits; [] when that is one commit only."""
-    ends = [n for n, e in enumerate(events, 1) if e.position > after and e.remaining == 0]
+    # The event at a commit's end may have been left out: it has ended where the next event lies beyond it.
+    beyond = [*(e.position for e in events[1:]), sys.maxsize]
+    ends = [
+        n
+        for n, (e, later) in enumerate(zip(events, beyond, strict=True), 1)
+        if after < e.position < later - e.remaining
+    ]
     return events[: ends[(len(ends) - 1) // 2]] if len(ends) > 1 else []
+
+
+def end_of(event: StoredEvent) -> StoredEvent:
+    """What stands at the end of an event's commit, as far as a checkpoint needs it."""
+    return event._replace(position=event.position + event.remaining, remaining=0) if event.remaining else event
 
 
 def restored_before(log: str, position: int, known: str, found: str, ancestry: Sequence[Ancestor]) -> OtherIncarnation:

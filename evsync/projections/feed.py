@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
-from evsync.ports import LogReader, LogSource
+from evsync.ports import LogReader, LogSource, ReadsShares, Share, Stretch
 from evsync.projections.batch import restored_before
 from evsync.projections.pause import pause_s
-from evsync.records import StoredEvent, incarnation_at
+from evsync.records import incarnation_at
 from evsync.tasks import end_task
 
 FATAL = (RelayError, WrongStore, ConfigurationError, CodecError)
 """What only a person can mend. Everything else that a source raises is taken to pass, and is asked for again."""
+
+WIDEST = 16
+"""How many times as long a stretch may be for a worker that needs little of it."""
 
 Report = Callable[[str | None], None]
 """Is told what stands in the way of reading, or None when nothing does."""
@@ -26,12 +29,21 @@ class Feed:
         self._reader, self._report = reader, report
         self.limit = limit
         """About how many events are read at a time."""
-        self._ahead: asyncio.Task[list[StoredEvent]] | None = None
-        self._ahead_after = 0
-        self._kept: tuple[int, list[StoredEvent]] | None = None
+        self.share: Share | None = None
+        """Whose events are needed; None: everybody's. A hint, as not every log can leave others' out."""
+        self._width = 1.0
+        """How long a stretch was for each of its events, where others were left out."""
+        self._ahead: asyncio.Task[Stretch] | None = None
+        self._ahead_of: tuple[int, Share | None] = 0, None
+        self._kept: tuple[int, Stretch] | None = None
 
-    async def next(self, after: int, incarnation: str, timeout_s: float) -> list[StoredEvent]:
-        """The events behind position `after`; [] when none came in time. Trouble that passes is waited out.
+    @property
+    def span(self) -> int:
+        """About how long a stretch is read at a time: so that `limit` of its events are of the share."""
+        return self.limit if self.share is None else int(self.limit * self._width)
+
+    async def next(self, after: int, incarnation: str, timeout_s: float) -> Stretch:
+        """What stands behind position `after`; empty when nothing came in time. Trouble that passes is waited out.
 
         `incarnation` is that of what was applied, "" for nothing. Raises OtherIncarnation, and what is FATAL.
         """
@@ -39,7 +51,7 @@ class Feed:
         while True:
             self._check(after, incarnation)
             try:
-                events = await self._read(after, timeout_s)
+                found = await self._read(after, timeout_s)
             except FATAL:
                 raise
             except Exception as e:
@@ -49,22 +61,22 @@ class Feed:
             else:
                 if failures:
                     self._report(None)
-                return events
+                return found
 
-    async def now(self, after: int, incarnation: str, limit: int | None) -> list[StoredEvent]:
+    async def now(self, after: int, incarnation: str, limit: int | None) -> Stretch:
         """What is there behind `after`, without waiting and without second attempts."""
         self._check(after, incarnation)
         await self.drop()
-        return await self._reader.read(after, limit or self.limit, 0.0)
+        return await self._ask(self.share, after, limit or self.span, 0.0)
 
     def read_ahead(self, after: int, timeout_s: float) -> None:
         """Begin to read what the next call of `next` will probably ask for."""
-        self._ahead = asyncio.create_task(self._reader.read(after, self.limit, timeout_s))
-        self._ahead_after = after
+        self._ahead = asyncio.create_task(self._ask(self.share, after, self.span, timeout_s))
+        self._ahead_of = after, self.share
 
-    def keep(self, after: int, events: list[StoredEvent]) -> None:
-        """Give these once more, without reading them again, if `next` is called for the same place."""
-        self._kept = after, events
+    def keep(self, after: int, stretch: Stretch) -> None:
+        """Give this once more, without reading it again, if `next` is called for the same place."""
+        self._kept = after, stretch
 
     async def drop(self) -> None:
         """Forget what was read ahead, or kept."""
@@ -77,15 +89,27 @@ class Feed:
         await self.drop()
         await self._reader.close()
 
-    async def _read(self, after: int, timeout_s: float) -> list[StoredEvent]:
+    async def _read(self, after: int, timeout_s: float) -> Stretch:
         kept, self._kept = self._kept, None
-        if kept is not None and kept[0] == after:
+        if kept is not None and kept[0] == after and self._serves(kept[1].share):
             return kept[1]
-        if self._ahead is not None and self._ahead_after == after:
+        if self._ahead is not None and self._ahead_of[0] == after and self._serves(self._ahead_of[1]):
             ahead, self._ahead = self._ahead, None
             return await ahead
         await self.drop()
-        return await self._reader.read(after, self.limit, timeout_s)
+        return await self._ask(self.share, after, self.span, timeout_s)
+
+    def _serves(self, share: Share | None) -> bool:
+        return share is None or share.serves(self.share)
+
+    async def _ask(self, share: Share | None, after: int, span: int, timeout_s: float) -> Stretch:
+        reader = self._reader
+        if share is not None and isinstance(reader, ReadsShares):
+            found = await reader.read_share(after, span, share)
+            if found.events:
+                self._width = min((found.events[-1].position - after) / len(found.events), WIDEST)
+                return found
+        return Stretch(await reader.read(after, min(span, self.limit), timeout_s))
 
     def _check(self, after: int, incarnation: str) -> None:
         """Raise unless what was applied is part of the log as it is now: of its incarnation, or of an ancestor's part

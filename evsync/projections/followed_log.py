@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from evsync.ports import LogReader
+from evsync.ports import LogReader, Share, Stretch
 from evsync.projections.barrier import Applied, Reach, up_to_barrier
 from evsync.projections.batch import check_batch, restored_before
 from evsync.projections.feed import Feed
 from evsync.projections.read_model import Holding
-from evsync.records import Checkpoint, StoredEvent, incarnation_at, service_of
+from evsync.records import Checkpoint, incarnation_at, service_of
 
 QUICK_S = 0.05
 """A batch that was full and took less is followed by a larger one. Where handlers take their time batches stay small,
 so that others need not wait."""
+NEARLY = 0.9
+"""Where events are left out, a stretch may turn out a little shorter than it would be to be as full as the last one."""
 
 
 class FollowedLog:
     """What a runner knows of one of its logs while it holds groups of the projection."""
 
-    def __init__(self, reader: LogReader, batch: int, growth: int) -> None:
+    def __init__(self, reader: LogReader, batch: int, growth: int, groups: int) -> None:
+        """`groups` is how many the projection has."""
         self.name, self._reader = reader.log, reader
         self.service = service_of(reader.log)
         self.feed = Feed(reader, batch, self.report)
-        self._batch, self._growth = batch, growth
-        self._began, self._size = 0.0, 0
-        """When the batch under way was begun, and how many events are in it."""
+        self._batch, self._growth, self._groups = batch, growth, groups
+        self._began = 0.0
+        """When the batch under way was begun."""
         self.checkpoints: dict[int, Checkpoint] = {}
         """By group, of the groups that are held."""
         self.reason: str | None = None
@@ -60,13 +63,18 @@ class FollowedLog:
         now = self._reader.incarnation
         return None if now is None else incarnation_at(now, self._reader.ancestry, number)
 
-    def check(self, events: Sequence[StoredEvent]) -> None:
+    def fits(self, after: int, stretch: Stretch) -> bool:
+        """Whether what was read behind `after` is still what comes next: groups may have been taken since."""
+        share = stretch.share
+        return self.position == after and (share is None or self.checkpoints.keys() <= share.groups)
+
+    def check(self, stretch: Stretch) -> None:
         """Raise unless a batch goes on where the groups are: see `check_batch`, for the one that is furthest behind.
 
         OtherIncarnation too for one that is farther than the log was restored to, though others are not.
         """
-        self._began, self._size = time.monotonic(), len(events)
-        check_batch(self.name, self.position, self.incarnation, events)
+        self._began = time.monotonic()
+        check_batch(self.name, self.position, self.incarnation, stretch.events, stretch.left_out)
         for c in self.checkpoints.values():
             if c.incarnation and self.incarnation_of(c.position) not in (None, c.incarnation):
                 reader = self._reader
@@ -86,34 +94,41 @@ class FollowedLog:
             else stored.get(group) or Checkpoint(self.name, group, "", 0)
             for group, token in holding.tokens.items()
         }
-        self._tokens = holding.tokens
+        self._tokens, held = holding.tokens, frozenset(holding.tokens)
+        self.feed.share = Share(held, self._groups) if len(held) < self._groups else None
         self.rewound = self.rewound or self.position < before
 
     def forget(self) -> None:
         """Of whatever is held from now on, this object knows nothing better, whatever its token."""
         self._tokens = {}
 
-    async def next(self, applied: Applied, timeout_s: float) -> Reach:
+    async def next(self, applied: Applied, timeout_s: float) -> tuple[Stretch, Reach]:
         """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
         after = self.position
-        events = await self.feed.next(after, self.incarnation, timeout_s)
-        reach = up_to_barrier(events, applied)
+        stretch = await self.feed.next(after, self.incarnation, timeout_s)
+        reach = up_to_barrier(stretch.events, applied)
         if reach.barrier is not None and not reach.events:
             self.reason = str(reach.barrier)
-            self.feed.keep(after, events)
+            self.feed.keep(after, stretch)
         elif reach.events and reach.barrier is None:
             self.feed.read_ahead(reach.events[-1].position, timeout_s)
-        return reach
+        return stretch._replace(events=reach.events), reach
+
+    async def now(self, applied: Applied, limit: int | None) -> tuple[Stretch, Reach]:
+        """The same, of what is there, and without reading ahead."""
+        stretch = await self.feed.now(self.position, self.incarnation, limit)
+        reach = up_to_barrier(stretch.events, applied)
+        return stretch._replace(events=reach.events), reach
 
     def moved(self, checkpoints: Iterable[Checkpoint], *, lasting: bool) -> None:
         """A batch was applied, and these are the checkpoints now. `lasting`: see ModelSession."""
-        self.checkpoints = {c.group: c for c in checkpoints}
+        begin, self.checkpoints = self.position, {c.group: c for c in checkpoints}
         if lasting:
             self.condemned = self.due
         self.failures, self.reason = 0, None
         if time.monotonic() - self._began > QUICK_S:
             self.feed.limit = max(self.feed.limit // 2, self._batch)
-        elif self._size >= self.feed.limit:
+        elif self.position - begin >= NEARLY * self.feed.span:
             self.feed.limit = min(self.feed.limit * 2, self._batch * self._growth)
         if self.position >= self.culprit:
             self.attempts = self.culprit = 0

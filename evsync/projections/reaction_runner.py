@@ -128,8 +128,8 @@ class ReactionRunner:
         try:
             await self._discovery.find()
             for found in [self._logs[log]] if log is not None else self._logs.values():
-                events = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
-                ready, _, further = up_to_barrier(events, self._answered)
+                stretch = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
+                ready, _, further = up_to_barrier(stretch.events, self._answered)
                 self._discovery.named(further)
                 if ready:
                     if not await self._answer_all(found, ready):
@@ -231,18 +231,18 @@ class ReactionRunner:
             while True:
                 # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
                 patience_s = SETTLE_S if log.unstored else IDLE_S
-                events = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
-                ready, barrier, further = up_to_barrier(events, self._answered)
+                stretch = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
+                ready, barrier, further = up_to_barrier(stretch.events, self._answered)
                 self._discovery.named(further)
                 if ready:
                     if barrier is None:
-                        log.feed.read_ahead(events[-1].position, SETTLE_S)
+                        log.feed.read_ahead(ready[-1].position, SETTLE_S)
                     done = await self._answer_all(log, ready)
                 else:
                     done = await self._store(log)
                     if barrier is not None:
                         log.reason = str(barrier)
-                        log.feed.keep(log.seen.position, events)
+                        log.feed.keep(log.seen.position, stretch)
                         await asyncio.sleep(LOOK_S)
                 if not done:
                     await self._recover(log)

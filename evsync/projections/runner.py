@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from evsync.errors import ConfigurationError, EvsyncError, NotVisible, StoreUnavailable
-from evsync.ports import LogReader, LogSource
-from evsync.projections.barrier import LOOK_S, applied_in, up_to_barrier
-from evsync.projections.batch import apply_batch, blamed, half_of
+from evsync.ports import LogReader, LogSource, Stretch
+from evsync.projections.barrier import LOOK_S, applied_in
+from evsync.projections.batch import apply_batch, blamed, end_of, half_of
 from evsync.projections.database import ViewsDatabase
 from evsync.projections.discovery import Discovery
 from evsync.projections.feed import FATAL
@@ -225,10 +225,9 @@ class ProjectionRunner:
                 return False
             for found in [self._logs[log]] if log is not None else self._logs.values():
                 position = found.position
-                events = await found.feed.now(position, found.incarnation, limit)
-                ready, _, further = up_to_barrier(events, self._applied)
-                self._discovery.named(further)
-                if ready:
+                ready, reach = await found.now(self._applied, limit)
+                self._discovery.named(reach.further)
+                if ready.events:
                     await self._attempt(found, position, ready)
                     return True
         except FATAL as e:
@@ -316,7 +315,7 @@ class ProjectionRunner:
 
     async def _begin(self, readers: Sequence[LogReader]) -> None:
         for reader in readers:
-            self._tenure.add(FollowedLog(reader, self._batch, self._session.growth))
+            self._tenure.add(FollowedLog(reader, self._batch, self._session.growth, self.projection.groups))
 
     def _report(self, reason: str | None) -> None:
         self._reason = reason
@@ -329,12 +328,12 @@ class ProjectionRunner:
         try:
             while True:
                 position, log.rewound = log.position, False
-                ready, barrier, further = await log.next(self._applied, IDLE_S)
-                self._discovery.named(further)
-                if ready and not await self._attempt(log, position, ready):
+                ready, reach = await log.next(self._applied, IDLE_S)
+                self._discovery.named(reach.further)
+                if ready.events and not await self._attempt(log, position, ready):
                     logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
                     await asyncio.sleep(pause_s(log.failures))
-                elif barrier is not None and not ready:
+                elif reach.barrier is not None and not ready.events:
                     await asyncio.sleep(LOOK_S)
         except FATAL as e:
             await self._halt(log, e)
@@ -342,7 +341,7 @@ class ProjectionRunner:
         finally:
             await log.feed.drop()
 
-    async def _attempt(self, log: FollowedLog, after: int, events: Sequence[StoredEvent]) -> bool:
+    async def _attempt(self, log: FollowedLog, after: int, stretch: Stretch) -> bool:
         """Apply once what was read behind position `after`. False when it failed and is to be tried again.
 
         Raises _Stop when this worker's work has ended, and what is FATAL.
@@ -352,9 +351,10 @@ class ProjectionRunner:
                 if self._tenure.holding is None or self.halted is not None:
                     raise _Stop
                 holding = await self._tenure.ascertain()
-                if log.position == after:  # else what is held has changed meanwhile: read from there
+                if log.fits(after, stretch):  # else what is held has changed meanwhile: read what that needs
+                    log.check(stretch)
                     with self._tenure.doubt():
-                        await self._apply(holding, log, events)
+                        await self._apply(holding, log, stretch.events, stretch.events[-1])
             except Fenced as e:
                 self._fenced(e)
             except DatabaseAway as e:
@@ -377,8 +377,7 @@ class ProjectionRunner:
             raise _Stop from problem
         return False
 
-    async def _apply(self, holding: Holding, log: FollowedLog, events: Sequence[StoredEvent]) -> None:
-        log.check(events)
+    async def _apply(self, holding: Holding, log: FollowedLog, events: Sequence[StoredEvent], end: StoredEvent) -> None:
         handlers, groups = self.projection.handlers, self.projection.groups
         kept, parked = set_aside(
             log.name, events, log.checkpoints, groups,
@@ -387,7 +386,7 @@ class ProjectionRunner:
         moved: list[Checkpoint] = []
 
         def work(state: Any, settle: Settle | None) -> Applied:
-            moved[:] = apply_batch(handlers, log.name, kept, log.checkpoints, groups, state, settle, events[-1])
+            moved[:] = apply_batch(handlers, log.name, kept, log.checkpoints, groups, state, settle, end)
             return Applied(moved, parked)
 
         try:
@@ -398,7 +397,7 @@ class ProjectionRunner:
                 await self._session.apply(holding, log.checkpoints.values(), work, one_by_one=True)
             except GatheredFailed as e:  # at the very end: only a smaller batch can tell which event is to blame
                 if half := half_of(events, log.position):
-                    await self._apply(holding, log, half)
+                    await self._apply(holding, log, half, end_of(half[-1]))
                     return
                 raise blamed(kept, log.checkpoints, handlers, groups, str(e)) from e
         self._tenure.park(p.as_stream for p in parked)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 
 from evsync.errors import Conflict, StoreUnavailable
-from evsync.ports import Arrived, Capabilities, SlotSize
+from evsync.ports import Arrived, Capabilities, Share, SlotSize, Stretch
 from evsync.records import (
     OWN_STREAMS,
     SLOTS_STREAM,
@@ -98,6 +98,10 @@ class MemoryStore(Steps):
             end = events[-1].position
             events += self._log[end : end + remaining]
         return events
+
+    async def read_share(self, after: int, limit: int, share: Share) -> Stretch:
+        """See ReadsShares."""
+        return Stretch(await self.read(after, limit)).cut_to(share)
 
     async def wait(self, after: int, timeout_s: float) -> int:
         """The head, as soon as it is beyond `after`, or when the time has run out."""

@@ -24,7 +24,7 @@ from evsync.errors import (
     StoreUnavailable,
 )
 from evsync.inspection import StoreFacts, Unreadable
-from evsync.ports import Capabilities
+from evsync.ports import Capabilities, Share
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import postgres_inspection as inspection
@@ -35,15 +35,35 @@ from evsync.stores.plan import CheckpointKey, key_of, plan
 from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
 from evsync.stores.postgres_connections import FULL, REFUSED, Connections, settings_of, words
 from evsync.stores.postgres_slots import MovableSlots
+from evsync.stores.shares import OWN_RANGE, ReadsByShare
 from evsync.stores.tail import Tail
 from evsync.tasks import end_task
 
 logger = logging.getLogger("evsync.stores")
 
+_READ_SHARE = f"""
+    WITH stretch AS (
+        SELECT position + remaining AS until FROM {{schema}}.events
+        WHERE position > %(after)s AND position <= %(until)s AND position + remaining < coalesce((
+            SELECT min(position + 0) FROM {{schema}}.events
+            WHERE stream >= %(own)s AND stream < %(beyond)s AND position > %(after)s
+        ), {2**63 - 1})
+        ORDER BY position DESC LIMIT 1
+    )
+    SELECT {tables.COLUMNS} FROM {{schema}}.events
+    WHERE position > %(after)s AND position <= (SELECT until FROM stretch)
+        AND (slot %% %(of)s = ANY (%(groups)s) OR position = (SELECT until FROM stretch))
+    ORDER BY position
+"""
+"""Up to evsync's own events, which are few: `+ 0` keeps the server from looking for the first of them by position."""
+_COUNT_OTHERS = """
+    SELECT count(*) FROM {schema}.events
+    WHERE position > %(after)s AND position < %(end)s AND NOT slot %% %(of)s = ANY (%(groups)s)
+"""
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
 
 
-class PostgresStore(MovableSlots):
+class PostgresStore(ReadsByShare, MovableSlots):
     """An EventStore and EventLog in one schema of a PostgreSQL database. Made by `open`.
 
     One connection appends, a group of commits in one round trip; a few others read; one listens. Connections that break
@@ -200,6 +220,15 @@ class PostgresStore(MovableSlots):
             rows += await self._rows(self._read_log, (rows[-1].position, remaining))
         return rows
 
+    async def _of_share(self, after: int, limit: int, share: Share) -> list[StoredEvent]:
+        first, beyond = OWN_RANGE
+        bounds = {"after": after, "until": after + limit, "own": first, "beyond": beyond, **_terms(share)}
+        return await self._rows(self._sql(_READ_SHARE), bounds)
+
+    async def _others(self, after: int, end: int, share: Share) -> int:
+        ((count,),) = await self._fetch(self._sql(_COUNT_OTHERS), {"after": after, "end": end, **_terms(share)})
+        return int(count)
+
     async def wait(self, after: int, timeout_s: float) -> int:
         """The head, as soon as it is beyond `after`, or when the time has run out.
 
@@ -249,7 +278,7 @@ class PostgresStore(MovableSlots):
 
     # ---- reading
 
-    async def _rows(self, query: sql.Composed, parameters: tuple[Any, ...]) -> list[StoredEvent]:
+    async def _rows(self, query: sql.Composed, parameters: Any) -> list[StoredEvent]:
         return list(map(as_stored_event, await self._fetch(query, parameters)))
 
     async def _fetch(self, query: sql.Composed, parameters: Any) -> list[tuple[Any, ...]]:
@@ -341,3 +370,7 @@ class PostgresStore(MovableSlots):
 
     def _closed_error(self) -> StoreUnavailable:
         return StoreUnavailable(f"the store in {self._database.where} is closed; nothing was stored")
+
+
+def _terms(share: Share) -> dict[str, Any]:
+    return {"of": share.of, "groups": list(share.groups)}

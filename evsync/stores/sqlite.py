@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
 from evsync.inspection import StoreFacts, Unreadable
-from evsync.ports import Capabilities
+from evsync.ports import Capabilities, Share
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores import sqlite_inspection as inspection
@@ -34,6 +34,7 @@ from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.checkpoint_rows import from_row
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
+from evsync.stores.shares import OWN_RANGE, ReadsByShare
 from evsync.stores.sqlite_errors import BUSY, FAILURES, is_busy, primary_code, translated
 from evsync.stores.sqlite_movable import MovableSlots, file_id
 from evsync.stores.sqlite_pace import Pace
@@ -47,7 +48,7 @@ ROWS_PER_READ = 512
 READ_THREADS = 2
 
 
-class SqliteStore(MovableSlots):
+class SqliteStore(ReadsByShare, MovableSlots):
     """An EventStore and EventLog in one SQLite file (write-ahead log, fsync at each commit).
 
     Made by `open`. Belongs to the event loop it was opened in. Any number of processes of one machine may have the
@@ -265,6 +266,15 @@ class SqliteStore(MovableSlots):
         if rows and (remaining := rows[-1].remaining):
             rows += map(as_stored_event, await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining))
         return rows
+
+    async def _of_share(self, after: int, limit: int, share: Share) -> list[StoredEvent]:
+        end = await self._fetch(statements.END_OF_STRETCH, (after, after + limit, *OWN_RANGE))
+        read = statements.read_share(share)
+        return list(map(as_stored_event, await self._rows(read, 0, after, statements.MANY, *end[0]))) if end else []
+
+    async def _others(self, after: int, end: int, share: Share) -> int:
+        ((count,),) = await self._fetch(statements.count_others(share), (after, end))
+        return int(count)
 
     async def wait(self, after: int, timeout_s: float) -> int:
         """The head, as soon as it is beyond `after`, or when the time has run out.

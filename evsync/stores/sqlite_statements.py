@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
 
+from evsync.ports import Share
 from evsync.records import Checkpoint, Snapshot, StoredEvent
 from evsync.stores import checkpoint_rows
 from evsync.stores import sqlite_schema as schema
@@ -16,6 +17,12 @@ ROWS_PER_STATEMENT = 64
 """Rows of one INSERT: 704 parameters, below the 999 that the oldest SQLite in use takes."""
 
 READ_LOG = f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
+# Evsync's own events, which are few, by the index of streams: the sign keeps SQLite from going by the positions.
+END_OF_STRETCH = (
+    "SELECT position + remaining FROM events WHERE position > ?1 AND position <= ?2 AND position + remaining < "
+    f"coalesce((SELECT min(position) FROM events WHERE stream >= ?3 AND stream < ?4 AND +position > ?1), {2**63 - 1}) "
+    "ORDER BY position DESC LIMIT 1"
+)
 READ_STREAM = (
     f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
     "ORDER BY version LIMIT ?2"
@@ -52,6 +59,25 @@ CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? A
 
 MANY = 2**63 - 1
 """More than any number of rows or versions: SQLite's greatest integer."""
+
+
+@lru_cache(64)
+def read_share(share: Share) -> str:
+    """The events of a share behind position ?1 and up to ?3, the end of a commit, which is among them."""
+    return (
+        f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 AND position <= ?3 "
+        f"AND ({_of(share)} OR position = ?3) ORDER BY position LIMIT ?2"
+    )
+
+
+@lru_cache(64)
+def count_others(share: Share) -> str:
+    """How many events between two positions are of other groups."""
+    return f"SELECT count(*) FROM events WHERE position > ?1 AND position < ?2 AND NOT ({_of(share)})"
+
+
+def _of(share: Share) -> str:
+    return f"slot % {share.of} IN ({', '.join(map(str, sorted(share.groups)))})"
 
 
 def look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, int, list[int]]:

@@ -13,7 +13,7 @@ from typing import Any
 from evsync.codec.fields import plain
 from evsync.codec.values import pack
 from evsync.errors import ConfigurationError
-from evsync.ports import LogReader, LogSource, Store
+from evsync.ports import LogReader, LogSource, ReadsShares, Share, Store, Stretch
 from evsync.projections import Contract, Projection, Reaction
 from evsync.records import (
     Ancestor,
@@ -196,6 +196,12 @@ class _RedeliveringReader:
             before = await self._reader.read(max(0, after - again), again, 0.0)
             events = [e for e in before if e.position <= after] + events
         return events
+
+    async def read_share(self, after: int, limit: int, share: Share) -> Stretch:
+        reader = self._reader
+        if not isinstance(reader, ReadsShares) or self._random.choice((True, False)):
+            return Stretch(())
+        return await reader.read_share(after, limit, share)
 
     async def head(self) -> int | None:
         return await self._reader.head()

@@ -35,10 +35,12 @@ from evsync.opening import open_store
 from evsync.operations.recovery import drill
 from evsync.operations.store_check import check_store, reader
 from evsync.operations.trust import verify
+from evsync.ports import Share
 from evsync.records import StoredEvent
 from evsync.sharding.handover import bring_about
 from evsync.stores import trimmed
 from evsync.stores.trimmed import Trimmed
+from evsync.testing.contracts.samples import check_stretch
 from tests.archiving import copy_of, read_all
 from tests.integration.test_archive_stream import relayed
 from tests.relaying import connected, eventually
@@ -75,6 +77,9 @@ async def left_in(service: Service) -> dict[str, int]:
     assert isinstance(store, Inspectable)
     found = await store.scan(0, 10_000)
     return Counter(e.stream for e in found if isinstance(e, StoredEvent))
+
+
+SHARES = [Share(frozenset(groups), of) for groups, of in [([0], 2), ([1], 2), ([0, 2], 3), ([1], 5), ([0, 1, 2, 4], 5)]]
 
 
 async def head_of(service: Service) -> int:
@@ -140,6 +145,8 @@ async def test_every_read_of_a_trimmed_log_is_whole(vault: Service, data: st.Dat
     assert found == log[after : after + len(found)]
     assert bool(found) == (after < len(log))
     assert not found or found[-1].remaining == 0
+    share = data.draw(st.sampled_from(SHARES))
+    check_stretch(log, after, share, await store.read_share(after, limit, share))  # type: ignore[attr-defined]
     stream = f"box-{data.draw(st.integers(0, BOXES))}"
     first, last = data.draw(st.integers(0, 30)), data.draw(st.none() | st.integers(0, 30))
     expected = [e for e in log if e.stream == stream and first < e.version <= (last if last is not None else 99)]

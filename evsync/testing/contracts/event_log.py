@@ -9,8 +9,8 @@ import random
 import pytest
 
 from evsync.errors import Conflict, StoreError
-from evsync.ports import Store
-from evsync.records import StoredEvent, check_name
+from evsync.ports import ReadsShares, Share, Store
+from evsync.records import SLOTS_STREAM, StoredEvent, check_name
 from evsync.stores.group_commit import GroupCommit
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.case import DEADLINE_S, StoreCase
@@ -55,6 +55,35 @@ class EventLogContract(StoreCase):
             assert [e.position for e in await store.read(2, 1)] == list(range(3, n + 6))
             assert [e.position for e in await store.read(700, 5)] == list(range(701, n + 6))
             samples.check_log(await samples.whole_log(store, limit=1))
+
+    async def test_what_is_read_for_a_share_of_the_groups_has_all_of_it(self) -> None:
+        """In order and to the end of a commit, with every other event counted, and none of evsync's own left out."""
+        chance = random.Random(5)
+        async with self.opened() as store:
+            if not isinstance(store, ReadsShares):
+                return
+            assert not (await store.read_share(0, 10, Share(frozenset([0]), 2))).events
+            versions = dict.fromkeys([SLOTS_STREAM, *(f"s{n}" for n in range(40))], 0)
+            for size in (60, 40, 1, 20):
+                streams = [SLOTS_STREAM] if size == 1 else chance.choices(sorted(versions)[1:], k=size)
+                while streams:
+                    several = dict.fromkeys(
+                        streams.pop() for _ in range(min(len(streams), chance.choice([1, 1, 2, 5])))
+                    )
+                    appends = [append(s, versions[s], chance.randint(1, 3)) for s in sorted(several)]
+                    for a in appends:
+                        versions[a.stream] += len(a.events)
+                    await store.append([commit(*appends)])
+            log = await samples.whole_log(store)
+            begins = [0, *(e.position for e in log if not e.remaining)]
+            for _ in range(150):
+                of = chance.choice([2, 3, 16])
+                share = Share(frozenset(chance.sample(range(of), chance.randint(1, of - 1))), of)
+                after, limit = chance.choice(begins), chance.choice([0, 1, 7, 40, len(log)])
+                found = await store.read_share(after, limit, share)
+                samples.check_stretch(log, after, share, found)
+                if not found.events and after < len(log):
+                    assert any(e.stream == SLOTS_STREAM for e in await store.read(after, 1)), f"nothing behind {after}"
 
     async def test_wait_returns_at_once_when_there_is_more(self) -> None:
         """A head that is beyond `after` already is not waited for."""

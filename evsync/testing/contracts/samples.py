@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from evsync.ports import EventLog
+from evsync.ports import EventLog, Share, Stretch
 from evsync.records import (
+    OWN_STREAMS,
     Append,
     Checkpoint,
     Commit,
@@ -110,6 +111,26 @@ async def whole_log(log: EventLog, *, limit: int = 500) -> list[StoredEvent]:
     while part := await log.read(rows[-1].position if rows else 0, limit):
         rows += part
     return rows
+
+
+def check_stretch(log: Sequence[StoredEvent], after: int, share: Share, found: Stretch) -> None:
+    """Assert that a stretch read behind a position is all that a share needs of it; `log` is the whole of it.
+
+    An empty one says nothing: there may be more, to be read as a whole.
+    """
+    if not found.events:
+        return
+    end = found.events[-1].position
+    behind = log[after:end]
+    assert found.events[-1] == log[end - 1]
+    assert log[end - 1].remaining == 0, f"the stretch behind {after} ends within a commit"
+    assert len(found.events) + found.left_out == end - after, "a position is neither given nor counted"
+    if found.share is None:
+        assert list(found.events) == list(behind)
+        return
+    assert found.share.serves(share)
+    assert list(found.events) == [e for e in behind if e.slot % share.of in share.groups or e.position == end]
+    assert not any(e.stream.startswith(OWN_STREAMS) for e in behind), "an event of evsync's own may be left out"
 
 
 def check_log(rows: Iterable[StoredEvent]) -> dict[bytes, list[StoredEvent]]:
