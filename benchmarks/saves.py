@@ -36,6 +36,9 @@ commit: 64 in flight are then a third slower, one by one makes no difference.
 What limits it. One by one: the fsync, then a turn of the event loop, which eventsourcing does without. In flight
 together: saves share a transaction, and half of the time is Python on one core (encoding, a task's turn, a row), half
 is SQLite.
+
+With uvloop in place of asyncio's own event loop, saves, the relay and the consumer took the same processor time an
+event within a tenth, now more, now less: no reason for an extra.
 """
 
 ONE_BY_ONE = 1_000
