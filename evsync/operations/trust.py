@@ -76,6 +76,7 @@ async def verify(runtime: Runtime, projection: Projection[Any], advance: Progres
         seen.groups or projection.groups,
         seen.checkpoints,
         left_out=[*seen.parked, *seen.skipped],
+        begun=seen.begun,
         copies=_copies(runtime, projection),
         advance=advance,
     )

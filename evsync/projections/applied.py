@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from evsync.projections import parked_rows
-from evsync.projections.bookkeeping import exists, made_by, read_checkpoints
+from evsync.projections.bookkeeping import exists, made_by, read_checkpoints, taken_groups
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint
 
@@ -23,6 +23,8 @@ class Applied:
     checkpoints: Sequence[Checkpoint] = ()
     parked: Sequence[ParkedEvent] = ()
     skipped: Sequence[ParkedEvent] = ()
+    begun: frozenset[int] = frozenset()
+    """The groups that a worker has had."""
     places: dict[str, dict[int, int]] = field(default_factory=dict)
     """Log → group → position."""
 
@@ -49,5 +51,6 @@ def applied(connection: sa.Connection, projection: str) -> Applied:
         checkpoints,
         [p for p, skipped in left if not skipped],
         [p for p, skipped in left if skipped],
+        taken_groups(connection, claim),
         places,
     )

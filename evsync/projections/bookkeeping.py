@@ -221,6 +221,12 @@ def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint
     return [_checkpoint(claim.projection, *row) for row in rows]
 
 
+def taken_groups(connection: sa.Connection, claim: Claim) -> frozenset[int]:
+    """The groups that a worker has had at some time."""
+    taken = sa.select(LEASES.c.group).where(LEASES.c.projection == claim.projection, LEASES.c.token > 0)
+    return frozenset(connection.scalars(taken))
+
+
 def are_stored(connection: sa.Connection, claim: Claim, checkpoints: Collection[Checkpoint]) -> bool:
     """Whether the database has just these for their logs and groups: none where nothing was applied yet."""
     rows = connection.execute(

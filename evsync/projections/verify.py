@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evsync.errors import RelayError
@@ -25,7 +25,7 @@ class Finding:
     """One thing that is not as it should be."""
 
     kind: Kind | str
-    """Of a group: see Difference. Of a log: hole, short, incarnation, absent, unread, stranger."""
+    """Of a group: see Difference. Of a log: hole, short, incarnation, absent, gone, unread, stranger."""
     text: str
     group: int | None = None
     events: Sequence[StoredEvent] = ()
@@ -62,7 +62,7 @@ class LogReport:
     @property
     def ok(self) -> bool:
         """Whether the checkpoints count exactly the log's events, once."""
-        # With several workers a group may not have begun: that a checkpoint is absent is told, and is no difference.
+        # With several workers a group may not have begun: that its checkpoint is absent is told, and is no difference.
         return all(f.kind == "absent" for f in self.findings) and all(g.ok for g in self.groups)
 
     @property
@@ -78,6 +78,7 @@ class _Tally:
     handlers: Handlers
     groups: int
     checkpoints: Mapping[int, Checkpoint]
+    begun: Collection[int]
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     digests: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     incarnations: dict[int, str] = field(default_factory=dict)
@@ -127,10 +128,15 @@ class _Tally:
                     f"the log is of incarnation {incarnation}"
                 )
                 found.append(Finding("incarnation", text, group))
-        if missing := [g for g in range(self.groups) if self.checkpoints and g not in self.checkpoints]:
-            which = ", ".join(map(str, missing))
-            text = f"no checkpoint of group {which}: nothing of it was applied, or somebody deleted it"
-            found.append(Finding("absent", text))
+        missing = [g for g in range(self.groups) if self.checkpoints and g not in self.checkpoints]
+        if gone := ", ".join(str(g) for g in missing if g in self.begun):
+            text = (
+                f"no checkpoint of group {gone}, which a worker has had: it was deleted, unless that worker has only "
+                "just begun (look again in a moment)"
+            )
+            found.append(Finding("gone", text))
+        if absent := ", ".join(str(g) for g in missing if g not in self.begun):
+            found.append(Finding("absent", f"no checkpoint of group {absent}: no worker has had it yet"))
         return found
 
     def reports(self) -> list[GroupReport]:
@@ -151,13 +157,15 @@ class Verification:
         checkpoints: Iterable[Checkpoint],
         *,
         left_out: Iterable[ParkedEvent] = (),
+        begun: Collection[int] = (),
         copies: Sequence[LogSource] = (),
         advance: Progress = unheard,
     ) -> None:
         """`left_out` are the events before the checkpoints that are parked or were skipped: checkpoints do not count
-        them, and are taken here as if they did. `copies` are other places that hold the logs, looked at where the sums
-        alone do not tell."""
+        them, and are taken here as if they did. `begun` are the groups that a worker has had. `copies` are other places
+        that hold the logs, looked at where the sums alone do not tell."""
         self._handlers, self._groups, self._copies, self._advance = handlers, groups, copies, advance
+        self._begun = begun
         self._checkpoints: dict[str, dict[int, Checkpoint]] = defaultdict(dict)
         for c in checkpoints:
             self._checkpoints[c.log][c.group] = c
@@ -176,14 +184,14 @@ class Verification:
             self._total = sum(_end(self._checkpoints[r.log]) for r in readers)
             reports = [await self._log(reader) for reader in readers]
         for log in sorted(self._checkpoints.keys() - {r.log for r in readers}):
-            tally = _Tally(self._handlers, self._groups, self._checkpoints[log])
+            tally = _Tally(self._handlers, self._groups, self._checkpoints[log], self._begun)
             text = f"there are checkpoints of log {log!r}, and no source of this projection has that log"
             reports.append(LogReport(log, tally.reports(), [Finding("stranger", text)]))
         return reports
 
     async def _log(self, reader: LogReader) -> LogReport:
         checkpoints = self._checkpoints[reader.log]
-        tally = _Tally(self._handlers, self._groups, checkpoints)
+        tally = _Tally(self._handlers, self._groups, checkpoints, self._begun)
         end = min(_end(checkpoints), await end_of(reader, _end(checkpoints)))
         findings: list[Finding] = []
         try:

@@ -223,6 +223,10 @@ async def test_verify_tells_people_what_differs(shop: Bank) -> None:
     assert f"it was moved, and {count} events were passed over" in shown
     assert shown.count("bank.Account.Paid") == count - count // 4
     with closing(sqlite3.connect(shop.directory / "views.db")) as views:
+        row = views.execute('DELETE FROM evsync_checkpoints WHERE "group" = ? RETURNING *', (group,)).fetchone()
+        views.commit()
+        assert f"no checkpoint of group {group}, which a worker has had" in shop.evsync("verify", target, code=1).stdout
+        views.execute("INSERT INTO evsync_checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         views.execute("UPDATE evsync_checkpoints SET digest = 'none' WHERE \"group\" = ?", (group,))
         views.commit()
     unreadable = f"the checkpoint of projection 'balances' for group {group} of log 'bank.main' cannot be read"

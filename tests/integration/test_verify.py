@@ -151,12 +151,13 @@ async def test_a_checkpoint_that_was_moved_says_what_happens_to_the_events_betwe
 
 
 async def test_checkpoints_that_are_gone_or_of_other_logs_are_told(checkpoints: list[Checkpoint]) -> None:
-    """One that is absent may never have been there. Of another log's, nobody knows what it counts."""
+    """One that no worker has had was never there. Of another log's, nobody knows what it counts."""
     stranger = Checkpoint("shop.main", 0, "x", 10, 10, 10)
-    verification = Verification(Ledger().projection.handlers, GROUPS, [*checkpoints[1:], stranger])
+    verification = Verification(Ledger().projection.handlers, GROUPS, [*checkpoints[2:], stranger], begun=[1, 2])
     bank, shop = await verification.run([ListSource("bank", bank_events(EVENTS, 7))])
-    assert ([f.kind for f in bank.findings], bank.ok) == (["absent"], True)
-    assert "no checkpoint of group 0" in bank.findings[0].text
+    assert ([f.kind for f in bank.findings], bank.ok) == (["gone", "absent"], False)
+    assert "no checkpoint of group 1, which a worker has had" in bank.findings[0].text
+    assert "no checkpoint of group 0: no worker" in bank.findings[1].text
     assert not shop.ok
     assert (shop.log, [f.kind for f in shop.findings]) == ("shop.main", ["stranger"])
 
