@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from tests.docs.pages import page
+
+_numbers = itertools.count()
 
 
 def saga_modules(directory: Path | None = None) -> tuple[ModuleType, ModuleType]:
@@ -22,7 +25,8 @@ def saga_modules(directory: Path | None = None) -> tuple[ModuleType, ModuleType]
 
 
 def _module(name: str, text: str) -> ModuleType:
-    module = ModuleType(f"saga_{name.removesuffix('.py')}")
+    # The eventsourcing library wants each class it meets to be the only one of its name.
+    module = ModuleType(f"saga_{name.removesuffix('.py')}_{next(_numbers)}")
     sys.modules[module.__name__] = module
     exec(compile(text, name, "exec"), module.__dict__)
     return module

@@ -93,15 +93,20 @@ class PostgresServer:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
             if number == signal.SIGKILL:
                 # The postmaster's children have groups of their own; they end when they notice that it is gone, and
-                # until then hold the shared memory that the next start needs.
+                # until then hold the shared memory that the next start needs. Once it is stopped it makes no more.
+                os.kill(process.pid, signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
                 children = _children(process.pid)
                 os.kill(process.pid, number)
                 for child in children:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child, number)
+                deadline = time.monotonic() + START_S
+                while any(map(_is_alive, children)) and time.monotonic() < deadline:
+                    time.sleep(0.001)
             else:
                 process.send_signal(number)
         process.wait(30)
@@ -151,3 +156,11 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in listed.split()]
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether it still has its memory."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
