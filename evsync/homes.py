@@ -127,7 +127,10 @@ class ShardedStores:
         self._now: Mapping[int, Held] = {}
         self._know(now)
         self.slots = next(iter(stores.values())).identity.slots
-        self._logs: dict[str, LogIdentity] = {s.identity.incarnation: s.identity for s in stores.values()}
+        self._logs: dict[str, LogIdentity] = {}
+        """By incarnation, those included that a log was restored from."""
+        for log in (store.identity for store in stores.values()):
+            self._logs |= dict.fromkeys([log.incarnation, *(a.incarnation for a in log.ancestry)], log)
 
     @property
     def slot_stores(self) -> Mapping[str, SlotStore]:

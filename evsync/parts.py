@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from evsync.archive.targets import opened_targets
 from evsync.config import Deployment
 from evsync.errors import ConfigurationError
 from evsync.jetstream.relay import RelayStatus
-from evsync.ports import Store
+from evsync.ports import BackupTarget, Store
 from evsync.projections import Projection, Reaction
 from evsync.projections.status import FollowerStatus
 from evsync.stores.trimmed import Trimmed
@@ -44,8 +44,8 @@ class Status:
     nats: str | None
     """Where the broker is, and why it is not reached if it is not; None without one."""
     followers: Sequence[FollowerStatus] = field(default_factory=tuple)
-    backups: BackupStatus | None = None
-    """Of this process; None where it makes none."""
+    backups: Mapping[str, BackupStatus] = field(default_factory=dict)
+    """Of this process, by log; empty where it makes none."""
 
 
 def parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
@@ -86,20 +86,18 @@ def read_past(service: Service, settings: Deployment, stores: Mapping[str, Store
 
 async def scheduled_backups(
     service: Service, stores: Mapping[str, Store], policy: BackupPolicy, stack: AsyncExitStack
-) -> ScheduledBackups:
-    """The backups that its policy asks for, to targets that are open as long as the stack is."""
-    store = stores[shard_to_archive(service, stores)]
+) -> dict[str, ScheduledBackups]:
+    """The backups of each shard that its policy asks for, to targets that are open as long as the stack is."""
     targets = await stack.enter_async_context(opened_targets(policy.targets))
+    return {
+        shard: ScheduledBackups(backups_of(service, store, targets, policy, GENTLE / len(stores)), policy.interval)
+        for shard, store in stores.items()
+    }
+
+
+def backups_of(
+    service: Service, store: Store, targets: Sequence[BackupTarget], policy: BackupPolicy, share: float = 1.0
+) -> Backups:
+    """What archives one of the service's logs."""
     followers = [reaction.name for reaction in service.reactions]
-    backups = Backups(store, targets, copies=policy.copies, keep=policy.keep, followers=followers, share=GENTLE)
-    return ScheduledBackups(backups, policy.interval)
-
-
-def shard_to_archive(service: Service, shards: Collection[str]) -> str:
-    """The only shard. Raises ConfigurationError where there are several."""
-    if len(shards) > 1:
-        raise ConfigurationError(
-            f"service {service.name!r} has {len(shards)} shards ({', '.join(shards)}), and shards are not archived in "
-            "this version, nor restored: back their databases up by the databases' own means, and leave backups= out"
-        )
-    return next(iter(shards))
+    return Backups(store, targets, copies=policy.copies, keep=policy.keep, followers=followers, share=share)

@@ -29,6 +29,7 @@ from evsync.records import (
     History,
     LogIdentity,
     Opening,
+    SlotRows,
     SlotState,
     Snapshot,
     StoredEvent,
@@ -394,10 +395,20 @@ class StoreRestore(Protocol):
         """
         ...
 
-    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+    async def import_events(self, arrived: Sequence[Arrived]) -> None:
+        """Store imports, each in its place, in any order. Their numbers are 1, 2, 3, … when all are there.
+
+        Raises StoreError, EncodingError, EventTooLarge.
+        """
+        ...
+
+    async def complete(
+        self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
+    ) -> None:
         """Store the checkpoints by follower, and make of it a store that can be opened: in one step.
 
-        `identity` is that of the restored log. A store where checkpoints are events gets them as its last ones.
+        `identity` is that of the restored log. A store where checkpoints are events gets them as its last ones. With
+        `slots` that is what the store says of them; else all are open, as where none has ever moved.
         """
         ...
 

@@ -294,6 +294,10 @@ class History(NamedTuple):
             length, digest = length + 1, digest + int.from_bytes(id) % _ID_SUM
         return History(length, digest % _ID_SUM)
 
+    def behind(self, earlier: History) -> History:
+        """What of it came behind an earlier state of it."""
+        return History(self.length - earlier.length, (self.digest - earlier.digest) % _ID_SUM)
+
 
 _ID_SUM = 2**61 - 1
 
@@ -309,6 +313,15 @@ class SlotState(NamedTuple):
     """Of the SlotClosed in this log."""
     history: History = History()
     """All of the slot's events when it was closed."""
+
+
+class SlotRows(NamedTuple):
+    """All that a store says of slots, those aside that are open in a first shard because none has ever moved."""
+
+    states: Mapping[int, SlotState]
+    """See SlotStore.slot_states."""
+    arrived: Mapping[int, History]
+    """Of the slots that were open here and are not: all that they had then."""
 
 
 class Opening(NamedTuple):

@@ -85,7 +85,8 @@ class Runtime:
         self.projections: dict[str, ProjectionRunner] = {}
         self.renewals: dict[str, Renewal] = {}
         self.reactions: dict[str, ReactionRunner] = {}
-        self.backups: ScheduledBackups | None = None
+        self.backups: dict[str, ScheduledBackups] = {}
+        """By shard."""
         self.running: frozenset[str] = frozenset()
         self._tasks: set[asyncio.Task[None]] = set()
         self._crashed: BaseException | None = None
@@ -227,8 +228,8 @@ class Runtime:
         """Begin to run the parts that this process is to run."""
         for shard, relay in self.relays.items():
             self._spawn("relay" if len(self.relays) == 1 else f"relay of {shard}", relay.run())
-        if self.backups is not None:
-            self._spawn("backup", self.backups.run())
+        for shard, backups in self.backups.items():
+            self._spawn("backup" if len(self.backups) == 1 else f"backup of {shard}", backups.run())
         for name, projection in self.projections.items():
             if name in self.renewals:
                 self._spawn(name, self._renew(name, projection))
@@ -386,7 +387,7 @@ class Runtime:
             logs=logs,
             nats=_shown(connection) if connection is not None else None,
             followers=[await self._follower(follower) for follower in self.followers()],
-            backups=self.backups.status() if self.backups is not None else None,
+            backups={self.stores[shard].identity.name: b.status() for shard, b in self.backups.items()},
         )
 
     async def _follower(self, follower: ProjectionRunner | ReactionRunner) -> FollowerStatus:

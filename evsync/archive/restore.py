@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from evsync.archive.copies import Copy, incarnations_of, read_copies
 from evsync.archive.followers import Followers
 from evsync.archive.marks import MarkedLog
+from evsync.archive.ownership import Following, ShardPlan, Surveyed, ends_that_fit, plan_shards
 from evsync.archive.segments import Header
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
 from evsync.ports import BackupTarget, LogReader, Progress, StoreRestore, unheard
-from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
+from evsync.records import OWN_STREAMS, RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
 from evsync.restores import restored_event
+from evsync.stores.slot_steps import SlotEvent, slot_event
 
 TAIL_EVENTS = 1_000
 TAIL_PATIENCE_S = 10.0
@@ -69,6 +71,8 @@ class RestoreReport:
     """Time of the latest of them."""
     checkpoints: int
     """Of reactions."""
+    left_out: int = 0
+    """Events of a shard that its archive has, and that other shards' archives do not fit."""
     worked_around: list[str] = field(default_factory=list)
     """What was damaged or away in a copy, and taken from another one."""
     seconds: float = 0.0
@@ -76,7 +80,7 @@ class RestoreReport:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One incarnation of a log in all its copies."""
+    """One incarnation of a log in all its copies: in none if nothing of the log was archived yet."""
 
     identity: LogIdentity
     copies: Sequence[Copy]
@@ -116,6 +120,22 @@ class Archive:
         return end
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One log that is to be restored: from where, and into what."""
+
+    archive: Archive
+    into: StoreRestore
+    marked: MarkedLog | None = None
+    """Its part of a mark: up to where, whatever else is asked for, and where the service's reactions were."""
+    tail: Tail | None = None
+    """Where the end of the log comes from that the archive does not have yet."""
+
+    def until(self, until: Until) -> Until:
+        """Up to where, if so far is asked for."""
+        return until if self.marked is None else Until(position=self.marked.position)
+
+
 async def restore(
     archive: Archive,
     into: StoreRestore,
@@ -126,71 +146,165 @@ async def restore(
     clock: Callable[[], float] = time.time,
     tell: Progress = unheard,
 ) -> RestoreReport:
-    """Fill a store from an archive, and from `tail` what the archive does not have yet. Completes the store.
+    """Fill a store with a log that is its service's only one: see `restore_shards`."""
+    parts = {archive.identity.shard: Part(archive, into, marked, tail)}
+    (report,) = (await restore_shards(parts, until=until, clock=clock, tell=tell)).values()
+    return report
 
-    With a mark of the log, that says up to where, whatever `until` says, and where the service's reactions were.
-    The log goes on as a new incarnation, with an event that says where it was restored. Raises ArchiveDamaged,
-    ArchiveIncomplete, TargetUnavailable, StoreError, and what `tail` raises; the store is then not complete.
+
+async def restore_shards(
+    parts: Mapping[str, Part],
+    *,
+    until: Until,
+    clock: Callable[[], float] = time.time,
+    tell: Progress = unheard,
+) -> dict[str, RestoreReport]:
+    """Fill the stores of a service, each from its log's archive and tail. Completes the stores.
+
+    Several are shards, and restored up to where their logs fit together: their archives are read twice, first for what
+    they say of slots. Each log goes on as a new incarnation, with an event that says where it was restored. Raises
+    ArchiveDamaged, ArchiveIncomplete, TargetUnavailable, StoreError, and what tails raise; no store is complete then,
+    unless it is one's completion that failed.
     """
-    began = time.monotonic()
-    followers = Followers()
-    worked_around: dict[str, None] = {}
-    position = restores = latest_us = from_stream = 0
-    total = await archive.end()
-    if marked is not None:
-        until = Until(position=marked.position)
+    ends = [await part.archive.end() for part in parts.values()]
+    done, total = 0, sum(ends) * (2 if len(parts) > 1 else 1)
 
-    async for header, events, ends in _events(archive, until, tail, worked_around):
-        await into.load(events)
+    def read(events: int) -> None:
+        nonlocal done
+        done += events
+        tell(done, max(total, done))
+
+    plans = await _planned(parts, until, read) if len(parts) > 1 else dict.fromkeys(parts)
+    filled = {}
+    for shard, part in parts.items():
+        filled[shard] = _Filling(part, plans[shard], {s: p.into for s, p in parts.items()})
+        await filled[shard].fill(until, read)
+    # The first shard last: without its store no service can be opened on those of the others.
+    order = sorted(parts, key=lambda shard: plan is not None and plan.owns_slots if (plan := plans[shard]) else False)
+    reports = {shard: await filled[shard].complete(int(clock() * 1_000_000)) for shard in order}
+    return {shard: reports[shard] for shard in parts}
+
+
+async def _planned(parts: Mapping[str, Part], until: Until, read: Callable[[int], None]) -> dict[str, ShardPlan | None]:
+    """What becomes of each shard. Raises ArchiveIncomplete."""
+    logs = {shard: await _survey(part, until, read) for shard, part in parts.items()}
+    ends = ends_that_fit(logs)
+    for shard, part in parts.items():
+        if part.marked is not None and part.marked.position != ends[shard]:
+            raise ArchiveIncomplete(
+                f"the mark of log {part.archive.identity.name} is at position {part.marked.position}, and what its "
+                f"archive has, and the other shards' archives fit, ends at {ends[shard]}. Nothing was restored"
+            )
+        if not part.archive.copies and part.marked is None and (named := _naming(logs, ends, shard)):
+            raise ArchiveIncomplete(
+                f"there is no archive of log {part.archive.identity.name}, and the log of shard {named!r} says that "
+                "slots went there: nothing was restored. Name the place that has it, with --from"
+            )
+    return dict(plan_shards(logs, ends))
+
+
+def _naming(logs: Mapping[str, Surveyed], ends: Mapping[str, int], shard: str) -> str | None:
+    """A shard whose log names another one."""
+    names = (n for n, log in logs.items() for s in log.said if s.shard == shard and s.position <= ends[n])
+    return next(names, None)
+
+
+async def _survey(part: Part, until: Until, read: Callable[[int], None]) -> Surveyed:
+    """What a log says of slots, and up to where it can be restored."""
+    said: list[SlotEvent] = []
+    end, used = 0, False
+    async for _, events, _ in _events(part, part.until(until), {}):
         for event in events:
-            followers.see(event)
-            restores += event.stream == RESTORES_STREAM
+            if not event.stream.startswith(OWN_STREAMS):
+                used = True
+            elif (found := slot_event(event)) is not None:
+                said.append(found)
+        end = events[-1].position if events else end
+        read(len(events))
+    return Surveyed(part.archive.identity, end, said, used)
+
+
+class _Filling:
+    """One log on its way into its store, and what of it others have to hold into theirs."""
+
+    def __init__(self, part: Part, plan: ShardPlan | None, into: Mapping[str, StoreRestore]) -> None:
+        self._part, self._plan, self._into = part, plan, into
+        self._followers = Followers()
+        self._worked_around: dict[str, None] = {}
+        self._position = self._restores = self._latest_us = self._from_stream = 0
+        self._began = time.monotonic()
+
+    async def fill(self, until: Until, read: Callable[[int], None]) -> None:
+        """Load the events. Raises ArchiveIncomplete where they end too early."""
+        part, identity = self._part, self._part.archive.identity
+        until = part.until(until) if self._plan is None else Until(position=self._plan.end)
+        total = await part.archive.end()
+        following = Following(identity.name, identity.slots, self._plan)
+        async for header, events, ends in _events(part, until, self._worked_around):
+            imports = following.see(events)
+            await part.into.load(events)
+            for shard, arrived in imports.items():
+                await self._into[shard].import_events(arrived)
+            self._count(header, events, ends)
+            read(len(events))
+        position = self._position
+        if until.position is not None and until.position > max(total, position):
+            raise ArchiveIncomplete(
+                f"position {until.position} is not in the archive of log {identity.name}, which ends at {position} "
+                f"({', '.join(c.target.url for c in part.archive.copies)})"
+            )
+        if part.marked is not None and position != part.marked.position:
+            raise ArchiveIncomplete(
+                f"the mark of log {identity.name} is at position {part.marked.position}, and no commit ends there: its "
+                f"last whole one before ends at {position}. Nothing was restored"
+            )
+
+    def _count(self, header: Header | None, events: Sequence[StoredEvent], ends: bool) -> None:
+        for event in events:
+            self._followers.see(event)
+            self._restores += event.stream == RESTORES_STREAM
         if header is None:
-            from_stream += len(events)
+            self._from_stream += len(events)
         elif not ends:
-            followers.at(header.checkpoints)
+            self._followers.at(header.checkpoints)
         if events:
-            position = events[-1].position
-            latest_us = max(latest_us, *(e.time_us for e in events))
-        tell(position, max(total if until.position is None else min(total, until.position), position))
-    if until.position is not None and until.position > max(total, position):
-        raise ArchiveIncomplete(
-            f"position {until.position} is not in the archive of log {archive.identity.name}, which ends at {position}"
-            f" ({', '.join(c.target.url for c in archive.copies)})"
+            self._position = events[-1].position
+            self._latest_us = max(self._latest_us, *(e.time_us for e in events))
+
+    async def complete(self, now_us: int) -> RestoreReport:
+        """Say in the log that it was restored, and make of it a store that can be opened."""
+        part, parent, position = self._part, self._part.archive.identity, self._position
+        identity = parent.restored(position, new_incarnation())
+        if not part.archive.copies:
+            identity = replace(identity, ancestry=())
+        await part.into.load([restored_event(identity, position, self._restores + 1, now_us)])
+        if part.marked is not None:
+            self._followers = Followers()
+            self._followers.at(part.marked.checkpoints)
+        checkpoints = self._followers.checkpoints()
+        await part.into.complete(identity, checkpoints, self._plan.slots if self._plan is not None else None)
+        return RestoreReport(
+            log=identity.name,
+            parent=parent.incarnation,
+            position=position,
+            incarnation=identity.incarnation,
+            events=position,
+            from_stream=self._from_stream,
+            latest_us=self._latest_us,
+            checkpoints=sum(map(len, checkpoints.values())),
+            left_out=self._plan.left_out if self._plan is not None else 0,
+            worked_around=list(self._worked_around),
+            seconds=time.monotonic() - self._began,
         )
-    if marked is not None and position != marked.position:
-        raise ArchiveIncomplete(
-            f"the mark of log {archive.identity.name} is at position {marked.position}, and no commit ends there: its "
-            f"last whole one before ends at {position}. Nothing was restored"
-        )
-    parent = archive.identity
-    identity = parent.restored(position, new_incarnation())
-    version = restores + 1
-    await into.load([restored_event(identity, position, version, int(clock() * 1_000_000))])
-    if marked is not None:
-        followers = Followers()
-        followers.at(marked.checkpoints)
-    checkpoints = followers.checkpoints()
-    await into.complete(identity, checkpoints)
-    return RestoreReport(
-        log=identity.name,
-        parent=parent.incarnation,
-        position=position,
-        incarnation=identity.incarnation,
-        events=position,
-        from_stream=from_stream,
-        latest_us=latest_us,
-        checkpoints=sum(map(len, checkpoints.values())),
-        worked_around=list(worked_around),
-        seconds=time.monotonic() - began,
-    )
 
 
 async def _events(
-    archive: Archive, until: Until, tail: Tail | None, worked_around: dict[str, None]
+    part: Part, until: Until, worked_around: dict[str, None]
 ) -> AsyncIterator[tuple[Header | None, Sequence[StoredEvent], bool]]:
     """The events to restore, with the header of the segment they are from; and whether it was cut short."""
-    after = 0
+    archive, tail, after = part.archive, part.tail, 0
+    if not archive.copies:
+        return
     async for segment, found in read_copies(archive.copies, report=lambda e: worked_around.setdefault(str(e))):
         events, ends = until.cut(found)
         yield segment.header, events, ends

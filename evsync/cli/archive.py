@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from evsync.archive.targets import opened_targets
-from evsync.cli.backup import policy_of, shard_of
+from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.stream import connected, mirrored, tell
@@ -51,7 +51,11 @@ def trim(
     """
     with reporting(debug):
         service = load(target)
-        shard_of(service)
+        if len(shards := shards_of(service)) > 1:
+            raise ConfigurationError(
+                f"service {service.name!r} has {len(shards)} shards ({', '.join(shards)}), and what shards have is not "
+                "trimmed in this version: a slot that moves takes its whole history along"
+            )
         if not yes:
             say(
                 f"Events up to position {to} will leave the store of service {service.name} for its archive alone."

@@ -1,4 +1,4 @@
-"""`evsync backup`: the archive of a service's log."""
+"""`evsync backup`: the archive of a service's logs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import product
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-from evsync.archive.backup import BackupReport, Backups
+from evsync.archive.backup import BackupReport
 from evsync.archive.copies import CopyReport, incarnations_of, verify_copy
 from evsync.archive.marking import MarkReport, ToMark, make_mark
 from evsync.archive.marks import Mark, marks_in, name_for, verify_marks
@@ -21,13 +23,13 @@ from evsync.archive.schedule import problem_of
 from evsync.archive.segments import Header
 from evsync.archive.targets import opened_targets
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
-from evsync.opening import urls_by_shard
+from evsync.opening import open_store, urls_by_shard
 from evsync.operations.recovery import DrillReport, drill, last_drill
-from evsync.parts import shard_to_archive
+from evsync.parts import backups_of, read_past
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime
 from evsync.service import Service
@@ -46,11 +48,12 @@ app = typer.Typer(
 
 
 @app.command("run")
-def run(target: Target, json: Json = False, debug: Debug = False) -> None:
+def run(target: Target, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
     """Bring what is new of a log to every place of its policy.
 
-    A service that runs does this by itself; this is for a scheduler of your own, or for now. What is old enough is
-    merged into longer segments. The exit code is 1 if fewer places than needed hold everything.
+    Of each shard's log, where there are several. A service that runs does this by itself; this is for a scheduler of
+    your own, or for now. What is old enough is merged into longer segments. The exit code is 1 if fewer places than
+    needed hold everything.
 
     \b
         evsync backup run shop.users:users
@@ -58,17 +61,18 @@ def run(target: Target, json: Json = False, debug: Debug = False) -> None:
     with reporting(debug):
         if hasattr(os, "nice"):
             os.nice(NICENESS)
-        report = asyncio.run(_run(load(target)))
-    if json:
-        print_json({**asdict(report), "ok": report.ok})
-    else:
-        _show_run(report)
-    if not report.ok:
+        reports = asyncio.run(_run(load(target), shard))
+    for report in reports:
+        if json:
+            print_json({**asdict(report), "ok": report.ok})
+        else:
+            _show_run(report)
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
 
 @app.command("list")
-def list_(target: Target, json: Json = False, debug: Debug = False) -> None:
+def list_(target: Target, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
     """Show what is archived, place by place.
 
     Reads the headers of segments; nothing is verified. Needs the places, not the store.
@@ -77,7 +81,7 @@ def list_(target: Target, json: Json = False, debug: Debug = False) -> None:
         evsync backup list shop.users:users
     """
     with reporting(debug):
-        found = asyncio.run(_list(load(target)))
+        found = asyncio.run(_list(load(target), shard))
     if json:
         print_json(found)
     else:
@@ -85,7 +89,7 @@ def list_(target: Target, json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
-def verify(target: Target, json: Json = False, debug: Debug = False) -> None:
+def verify(target: Target, shard: OneShard = None, json: Json = False, debug: Debug = False) -> None:
     """Read every byte of the archive.
 
     Whatever is damaged, missing, doubled or in another's place is named, and a copy that ends before another one. Needs
@@ -95,7 +99,7 @@ def verify(target: Target, json: Json = False, debug: Debug = False) -> None:
         evsync backup verify shop.users:users
     """
     with reporting(debug):
-        reports, problems = asyncio.run(_verify(load(target)))
+        reports, problems = asyncio.run(_verify(load(target), shard))
     if json:
         print_json({"ok": not problems, "copies": [_copy_as_object(r) for r in reports], "problems": problems})
     else:
@@ -110,18 +114,20 @@ def drill_(target: Target, json: Json = False, debug: Debug = False) -> None:
 
     Every aggregate is rebuilt from its restored events, the digest of the restored log compared with the live one's.
     How much would be lost now, and how long a restore takes, is measured, shown, and kept beside the archive. The
-    scratch store is an SQLite file in the directory for temporary files. The exit code is 1 if there is a difference.
+    scratch store is an SQLite file in the directory for temporary files. Shards are restored together, as `evsync
+    restore` does. The exit code is 1 if there is a difference.
 
     \b
         evsync backup drill shop.users:users
     """
     with reporting(debug):
-        report = asyncio.run(_drill(load(target)))
-    if json:
-        print_json(asdict(report))
-    else:
-        _show_drill(report)
-    if not report.ok:
+        reports = asyncio.run(_drill(load(target)))
+    for report in reports:
+        if json:
+            print_json(asdict(report))
+        else:
+            _show_drill(report)
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
 
@@ -139,8 +145,8 @@ def mark(
 ) -> None:
     """Mark a place in several logs, to restore them to it together.
 
-    No log has an answer there to what another one has not. All logs are brought to their places up to the mark, and
-    the mark is put beside them. The services go on meanwhile.
+    No log has an answer there to what another one has not, and no shard a slot that another one still has. All logs are
+    brought to their places up to the mark, and the mark is put beside them. The services go on meanwhile.
 
     \b
         evsync backup mark shop.orders:orders shop.payments:payments --name monday
@@ -167,38 +173,48 @@ def policy_of(service: Service) -> BackupPolicy:
     return service.backups
 
 
-def shard_of(service: Service) -> str:
-    """The shard whose log is archived, or to be restored. Raises ConfigurationError where there are several."""
+def shards_of(service: Service) -> list[str]:
+    """The shards whose logs are archived, or to be restored."""
     try:
         store = service.settings()["store"]
     except ConfigurationError:  # the places are enough for most, and what needs the store says what is wrong
-        return "main"
-    return shard_to_archive(service, urls_by_shard(store).keys())
+        return ["main"]
+    return list(urls_by_shard(store))
 
 
-def log_of(service: Service) -> str:
-    """The name of that shard's log."""
-    return f"{service.name}.{shard_of(service)}"
+def _logs_of(service: Service, shard: str | None) -> list[str]:
+    """The names of these shards' logs, or of that shard's."""
+    return list(of_shards({s: f"{service.name}.{s}" for s in shards_of(service)}, shard).values())
 
 
-async def _run(service: Service) -> BackupReport:
-    policy, _ = policy_of(service), shard_of(service)
-    async with service.inspect(), opened_targets(policy.targets) as targets:
-        followers = [reaction.name for reaction in service.reactions]
-        backups = Backups(service.runtime.store, targets, copies=policy.copies, keep=policy.keep, followers=followers)
-        with progress("Archiving") as advance:
-            return await backups.run(advance)
+async def _run(service: Service, shard: str | None) -> list[BackupReport]:
+    policy, reports = policy_of(service), []
+    async with opened_targets(policy.targets) as targets, AsyncExitStack() as stack:
+        if shard is None:
+            await stack.enter_async_context(service.inspect())
+            stores = service.stores
+        else:  # alone: another one may be lost
+            settings = service.settings()
+            stores = {}
+            for url in of_shards(urls_by_shard(settings["store"]), shard).values():
+                stores[shard] = await open_store(url, service=service.name, shard=shard, create=False)
+                stack.push_async_callback(stores[shard].close)
+            read_past(service, settings, stores)
+        for store in stores.values():
+            with progress(f"Archiving {store.identity.name}") as advance:
+                reports.append(await backups_of(service, store, targets, policy).run(advance))
+        return reports
 
 
 async def _mark(services: Sequence[Service], name: str) -> MarkReport:
     async with AsyncExitStack() as stack:
         logs = []
         for service in services:
-            policy, _ = policy_of(service), shard_of(service)
+            policy = policy_of(service)
             await stack.enter_async_context(service.inspect())
             targets = await stack.enter_async_context(opened_targets(policy.targets))
             followers = [reaction.name for reaction in service.reactions]
-            logs.append(ToMark(service.runtime.store, targets, policy, followers))
+            logs += [ToMark(store, targets, policy, followers) for store in service.stores.values()]
         with progress("Archiving") as advance:
             return await make_mark(name, logs, advance)
 
@@ -213,13 +229,14 @@ def _left_out(services: Sequence[Service]) -> dict[str, list[str]]:
     return found
 
 
-async def _list(service: Service) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    log = log_of(service)
+async def _list(service: Service, shard: str | None) -> list[dict[str, Any]]:
     async with opened_targets(policy_of(service).targets) as targets:
-        for target in targets:
-            found += await _list_one(target, log)
-    return found
+        return [
+            {"log": log, **row}
+            for log in _logs_of(service, shard)
+            for target in targets
+            for row in await _list_one(target, log)
+        ]
 
 
 async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
@@ -260,13 +277,12 @@ async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
     return rows or [{"target": target.url, "problem": f"there is no archive of log {log} yet"}]
 
 
-async def _verify(service: Service) -> tuple[list[CopyReport], list[str]]:
+async def _verify(service: Service, shard: str | None) -> tuple[list[CopyReport], list[str]]:
     """What was found in each copy, and what is wrong."""
     reports: list[CopyReport] = []
     problems: list[str] = []
-    log = log_of(service)
     async with opened_targets(policy_of(service).targets) as targets:
-        for target in targets:
+        for log, target in product(_logs_of(service, shard), targets):
             try:
                 found = await incarnations_of([target], log)
                 if not found:
@@ -288,13 +304,12 @@ async def _verify(service: Service) -> tuple[list[CopyReport], list[str]]:
     return reports, problems
 
 
-async def _drill(service: Service) -> DrillReport:
-    shard_of(service)
+async def _drill(service: Service) -> list[DrillReport]:
     async with service.inspect(), opened_targets(policy_of(service).targets) as targets:
         if not targets:
             raise ArchiveIncomplete("there is no place to restore from")
         with progress("Restoring") as advance:
-            return await drill(service.runtime.store, targets, service.codec, advance)
+            return await drill(service.stores, targets, service.codec, advance)
 
 
 # ---- showing
@@ -340,21 +355,27 @@ def _mark_as_object(mark: Mark, log: str) -> dict[str, Any]:
 
 def _show_list(found: list[dict[str, Any]]) -> None:
     rows = [
-        (f["target"], f["incarnation"], f["segments"], f["last"], f["latest_event"], _drilled(f["drill"]))
+        (f["log"], f["target"], f["incarnation"], f["segments"], f["last"], f["latest_event"], _drilled(f["drill"]))
         for f in found
         if "problem" not in f
     ]
-    headings = ("place", "incarnation", "segments", "position", "latest event", "last drill")
+    headings = ("log", "place", "incarnation", "segments", "position", "latest event", "last drill")
     marks = [
-        (m["name"], m["position"], ", ".join(f"{log} {at}" for log, at in m["logs"].items()), f["target"])
+        (f["log"], m["name"], m["position"], ", ".join(f"{log} {at}" for log, at in m["logs"].items()), f["target"])
         for f in found
         for m in f.get("marks", ())
     ]
     print_lines(
-        *([table(headings, rows, right=("segments", "position"))] if rows else ()),
-        *(["", table(("mark", "position", "of", "place"), marks, right=("position",))] if marks else ()),
+        *([_of_logs(headings, rows, right=("segments", "position"))] if rows else ()),
+        *(["", _of_logs(("log", "mark", "position", "of", "place"), marks, right=("position",))] if marks else ()),
         *(plain(f"{f['target']}: {f['problem']}") for f in found if "problem" in f),
     )
+
+
+def _of_logs(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str]) -> Table:
+    """A table whose first column, the log, is left out where there is only one."""
+    begin = 0 if len({row[0] for row in rows}) > 1 else 1
+    return table(headings[begin:], [row[begin:] for row in rows], right=right)
 
 
 def _drilled(record: Mapping[str, Any] | None) -> str:
@@ -366,12 +387,12 @@ def _drilled(record: Mapping[str, Any] | None) -> str:
 
 def _show_verified(reports: list[CopyReport], problems: list[str]) -> None:
     rows = [
-        (r.target, r.incarnation, r.segments, r.last, r.events, f"{r.size_bytes:,}", len(r.problems) or "none")
+        (r.log, r.target, r.incarnation, r.segments, r.last, r.events, f"{r.size_bytes:,}", len(r.problems) or "none")
         for r in reports
     ]
-    headings = ("place", "incarnation", "segments", "whole up to", "events", "bytes", "problems")
+    headings = ("log", "place", "incarnation", "segments", "whole up to", "events", "bytes", "problems")
     print_lines(
-        *([table(headings, rows, right=headings[2:])] if rows else ()),
+        *([_of_logs(headings, rows, right=headings[3:])] if rows else ()),
         *map(plain, problems),
         *([_REMEDY] if any(r.problems for r in reports) else ()),
     )

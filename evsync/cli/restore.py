@@ -1,17 +1,19 @@
-"""`evsync restore`: a log from its archive."""
+"""`evsync restore`: a log, or those of all shards, from the archive."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from evsync.archive.marks import find_mark
-from evsync.archive.restore import Archive, RestoreReport, Until
+from evsync.archive.marks import MarkedLog, find_mark
+from evsync.archive.restore import RestoreReport, Until
 from evsync.archive.targets import opened_targets
-from evsync.cli.backup import log_of, policy_of
+from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
 from evsync.cli.stream import CONNECT_S
@@ -21,14 +23,21 @@ from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.settings import NatsSettings
-from evsync.operations.recovery import restore_log
+from evsync.operations.recovery import archives_of, restore_logs
+from evsync.ports import BackupTarget
 from evsync.records import to_datetime, to_time_us
 from evsync.service import Service
 
 
 def restore(
     target: Target,
-    to: Annotated[str, typer.Option(metavar="URL", help="The new store, such as sqlite:///restored.db.")],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[SHARD=]URL",
+            help="The new store, such as sqlite:///restored.db. Of several shards one each, such as a=sqlite:///a.db.",
+        ),
+    ],
     position: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only up to this position.")] = None,
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only as it was then, such as 2026-01-31T12:00:00Z.")
@@ -55,12 +64,17 @@ def restore(
     first. The log goes on as a new incarnation: who follows it and had not come farther goes on by itself, who had
     stops with an error that says what mends it. An existing store is never touched. May be broken off and begun again.
 
+    The shards of a service are restored together: to a mark, or up to where their logs fit, so that each slot is in one
+    of them with its whole history.
+
     \b
         evsync restore shop.users:users --to sqlite:///restored.db
         evsync restore shop.users:users --at 2026-01-31T12:00:00Z \\
             --to postgresql://localhost/shop?schema=users2
         evsync restore shop.users:users --to sqlite:///restored.db --from-stream
         evsync restore shop.users:users --to sqlite:///restored.db --mark monday
+        evsync restore shop.users:users --to a=sqlite:///a2.db \\
+            --to "b=postgresql://localhost/shop?schema=b2"
     """
     if mark is not None and (position is not None or at is not None or incarnation is not None or from_stream):
         raise typer.BadParameter(
@@ -70,15 +84,27 @@ def restore(
         )
     until = Until(position=position, time_us=to_time_us(parse_time(at, "--at")) if at is not None else None)
     with reporting(debug):
-        report = asyncio.run(_restore(load(target), to, until, mark, places or [], incarnation, from_stream))
-    if json:
-        print_json(asdict(report))
-        return
+        service = load(target)
+        stores = _stores(service, to)
+        if len(stores) > 1 and (position is not None or incarnation is not None):
+            raise ConfigurationError(
+                f"--position and --incarnation are of one log, and service {service.name!r} has {len(stores)} shards: "
+                "nothing was restored. Use --mark or --at, which are of all"
+            )
+        reports = asyncio.run(_restore(service, stores, until, mark, places or [], incarnation, from_stream))
+    for shard, report in reports.items():
+        if json:
+            print_json(asdict(report))
+        else:
+            _show(report, stores[shard])
+
+
+def _show(report: RestoreReport, to: str) -> None:
     stream = f", {report.from_stream:,} of them from the stream" if report.from_stream else ""
-    lines = [
-        f"log {report.log}: {report.events:,} events of incarnation {report.parent} restored{stream}, up to position "
-        f"{report.position}",
-    ]
+    restored = f"{report.events:,} events of incarnation {report.parent} restored" if report.parent else "no event"
+    lines = [f"log {report.log}: {restored}{stream}, up to position {report.position}"]
+    if report.left_out:
+        lines.append(f"{report.left_out:,} later events are left out: other shards' logs do not reach as far")
     if report.events:
         lines.append(f"the latest event is of {as_utc(to_datetime(report.latest_us))}")
     lines += [
@@ -88,28 +114,72 @@ def restore(
     print_lines(*map(plain, lines))
 
 
+def _stores(service: Service, to: Sequence[str]) -> dict[str, str]:
+    """The new store of each shard. Raises ConfigurationError unless each has one."""
+    shards = shards_of(service)
+    found: dict[str, str] = {}
+    for given in to:
+        named = _SHARD.match(given)
+        if named is None and len(shards) > 1:
+            raise ConfigurationError(
+                f"service {service.name!r} has {len(shards)} shards ({', '.join(shards)}), and --to {redacted(given)} "
+                f"does not say which: {_EACH.format(' '.join(f'--to {s}=URL' for s in shards))}"
+            )
+        shard, url = (named[1], given[named.end() :]) if named is not None else (shards[0], given)
+        if shard in found:
+            raise ConfigurationError(f"--to names two stores for shard {shard!r}: nothing was restored")
+        found[shard] = url
+    if found.keys() != set(shards):
+        raise ConfigurationError(
+            f"the shards of service {service.name!r} are {', '.join(shards)}, and --to names {', '.join(found)}: "
+            f"{_EACH.format(' '.join(f'--to {s}=URL' for s in shards))}. One shard is not restored beside others that "
+            "live on: these may have slots, and events, that came from it later"
+        )
+    return {shard: found[shard] for shard in shards}
+
+
+_SHARD = re.compile(r"([a-z][a-z0-9_-]*)=")
+_EACH = "all are restored together, each into a store of its own ({})"
+
+
 async def _restore(
     service: Service,
-    to: str,
+    to: Mapping[str, str],
     until: Until,
     mark: str | None,
     places: list[str],
     incarnation: str | None,
     from_stream: bool,
-) -> RestoreReport:
-    log = log_of(service)
+) -> dict[str, RestoreReport]:
     connection = None
     async with opened_targets(places or policy_of(service).targets) as targets:
-        marked = (await find_mark(targets, log, mark)).logs[log] if mark is not None else None
-        archive = await Archive.find(targets, log, marked.incarnation if marked is not None else incarnation)
+        marked = await _marked(targets, service.name, list(to), mark) if mark is not None else {}
+        incarnations = {shard: marked[shard].incarnation if marked else incarnation for shard in to}
+        archives = await archives_of(targets, service.name, incarnations)
+        logs = {shard: (archive, marked.get(shard)) for shard, archive in archives.items()}
         try:
             if from_stream:
                 connection = await _connect(service)
             with progress("Restoring") as advance:
-                return await restore_log(archive, to, until, marked=marked, connection=connection, tell=advance)
+                return await restore_logs(logs, to, until, connection=connection, tell=advance)
         finally:
             if connection is not None:
                 await connection.close()
+
+
+async def _marked(
+    targets: Sequence[BackupTarget], service: str, shards: Sequence[str], name: str
+) -> dict[str, MarkedLog]:
+    """The parts of a mark that are of these shards. Raises ConfigurationError where it is of others."""
+    mark = await find_mark(targets, f"{service}.{shards[0]}", name)
+    parts = {log.partition(".")[2]: part for log, part in mark.logs.items() if log.partition(".")[0] == service}
+    if parts.keys() != set(shards):
+        raise ConfigurationError(
+            f"mark {name!r} is of shards {', '.join(parts)} of service {service!r}, and its stores are those of "
+            f"{', '.join(shards)}: nothing was restored. Give the service the shards that it had then, until it is "
+            "restored"
+        )
+    return {shard: parts[shard] for shard in shards}
 
 
 async def _connect(service: Service) -> Connection:

@@ -69,7 +69,7 @@ async def _run(service: Service, only: Sequence[str]) -> None:
 
 def _parts(runtime: Runtime) -> list[str]:
     own = ["relay"] if runtime.relays else []
-    if runtime.backups is not None:
+    if runtime.backups:
         own.append("backup")
     followers = [*runtime.projections, *runtime.reactions]
     return own + [name for name in followers if name in runtime.running]

@@ -15,9 +15,14 @@ from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.store_sends import Answer, Outgoing, Refused, Sender
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, default_name, store_config
-from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name, new_command, new_incarnation
+from evsync.ports import Arrived
+from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name, new_command, new_incarnation
 from evsync.stores.plan import check_follows
 
+NO_SHARDS = (
+    "a shard cannot be restored into a JetStream stream in this version: restore it into SQLite or PostgreSQL. Nothing "
+    "was restored"
+)
 _ANSWER_S = 10.0
 
 
@@ -105,8 +110,16 @@ class JetStreamRestore:
                 raise self._failed(part, answer)
             self._head = part[-1].position
 
-    async def complete(self, identity: LogIdentity, kept: Mapping[str, Sequence[Checkpoint]]) -> None:
+    async def import_events(self, arrived: Sequence[Arrived]) -> None:
+        """Refused: what came with slots from other shards is not restored into a stream."""
+        raise ConfigurationError(NO_SHARDS)
+
+    async def complete(
+        self, identity: LogIdentity, kept: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
+    ) -> None:
         """Store the checkpoints as events, and take away what says that the stream is being restored."""
+        if slots is not None:
+            raise ConfigurationError(NO_SHARDS)
         stored = [(follower, of_follower) for follower, of_follower in kept.items() if of_follower]
         await self.load([self._event_of(identity, n, item) for n, item in enumerate(stored, self._head + 1)])
         try:

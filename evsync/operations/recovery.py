@@ -6,7 +6,8 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -17,17 +18,19 @@ import msgpack
 
 from evsync.aggregates.repository import Repository
 from evsync.archive.marks import MarkedLog
-from evsync.archive.restore import Archive, RestoreReport, Until, restore
+from evsync.archive.restore import Archive, Part, RestoreReport, Until, restore_shards
 from evsync.codec.events import EventCodec
-from evsync.errors import ArchiveIncomplete, NotFound, TargetUnavailable
-from evsync.homes import OneStore
+from evsync.errors import ArchiveIncomplete, ConfigurationError, NotFound, TargetUnavailable
+from evsync.homes import ShardedStores
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
-from evsync.opening import open_store, restore_store
+from evsync.jetstream.store_restore import NO_SHARDS
+from evsync.opening import is_on_nats, restore_store
 from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
-from evsync.records import OWN_STREAMS, LogIdentity, is_control, to_datetime
-from evsync.stores.group_commit import GroupCommit
+from evsync.records import OWN_STREAMS, LogIdentity, is_control
+from evsync.sharding.handover import bring_about, placement_of
+from evsync.shards import open_home, open_shards
 
 READ_EVENTS = 2_000
 
@@ -41,23 +44,77 @@ async def restore_log(
     connection: Connection | None = None,
     tell: Progress = unheard,
 ) -> RestoreReport:
-    """Restore an archived log into a new store at a URL.
+    """Restore an archived log, its service's only one, into a new store at a URL: see `restore_logs`."""
+    shard = archive.identity.shard
+    parts = {shard: (archive, marked)}
+    return (await restore_logs(parts, {shard: to}, until, connection=connection, tell=tell))[shard]
 
-    With a mark of the log, to that. With a connection to NATS, what the archive does not have yet comes from the log's
-    stream there. Raises ArchiveError, StoreError, ConfigurationError where there is a store already, RelayError for a
-    stream that cannot go on where the archive ends.
+
+async def restore_logs(
+    logs: Mapping[str, tuple[Archive, MarkedLog | None]],
+    to: Mapping[str, str],
+    until: Until,
+    *,
+    connection: Connection | None = None,
+    tell: Progress = unheard,
+) -> dict[str, RestoreReport]:
+    """Restore the archived logs of a service, by shard, into new stores at URLs.
+
+    With marks of the logs, to these. With a connection to NATS, what an archive does not have yet comes from the log's
+    stream there. Slots that were on their way between two shards arrive. Raises ArchiveError, StoreError,
+    ConfigurationError where there is a store already, RelayError for a stream that cannot go on where the archive ends.
     """
-    identity = archive.identity
-    tail = await stream_of(connection, identity) if connection is not None else None
-    try:
-        into = await restore_store(to, service=identity.service, shard=identity.shard, slots=identity.slots)
+    if len(logs) > 1 and any(is_on_nats(url) for url in to.values()):
+        raise ConfigurationError(NO_SHARDS)
+    async with AsyncExitStack() as stack:
+        parts = {}
+        for shard, (archive, marked) in logs.items():
+            identity = archive.identity
+            tail = None
+            if connection is not None and archive.copies:
+                tail = await stream_of(connection, identity)
+                stack.push_async_callback(tail.close)
+            into = await restore_store(to[shard], service=identity.service, shard=shard, slots=identity.slots)
+            stack.push_async_callback(into.close)
+            parts[shard] = Part(archive, into, marked, tail)
+        reports = await restore_shards(parts, until=until, tell=tell)
+    if len(to) > 1:
+        async with opened_shards(next(iter(logs.values()))[0].identity.service, to) as (stores, home):
+            await bring_about(stores, placement_of(await home.look()))
+    return reports
+
+
+@asynccontextmanager
+async def opened_shards(
+    service: str, urls: Mapping[str, str]
+) -> AsyncIterator[tuple[Mapping[str, Store], ShardedStores]]:
+    """The shards' stores at these URLs, which are there, and where their slots are; for the length of a block."""
+    async with AsyncExitStack() as stack:
+        stores = await open_shards(urls, service, stack, create=False)
+        yield stores, await open_home(stores, None, stack, place=False)
+
+
+async def archives_of(
+    targets: Sequence[BackupTarget], service: str, incarnations: Mapping[str, str | None]
+) -> dict[str, Archive]:
+    """The archives of a service's shards: of the incarnations named, or else the newest.
+
+    Of several shards one may have none. Raises as Archive.find.
+    """
+    found: dict[str, Archive] = {}
+    absent: list[ArchiveIncomplete] = []
+    for shard, incarnation in incarnations.items():
         try:
-            return await restore(archive, into, until=until, marked=marked, tail=tail, tell=tell)
-        finally:
-            await into.close()
-    finally:
-        if tail is not None:
-            await tail.close()
+            found[shard] = await Archive.find(targets, f"{service}.{shard}", incarnation)
+        except ArchiveIncomplete as e:
+            absent.append(e)
+    if not found:
+        raise absent[0]
+    slots = next(iter(found.values())).identity.slots
+    return {
+        shard: found.get(shard) or Archive(LogIdentity(service, shard, incarnation or "", slots), ())
+        for shard, incarnation in incarnations.items()
+    }
 
 
 async def stream_of(connection: Connection, identity: LogIdentity) -> JetStreamReader:
@@ -100,53 +157,59 @@ class DrillReport:
 
 
 async def drill(
-    store: Store, targets: Sequence[BackupTarget], codec: EventCodec, tell: Progress = unheard
-) -> DrillReport:
-    """Restore the log into a scratch store, rebuild every aggregate, compare with the live log; keep what was measured.
+    stores: Mapping[str, Store], targets: Sequence[BackupTarget], codec: EventCodec, tell: Progress = unheard
+) -> list[DrillReport]:
+    """Restore the logs of a service's shards into scratch stores, rebuild every aggregate, compare with the live logs.
 
-    Reads only, but for the record of the drill on every target that can be reached. Raises ArchiveError, StoreError.
+    What was measured is kept. Reads only, but for the records of the drill on every target that can be reached. Raises
+    ArchiveError, StoreError.
     """
-    identity = store.identity
-    archive = await Archive.find(targets, identity.name, identity.incarnation)
-    now, head = time.time(), await store.head()
+    service = next(iter(stores.values())).identity.service
+    archives = await archives_of(targets, service, {shard: s.identity.incarnation for shard, s in stores.items()})
+    now, heads = time.time(), {shard: await store.head() for shard, store in stores.items()}
+    reports = []
     with tempfile.TemporaryDirectory(prefix="evsync-drill-") as directory:
-        url = f"sqlite:///{Path(directory) / 'scratch.db'}"
-        restored = await restore_log(archive, url, Until(), tell=tell)
-        scratch = await open_store(url, service=identity.service, shard=identity.shard, create=False)
-        try:
-            began = time.monotonic()
-            aggregates = await _replay(scratch, codec)
-            replay_s = time.monotonic() - began
-            expected, found = await digest_of(store, restored.position), await digest_of(scratch, restored.position)
-        finally:
-            await scratch.close()
-    problem = None
-    if expected != found:
-        problem = (
-            f"the restored log and the live one differ within the first {restored.position} positions: their digests "
-            f"are {found} and {expected}"
-        )
-    report = DrillReport(
-        log=identity.name,
-        incarnation=identity.incarnation,
-        at=datetime.fromtimestamp(now, UTC).isoformat(),
-        position=restored.position,
-        head=head,
-        events_behind=max(head - restored.position, 0),
-        seconds_behind=round(max(now - to_datetime(restored.latest_us).timestamp(), 0.0), 3),
-        restore_seconds=round(restored.seconds, 3),
-        replay_seconds=round(replay_s, 3),
-        aggregates=aggregates,
-        digest=found,
-        ok=problem is None,
-        problem=problem,
-        worked_around=restored.worked_around,
-    )
-    content = json.dumps(asdict(report), indent=1).encode()
-    for copy in archive.copies:
-        with contextlib.suppress(TargetUnavailable):
-            await copy.target.put(f"{drills_of(identity.name)}{int(now * 1000):015d}.json", content, replace=True)
-    return report
+        urls = {shard: f"sqlite:///{Path(directory) / shard}.db" for shard in stores}
+        parts: dict[str, tuple[Archive, MarkedLog | None]] = {shard: (archives[shard], None) for shard in stores}
+        restored = await restore_logs(parts, urls, Until(), tell=tell)
+        async with opened_shards(service, urls) as (scratch, home):
+            repository = Repository(codec, home, lambda _append: None)
+            replayed: set[str] = set()
+            for shard, store in stores.items():
+                began, before, end = time.monotonic(), len(replayed), restored[shard].position
+                await _replay(scratch[shard], repository, codec, replayed)
+                replay_s = time.monotonic() - began
+                expected, found = await digest_of(store, end), await digest_of(scratch[shard], end)
+                problem = None
+                if expected != found:
+                    problem = (
+                        f"the restored log and the live one differ within the first {end} positions: their digests "
+                        f"are {found} and {expected}"
+                    )
+                reports.append(
+                    DrillReport(
+                        log=store.identity.name,
+                        incarnation=store.identity.incarnation,
+                        at=datetime.fromtimestamp(now, UTC).isoformat(),
+                        position=end,
+                        head=heads[shard],
+                        events_behind=max(heads[shard] - end, 0),
+                        seconds_behind=round(max(now - restored[shard].latest_us / 1_000_000, 0.0), 3) if end else 0.0,
+                        restore_seconds=round(restored[shard].seconds, 3),
+                        replay_seconds=round(replay_s, 3),
+                        aggregates=len(replayed) - before,
+                        digest=found,
+                        ok=problem is None,
+                        problem=problem,
+                        worked_around=restored[shard].worked_around,
+                    )
+                )
+    for report, archive in zip(reports, archives.values(), strict=True):
+        content = json.dumps(asdict(report), indent=1).encode()
+        for copy in archive.copies:
+            with contextlib.suppress(TargetUnavailable):
+                await copy.target.put(f"{drills_of(report.log)}{int(now * 1000):015d}.json", content, replace=True)
+    return reports
 
 
 def drills_of(log: str) -> str:
@@ -181,23 +244,15 @@ async def digest_of(log: EventLog, position: int) -> str:
     return digest.hexdigest()
 
 
-async def _replay(store: Store, codec: EventCodec) -> int:
-    """Rebuild every aggregate from its events; how many there were. Raises what one raises that cannot be."""
-    if not codec.aggregates:  # a log that others fill: nothing here can read its events
-        return 0
-    commits = GroupCommit(store)
-    repository = Repository(codec, OneStore(store, commits), lambda _append: None)
-    replayed: set[str] = set()
+async def _replay(store: Store, repository: Repository, codec: EventCodec, replayed: set[str]) -> None:
+    """Rebuild every aggregate from its events, but those replayed already. Raises what one raises that cannot be."""
     position = 0
-    try:
-        while events := await store.read(position, READ_EVENTS):
-            position = events[-1].position
-            for event in events:
-                if event.stream in replayed or is_control(event.type) or event.stream.startswith(OWN_STREAMS):
-                    continue
-                replayed.add(event.stream)
-                with contextlib.suppress(NotFound):  # discarded by one of its own events
-                    await repository.get(codec.coding_of(event.type).event.aggregate, event.stream)
-    finally:
-        await commits.close()
-    return len(replayed)
+    # A log that others fill has no aggregates: nothing here can read its events.
+    while codec.aggregates and (events := await store.read(position, READ_EVENTS)):
+        position = events[-1].position
+        for event in events:
+            if event.stream in replayed or is_control(event.type) or event.stream.startswith(OWN_STREAMS):
+                continue
+            replayed.add(event.stream)
+            with contextlib.suppress(NotFound):  # discarded by one of its own events
+                await repository.get(codec.coding_of(event.type).event.aggregate, event.stream)

@@ -140,7 +140,8 @@ class _Handover:
                 return False
         log = self._source.identity
         opening = {
-            slot: Opening(s.epoch, log.name, log.incarnation, s.position, s.history) for slot, s in closed.items()
+            slot: Opening(s.epoch, log.name, log.incarnation_at(s.position), s.position, s.history)
+            for slot, s in closed.items()
         }
         if not await self._to.open_slots(opening):
             return False

@@ -16,6 +16,7 @@ from evsync.records import (
     Commit,
     History,
     LogIdentity,
+    SlotRows,
     SlotState,
     Snapshot,
     StoredEvent,
@@ -196,8 +197,19 @@ class MemoryStore(Steps):
         for row in rows:
             insort(self._streams.setdefault(row.stream, []), row, key=_version)
 
-    def _fill(self, events: Sequence[StoredEvent], checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+    def _fill(
+        self,
+        events: Sequence[StoredEvent],
+        imports: Sequence[Arrived],
+        checkpoints: Mapping[str, Sequence[Checkpoint]],
+        slots: SlotRows | None,
+    ) -> None:
         self._add(events)
+        self._imports = sorted(imports, key=itemgetter(0))
+        for _, event in imports:
+            insort(self._streams.setdefault(event.stream, []), event, key=_version)
+        if slots is not None:
+            self._moves, self._slots, self._arrived = 1, dict(slots.states), dict(slots.arrived)
         self._checkpoints = {(name, c.log, c.group): c for name, kept in checkpoints.items() for c in kept}
         self._tail.moved(len(events))
 
@@ -221,18 +233,25 @@ class MemoryRestore:
         self.store: MemoryStore | None = None
         """The store, once it is complete."""
         self._events: list[StoredEvent] = []
+        self._imports: list[Arrived] = []
 
     async def load(self, events: Sequence[StoredEvent]) -> None:
         """Store events behind those that were loaded before."""
         check_follows(len(self._events), events)
         self._events += events
 
-    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+    async def import_events(self, arrived: Sequence[Arrived]) -> None:
+        """Store imports, each in its place."""
+        self._imports += arrived
+
+    async def complete(
+        self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
+    ) -> None:
         """Make the store."""
         store = MemoryStore(identity)
-        store._fill(self._events, checkpoints)
-        self.store, self._events = store, []
+        store._fill(self._events, self._imports, checkpoints, slots)
+        self.store, self._events, self._imports = store, [], []
 
     async def close(self) -> None:
         """Forget what is not complete."""
-        self._events = []
+        self._events, self._imports = [], []

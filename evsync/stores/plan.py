@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from evsync.errors import ConfigurationError, Conflict, EncodingError, SlotMoved
 from evsync.records import (
-    SLOTS_STREAM,
     Checkpoint,
     Commit,
     LogIdentity,
@@ -199,11 +198,6 @@ def key_of(commit: Commit) -> CheckpointKey | None:
 def check_follows(head: int, events: Sequence[StoredEvent]) -> None:
     """Raise ConfigurationError unless events that are stored as they are go on where the log ends."""
     for due, event in enumerate(events, head + 1):
-        if event.stream == SLOTS_STREAM:
-            raise ConfigurationError(
-                f"the log is that of one of several shards (a slot was moved at position {event.position}), and such a "
-                "log cannot be restored by itself in this version: the other shards' slots must fit. Nothing was stored"
-            )
         if event.position != due:
             raise ConfigurationError(
                 f"position {due} was to be restored next, and an event of position {event.position} was given; nothing "

@@ -9,11 +9,13 @@ import psycopg
 from psycopg import AsyncConnection, sql
 
 from evsync.errors import ConfigurationError, EncodingError, EvsyncError, StoreFull, StoreUnavailable
-from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
+from evsync.ports import Arrived
+from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name
 from evsync.stores import postgres_schema as tables
 from evsync.stores.checkpoint_rows import to_row
 from evsync.stores.plan import check_follows
 from evsync.stores.postgres_connections import FULL, REFUSED, Connections, settings_of, words
+from evsync.stores.postgres_slots import put
 
 _SUFFIX = "_restoring"
 _CLAIM = 0x7265_7374  # with the name of the schema, an advisory lock of its own
@@ -58,7 +60,7 @@ class PostgresRestore:
         """For `begin`, which everybody else uses."""
         self._database, self._connection = database, connection
         self._schema, self._part = schema, part
-        self._head = 0
+        self._head = self._numbers = 0
         self._completed = False
 
     async def _begin(self, identity: LogIdentity) -> None:
@@ -87,16 +89,29 @@ class PostgresRestore:
         copy = sql.SQL("COPY {}.events ({}) FROM STDIN (FORMAT binary)").format(
             sql.Identifier(self._part), sql.SQL(tables.COLUMNS)
         )
-        try:
-            async with self._connection.cursor() as cursor, cursor.copy(copy) as rows:
-                rows.set_types(tables.COLUMN_TYPES)
-                for event in events:
-                    await rows.write_row(event)
-        except psycopg.Error as e:
-            raise self._failed(e) from e
+        await self._copy(copy, tables.COLUMN_TYPES, events)
         self._head += len(events)
 
-    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+    async def import_events(self, arrived: Sequence[Arrived]) -> None:
+        """Store imports, each in its place."""
+        copy = sql.SQL('COPY {}.imports ("at", number, {}) FROM STDIN (FORMAT binary)').format(
+            sql.Identifier(self._part), sql.SQL(tables.COLUMNS)
+        )
+        await self._copy(copy, ("int8", "int8", *tables.COLUMN_TYPES), [(*place, *e) for place, e in arrived])
+        self._numbers = max(self._numbers, *(number for (_, number), _ in arrived))
+
+    async def _copy(self, copy: sql.Composed, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        try:
+            async with self._connection.cursor() as cursor, cursor.copy(copy) as written:
+                written.set_types(types)
+                for row in rows:
+                    await written.write_row(row)
+        except psycopg.Error as e:
+            raise self._failed(e) from e
+
+    async def complete(
+        self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
+    ) -> None:
         """Store the checkpoints and give the schema its name, in one transaction."""
         c, part, schema = self._connection, sql.Identifier(self._part), sql.Identifier(self._schema)
         try:
@@ -107,10 +122,15 @@ class PostgresRestore:
                             sql.SQL("INSERT INTO {}.checkpoints VALUES (%s, %s, %s, %s, %s, %s, %s)").format(part),
                             (follower, *to_row(k)),
                         )
+                moves = 0 if slots is None else 1
                 await c.execute(
-                    sql.SQL("UPDATE {}.log SET incarnation = %s, slots = %s, head = %s").format(part),
-                    (identity.incarnation, identity.slots, self._head),
+                    sql.SQL("UPDATE {}.log SET incarnation = %s, slots = %s, head = %s, moves = %s").format(part),
+                    (identity.incarnation, identity.slots, self._head, moves),
                 )
+                if slots is not None:
+                    await put(c, self._part, slots)
+                    numbered = sql.SQL("ALTER TABLE {}.imports ALTER COLUMN number RESTART WITH {}")
+                    await c.execute(numbered.format(part, sql.Literal(self._numbers + 1)))
                 if not await tables.missing(c, "to_regnamespace", schema.as_string()):
                     await c.execute(sql.SQL("DROP SCHEMA {}").format(schema))  # refused unless it is empty
                 await c.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(part, schema))

@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, sql
 
 from evsync.errors import SlotMoved, StoreUnavailable
 from evsync.ports import Arrived, SlotSize
-from evsync.records import OWN_STREAMS, SLOTS_STREAM, Change, History, SlotState, StoredEvent
+from evsync.records import OWN_STREAMS, SLOTS_STREAM, Change, History, SlotRows, SlotState, StoredEvent
 from evsync.stores.postgres_connections import Connections, words
 from evsync.stores.postgres_schema import COLUMN_TYPES, COLUMNS
 from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
@@ -250,6 +250,14 @@ class MovableSlots(Steps):
                 await rows(_MOVED, head + len(change.rows))
                 await rows("SELECT pg_notify(%s, %s)", self._channel, str(head + len(change.rows)))
             return change
+
+
+async def put(c: AsyncConnection[Any], schema: str, rows: SlotRows) -> None:
+    """Write what is said of slots where nothing was said yet."""
+    states = [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in rows.states.items()]
+    for text, found in ((_PUT_ARRIVALS, [(slot, *h) for slot, h in rows.arrived.items()]), (_PUT_STATES, states)):
+        if found:
+            await c.execute(sql.SQL(text).format(schema=sql.Identifier(schema)), _columns(found))
 
 
 def _states(rows: Sequence[tuple[Any, ...]]) -> dict[int, SlotState]:

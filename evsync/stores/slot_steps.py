@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
+from evsync.codec.values import unpack
+from evsync.errors import DecodingError
 from evsync.records import (
     SLOT_CLOSED,
     SLOT_OPENED,
@@ -23,6 +25,7 @@ from evsync.records import (
     LogIdentity,
     NewEvent,
     Opening,
+    SlotRows,
     SlotState,
     StoredEvent,
     new_command,
@@ -144,6 +147,61 @@ def open_(identity: LogIdentity, opening: Mapping[int, Opening], found: Found) -
     }
     rows = _control(identity, SLOT_OPENED, said, found)
     return SlotChange(rows=rows, states={slot: SlotState(o.epoch) for slot, o in opening.items()})
+
+
+class SlotEvent(NamedTuple):
+    """What a log says of one of its slots."""
+
+    position: int
+    slot: int
+    epoch: int
+    shard: str
+    """That it went to, or came from."""
+    history: History | None
+    """All that the slot had when it was closed; None: it was opened."""
+    closed_at: int = 0
+    """Of one that was opened: the position of the SlotClosed in the log that it came from, …"""
+    incarnation: str = ""
+    """… and the incarnation there."""
+    before: int = 0
+    """The position before its commit."""
+
+
+def slot_event(event: StoredEvent) -> SlotEvent | None:
+    """What the event says of its slot; None for one of another kind. Raises DecodingError."""
+    if event.stream != SLOTS_STREAM:
+        return None
+    try:
+        said: dict[str, Any] = unpack(event.data)
+        before = event.position - int.from_bytes(event.id[14:]) - 1
+        if event.type.endswith(SLOT_CLOSED):
+            history = History(said["length"], said["digest"])
+            return SlotEvent(event.position, event.slot, said["epoch"], said["to"], history, before=before)
+        shard = said["from"].partition(".")[2]
+        return SlotEvent(
+            event.position, event.slot, said["epoch"], shard, None, said["position"], said["incarnation"], before
+        )
+    except (KeyError, TypeError, AttributeError) as e:
+        raise DecodingError(f"the event at position {event.position} does not tell of a slot: {e!r}") from e
+
+
+def folded(slots: int, events: Iterable[SlotEvent], *, owns_slots: bool) -> SlotRows | None:
+    """What a store says of its slots behind these events, all of its log; None where none has ever moved.
+
+    `owns_slots`: whether all were open in it at first.
+    """
+    states = unmoved(slots) if owns_slots else {}
+    arrived: dict[int, History] = {}
+    moved = not owns_slots
+    for e in events:
+        moved = True
+        if e.history is not None:
+            states[e.slot] = SlotState(e.epoch, e.shard, e.position, e.history)
+            arrived[e.slot] = e.history
+        else:
+            states[e.slot] = SlotState(e.epoch)
+            arrived.pop(e.slot, None)
+    return SlotRows(states, arrived) if moved else None
 
 
 def _longer(histories: Mapping[int, History], ids: Iterable[tuple[int, bytes]]) -> dict[int, History]:

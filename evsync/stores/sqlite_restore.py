@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evsync.errors import ConfigurationError, StoreUnavailable
-from evsync.records import Checkpoint, LogIdentity, StoredEvent, check_name
+from evsync.ports import Arrived
+from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name
 from evsync.stores import sqlite_schema as schema
+from evsync.stores import sqlite_slots as slots_of
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.plan import check_follows
 from evsync.stores.sqlite_threads import ConnectionThreads
@@ -60,27 +62,38 @@ class SqliteRestore:
     async def load(self, events: Sequence[StoredEvent]) -> None:
         """Store events behind those that were loaded before."""
         check_follows(self._head, events)
-
-        def load(c: sqlite3.Connection) -> None:
-            c.execute("BEGIN")
-            statements.insert(c, events)
-            c.execute("COMMIT")
-
-        await self._threads.run(load)
+        await self._write(lambda c: statements.insert(c, events))
         self._head += len(events)
 
-    async def complete(self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]]) -> None:
+    async def import_events(self, arrived: Sequence[Arrived]) -> None:
+        """Store imports, each in its place."""
+        await self._write(lambda c: slots_of.import_at(c, arrived))
+
+    async def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        def transaction(c: sqlite3.Connection) -> None:
+            c.execute("BEGIN")
+            write(c)
+            c.execute("COMMIT")
+
+        await self._threads.run(transaction)
+
+    async def complete(
+        self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
+    ) -> None:
         """Store the checkpoints, bring the file to the disk, and give it its name."""
 
         def complete(c: sqlite3.Connection) -> None:
-            c.execute("BEGIN")
             for follower, kept in checkpoints.items():
                 for checkpoint in kept:
                     statements.store_checkpoint(c, follower, checkpoint)
-            c.execute("UPDATE log SET incarnation = ?, slots = ?", (identity.incarnation, identity.slots))
-            c.execute("COMMIT")
+            c.execute(
+                "UPDATE log SET incarnation = ?, slots = ?, moves = ?",
+                (identity.incarnation, identity.slots, 0 if slots is None else 1),
+            )
+            if slots is not None:
+                slots_of.put(c, slots)
 
-        await self._threads.run(complete)
+        await self._write(complete)
         await self._threads.close()
         try:
             _finish(self._part, self.path)

@@ -9,13 +9,13 @@ import sqlite3
 from collections.abc import Sequence
 
 from evsync.ports import Arrived, Place, SlotSize
-from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotState, StoredEvent
+from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotRows, SlotState, StoredEvent
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.slot_steps import Decide, Found, SlotChange, unmoved
 from evsync.stores.sqlite_schema import COLUMNS
 
 _NOT_OWN = f"substr(stream, 1, {len(OWN_STREAMS)}) <> '{OWN_STREAMS}'"
-_IMPORT = f'INSERT INTO imports ("at", {COLUMNS}) VALUES (?{", ?" * len(StoredEvent._fields)})'
+_IMPORT = f'INSERT INTO imports (number, "at", {COLUMNS}) VALUES (?, ?{", ?" * len(StoredEvent._fields)})'
 
 
 def states(c: sqlite3.Connection, identity: LogIdentity, moves: int) -> dict[int, SlotState]:
@@ -103,16 +103,27 @@ def carry_out(
     if change is None:
         return None
     statements.insert(c, change.rows)
-    c.executemany(_IMPORT, [(head, *e) for e in change.imports])
-    c.executemany("INSERT OR REPLACE INTO arrivals VALUES (?, ?, ?)", [(s, *h) for s, h in change.arrived.items()])
+    c.executemany(_IMPORT, [(None, head, *e) for e in change.imports])
+    put(c, SlotRows(change.states, change.arrived))
     if change.states:
-        c.executemany(
-            "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
-            [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in change.states.items()],
-        )
-        c.execute("UPDATE log SET moves = moves + 1")
         c.executemany("DELETE FROM arrivals WHERE slot = ?", [(slot,) for slot in change.opened])
     return change
+
+
+def put(c: sqlite3.Connection, rows: SlotRows) -> None:
+    """Write what is said of slots in place of what was; `moves` is raised if any changes its state."""
+    c.executemany("INSERT OR REPLACE INTO arrivals VALUES (?, ?, ?)", [(s, *h) for s, h in rows.arrived.items()])
+    if rows.states:
+        c.executemany(
+            "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
+            [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in rows.states.items()],
+        )
+        c.execute("UPDATE log SET moves = moves + 1")
+
+
+def import_at(c: sqlite3.Connection, arrived: Sequence[Arrived]) -> None:
+    """Store imports, each in its place."""
+    c.executemany(_IMPORT, [(number, at, *event) for (at, number), event in arrived])
 
 
 def _marks(slots: Sequence[int]) -> str:

@@ -418,7 +418,7 @@ async def test_a_drill_measures_and_is_remembered(tmp_path: Path) -> None:
         store = bank.runtime.store
         assert (await Backups(store, [target], copies=1).run()).ok
         await pay(bank, 99)
-        report = await drill(store, [target], bank.codec)
+        (report,) = await drill(bank.stores, [target], bank.codec)
         assert (report.ok, report.position, report.head, report.events_behind) == (True, 38, 40, 2)
         assert report.aggregates == 19
         assert report.digest == await digest_of(store, 38)
@@ -428,5 +428,5 @@ async def test_a_drill_measures_and_is_remembered(tmp_path: Path) -> None:
         assert (record["position"], record["ok"]) == (38, True)
         assert datetime.fromisoformat(record["at"]) > datetime.now(UTC) - timedelta(minutes=1)
         forged = MemoryStore(store.identity)
-        forged._fill([e._replace(time_us=e.time_us + 1) for e in await read_all(store)], {})
-        assert not (await drill(forged, [target], bank.codec)).ok
+        forged._fill([e._replace(time_us=e.time_us + 1) for e in await read_all(store)], [], {}, None)
+        assert not (await drill({"main": forged}, [target], bank.codec))[0].ok

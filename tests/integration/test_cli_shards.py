@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import shutil
 import signal
 import sqlite3
 from collections import Counter
@@ -214,18 +214,108 @@ async def test_all_shards_are_followed_at_once(tmp_path: Path) -> None:
     assert {e["position"].partition(":")[0] for e in seen} == {"shop.a", "shop.b"}
 
 
-def test_what_makes_no_sense_yet_with_several_shards_is_refused(
+ARCHIVED = """
+from evsync import BackupPolicy, Service
+from tests.sharded_shop import Cart
+shop = Service('shop', aggregates=[Cart], backups=BackupPolicy(targets=['disk'], loss=0.01))
+"""
+
+
+class Archived(Shards):
+    """One that is backed up, with shards `a` and `b`."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(directory)
+        (directory / "archived_shop.py").write_text(ARCHIVED)
+        monkeypatch.chdir(directory)
+        monkeypatch.syspath_prepend(directory)
+        asyncio.run(self.fill("a", "b"))
+
+    def said(self, names: str, *arguments: str, code: int = 0) -> str:
+        """What a command says, to its end."""
+        stores = {"EVSYNC_SHOP_STORE": json.dumps(self.stores(*names))}
+        done = CliRunner().invoke(app, arguments, env=stores)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def objects(self, names: str, *arguments: str, code: int = 0) -> list[Any]:
+        """What it says as JSON."""
+        return [json.loads(line) for line in self.said(names, *arguments, "--json", code=code).splitlines()]
+
+
+def test_shards_are_archived_looked_at_and_restored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command tells of each log, or of the shard's that was asked for; a restore names a store for each."""
+    shards, service = Archived(tmp_path, monkeypatch), "archived_shop:shop"
+    for evsync, log in zip(shards.objects("ab", "backup", "run", service), ("shop.a", "shop.b"), strict=True):
+        assert (evsync["log"], evsync["ok"], evsync["backed_up"]) == (log, True, evsync["head"])
+    assert [r["log"] for r in shards.objects("ab", "backup", "run", "--shard", "b", service)] == ["shop.b"]
+    (listed,) = shards.objects("ab", "backup", "list", service)
+    assert [row["log"] for row in listed] == ["shop.a", "shop.b"]
+    (verified,) = shards.objects("ab", "backup", "verify", service)
+    assert (verified["ok"], [c["log"] for c in verified["copies"]]) == (True, ["shop.a", "shop.b"])
+    (one,) = shards.objects("ab", "backup", "verify", "--shard", "a", service)
+    assert [c["log"] for c in one["copies"]] == ["shop.a"]
+    assert "there is no shard 'z'" in shards.said("ab", "backup", "run", "--shard", "z", service, code=2)
+    drilled = shards.objects("ab", "backup", "drill", service)
+    assert [(d["log"], d["ok"], d["events_behind"]) for d in drilled] == [("shop.a", True, 0), ("shop.b", True, 0)]
+    assert sum(d["aggregates"] for d in drilled) == 42
+    (marked,) = shards.objects("ab", "backup", "mark", "--name", "monday", service)
+    assert [log["log"] for log in marked["logs"]] == ["shop.a", "shop.b"]
+    shown = shards.said("ab", "backup", "list", service).splitlines()
+    assert shown[0].split()[:2] == ["log", "place"]
+    assert [line.split()[0] for line in shown if line.startswith("shop.")] == ["shop.a", "shop.b"] * 2
+    for n, options in enumerate([(), ("--mark", "monday"), ("--at", "2100-01-01T00:00:00Z")]):
+        to = {shard: f"sqlite:///{tmp_path}/again{n}-{shard}.db" for shard in "ab"}
+        named = [word for shard, url in to.items() for word in ("--to", f"{shard}={url}")]
+        restored = shards.objects("ab", "restore", *named, *options, service)
+        assert [(r["log"], r["position"], r["left_out"]) for r in restored] == [
+            (d["log"], d["head"], 0) for d in drilled
+        ]
+        checked = shards.shop.evsync("store", "check", TARGET, EVSYNC_SHOP_STORE=json.dumps(to)).stdout
+        assert checked.count("all is well") == 2
+
+
+def test_shards_are_not_restored_apart_nor_from_what_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it is done for the first shard alone, which would look as if it were done."""
+    """What is missing is named, and what to do; nothing is made."""
+    shards, service = Archived(tmp_path, monkeypatch), "archived_shop:shop"
+    shards.said("ab", "backup", "mark", "--name", "two", service)
+    a, b = ("--to", f"a=sqlite:///{tmp_path}/new-a.db"), ("--to", f"b=sqlite:///{tmp_path}/new-b.db")
+
+    def refused(names: str, *options: str, code: int = 2) -> str:
+        return " ".join(shards.said(names, "restore", *options, service, code=code).split())
+
+    assert "does not say which: all are restored together" in refused("ab", "--to", "sqlite:///new.db")
+    alone = refused("ab", *a)
+    assert "the shards of service 'shop' are a, b, and --to names a: all are restored together" in alone
+    assert "(--to a=URL --to b=URL). One shard is not restored beside others that live on" in alone
+    assert "two stores for shard 'a'" in refused("ab", *a, *a, *b)
+    assert "--position and --incarnation are of one log" in refused("ab", *a, *b, "--position", "3")
+    assert "cannot be restored into a JetStream stream" in refused("ab", *a, "--to", "b=nats://127.0.0.1:1")
+    c = ("--to", f"c=sqlite:///{tmp_path}/new-c.db")
+    assert "mark 'two' is of shards a, b of service 'shop', and its stores are those of a, b, c" in refused(
+        "abc", *a, *b, *c, "--mark", "two"
+    )
+    assert "which is not among a, c: nothing was restored" in refused("ac", *a, *c, code=1)
+    assert "is that of one of several shards" in refused("a", *a, code=1)
+    (tmp_path / "b.db").unlink()
+    assert [r["log"] for r in shards.objects("ab", "backup", "run", "--shard", "a", service)] == ["shop.a"], "b is lost"
+    shutil.rmtree(tmp_path / "disk" / "shop.b")
+    assert "there is no archive of log shop.b, and the log of shard 'a' says that slots went there" in refused(
+        "ab", *a, *b, code=1
+    )
+    assert not list(tmp_path.glob("new*"))
+    for options in ((), ("--store",)):
+        assert "what shards have is not trimmed" in shards.said(
+            "ab", "archive", "trim", "--to", "1", "--yes", *options, service, code=2
+        )
+
+
+def test_what_makes_no_sense_with_several_shards_is_refused(tmp_path: Path) -> None:
+    """A place in each of several logs, a shard that is not there, and a store that does not know where slots are."""
     shards = Shards(tmp_path)
     asyncio.run(shards.fill("a", "b"))
-    (tmp_path / "archived_shop.py").write_text(
-        "from evsync import BackupPolicy, Service\nfrom tests.sharded_shop import Cart\n"
-        "shop = Service('shop', aggregates=[Cart], backups=BackupPolicy(targets=['disk'], loss=0.01))\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
 
     def said(names: str, *arguments: str, code: int = 2) -> str:
         stores = {"EVSYNC_SHOP_STORE": json.dumps(shards.stores(*names))}
@@ -233,14 +323,6 @@ def test_what_makes_no_sense_yet_with_several_shards_is_refused(
         assert done.exit_code == code, done.output
         return done.output
 
-    for command, *options in (
-        ("backup", "run"), ("backup", "list"), ("backup", "verify"), ("backup", "drill"),
-        ("backup", "mark"), ("archive", "trim", "--to", "1", "--yes"),
-        ("archive", "trim", "--to", "1", "--yes", "--store"), ("restore", "--to", "sqlite:///restored.db"),
-    ):  # fmt: skip
-        refused = said("ab", command, *options, "archived_shop:shop")
-        assert "service 'shop' has 2 shards (a, b), and shards are not archived" in refused
-    assert {"disk", "restored.db"}.isdisjoint(os.listdir(tmp_path))
     assert "that is a place in each of 2 logs" in said("ab", "tail", "--after", "3", TARGET)
     assert "is in none of the shards b: a shard is missing" in said("b", "store", "check", TARGET, code=1)
     assert "there is no shard 'z'" in said("ab", "store", "check", "--shard", "z", TARGET)
