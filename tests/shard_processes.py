@@ -1,4 +1,5 @@
-"""A sharded service in processes of its own: writers that go on until they are told, and movers that are killed."""
+"""A sharded service in processes of its own: writers that go on until they are told; movers and backups that are
+killed."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from evsync.archive.backup import Backups
+from evsync.archive.targets import open_target
 from evsync.errors import StoreUnavailable
 from evsync.sharding.handover import Step, bring_about
 from tests.integration.test_shards import Counted, home, opened
@@ -51,7 +54,29 @@ async def move(directory: Path, stores: Mapping[str, str], target: list[str], di
     print("moved", flush=True)
 
 
+async def backup(directory: Path, stores: Mapping[str, str], targets: list[str], die_after: int) -> None:
+    """Archive the logs of all shards; killed when it is about to bring so many files to the disk (0: never)."""
+    steps, fsync = 0, os.fsync
+
+    def counted(descriptor: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = counted  # type: ignore[assignment]
+    places = [open_target(str(directory / target)) for target in targets]
+    async with opened(directory, stores=stores, run="none") as service:
+        for store in service.stores.values():
+            assert (await Backups(store, places, copies=len(places), segment_events=100).run()).ok
+    print("archived", flush=True)
+
+
 if __name__ == "__main__":
     what, where, stores, argument, *rest = sys.argv[1:]
     place = Path(where), json.loads(stores), json.loads(argument)
-    asyncio.run(write(*place) if what == "write" else move(*place, int(rest[0])))
+    if what == "write":
+        asyncio.run(write(*place))
+    else:
+        asyncio.run((move if what == "move" else backup)(*place, int(rest[0])))

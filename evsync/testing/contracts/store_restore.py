@@ -7,18 +7,22 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from evsync.errors import ConfigurationError, Conflict, StoreError
+from evsync.errors import ConfigurationError, Conflict, SlotMoved, StoreError
 from evsync.ports import Store, StoreRestore
 from evsync.records import (
     Ancestor,
     Checkpoint,
+    History,
     LogIdentity,
+    SlotRows,
+    SlotState,
     StoredEvent,
     command_of,
     is_control,
     new_incarnation,
 )
 from evsync.restores import restored_event
+from evsync.sharding.slots import slot_of
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.samples import append, commit, event, one, reaction
 
@@ -99,6 +103,41 @@ class StoreRestoreContract:
             outcomes = await store.append([wrong, right])
             assert isinstance(outcomes[0], Conflict)
             assert isinstance(outcomes[1], int)
+
+    async def test_slots_and_imports_are_restored(self) -> None:
+        """What the store says of slots is what it was told; imports count for versions, in the order of their places;
+        and what is closed here is refused."""
+        events, identity = a_log(self.shard)
+        mine, away = slot_of("bob"), slot_of("cy")
+        before = [e for e in events if e.stream == "bob"]
+        imports = [e._replace(position=n, stream="{bob}.2", version=n, incarnation="0123456789ab", slot=mine)
+                   for n, e in enumerate(before, 1)]  # fmt: skip
+        rows = SlotRows(
+            {mine: SlotState(3), away: SlotState(2, "z", 5, History(1, 7)), 1: SlotState(1)}, {away: History(1, 7)}
+        )
+        places = [(4, n) for n, _ in enumerate(imports, 1)]
+        restore = await self.new_restore()
+        try:
+            await restore.load(events[:7])
+            for arrived in reversed(list(zip(places, imports, strict=True))):
+                await restore.import_events([arrived])
+            await restore.load(events[7:])
+            await restore.complete(identity, {}, rows)
+            store = await self.open(restore)
+        finally:
+            await restore.close()
+        assert dict(await store.slot_states()) == dict(rows.states)
+        assert await store.arrived([away]) == rows.arrived
+        assert await samples.whole_log(store) == events
+        assert await store.read_stream("{bob}.2") == imports
+        came = [(place, e) for place, e in await store.slot_events([mine], (0, 0), 100) if e in imports]
+        assert came == list(zip(places, imports, strict=True))
+        refused, stored = await store.append([one("cy", 1), one("{bob}.2", len(imports))])
+        assert isinstance(refused, SlotMoved)
+        assert isinstance(stored, int)
+        more = [imports[-1]._replace(stream="ada", version=20, id=bytes(16), slot=slot_of("ada"))]
+        assert await store.import_events(more, {slot_of("ada"): History()}), "numbers go on"
+        await store.close()
 
     async def test_two_restores_at_one_place_are_never_mixed(self) -> None:
         """One of them is refused or fails, at whichever step, and takes nothing from the other, which becomes whole."""
