@@ -67,6 +67,10 @@ class Followed(Protocol):
 
     checkpoints: dict[int, Checkpoint]
 
+    def incarnation_of(self, number: int) -> str | None:
+        """That a position of the log as it is now has; None where that is not known."""
+        ...
+
 
 def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
     """How far one worker has applied these logs. It has a group in all logs or in none: others' groups are passed."""
@@ -75,6 +79,10 @@ def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
         if (found := logs.get(log)) is None:
             return None
         checkpoint = found.checkpoints.get(slot % groups)
-        return checkpoint.position if checkpoint is not None else sys.maxsize
+        if checkpoint is None:
+            return sys.maxsize
+        # Ahead of a log that was restored, a position says nothing of what stands there now.
+        now = found.incarnation_of(checkpoint.position) if checkpoint.incarnation else None
+        return checkpoint.position if now in (None, checkpoint.incarnation) else -1
 
     return applied

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 
 import pytest
 
@@ -14,8 +15,10 @@ from evsync.archive.backup import Backups
 from evsync.archive.marking import ToMark, make_mark
 from evsync.archive.marks import find_mark
 from evsync.archive.restore import RestoreReport, Until
-from evsync.errors import ArchiveIncomplete
+from evsync.archive.targets import open_target
+from evsync.errors import ArchiveIncomplete, OtherIncarnation
 from evsync.operations.recovery import archives_of, digest_of, restore_logs
+from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
 from evsync.operations.trust import verify
 from evsync.ports import BackupTarget, Store
@@ -25,6 +28,7 @@ from evsync.sharding.handover import BEGINNING, Step, bring_about
 from tests.archiving import MemoryTarget
 from tests.integration.test_shards import Counted, check_order, counts, home, move_all
 from tests.integration.test_shards_mixed import Place, all_in, place
+from tests.relaying import eventually
 
 pytestmark = pytest.mark.anyio
 __all__ = ["place"]
@@ -193,3 +197,65 @@ async def test_a_restored_service_is_marked_and_restored_again(place: Place) -> 
         await add_to_each(service, done)
         await check_order(service, done)
         assert all(len(store.identity.ancestry) == 3 for store in service.stores.values())
+
+
+async def test_who_follows_restored_shards_goes_on_unless_it_is_ahead(place: Place) -> None:
+    """Who was not ahead of any applies each event once; who was stops with both positions and the command that mends
+    it, and then the read model is a fold over all restored logs."""
+    target, done = MemoryTarget(), Counter[str]()
+    ring = HashRing(["s", "s2"])
+    async with place.opened("s", "s2") as service:
+        await move_all(service, ring)
+        await add_to_each(service, done)
+        await backup(service.stores, target)
+        await check_order(service, done)
+    to = {shard: place.url(f"s-first-{shard}") for shard in ("s", "s2")}
+    await restored(target, to)
+    service = counts()
+    async with service.open(store=to, views=place.views):
+        await move_all(service, all_in("s"))
+        await add_to_each(service, done)
+        await check_order(service, done)
+        assert (await verify(service.runtime, *service.projections)).ok
+        await backup(service.stores, target)
+        early, ends = Counter(done), {store.identity.name: await store.head() for store in service.stores.values()}
+        await add_to_each(service, done)
+        await check_order(service, done)
+    again = {shard: place.url(f"s-again-{shard}") for shard in to}
+    await restored(target, again)
+    service, done = counts(), early
+    async with service.open(store=again, views=place.views):
+        await move_all(service, all_in("s2"))
+        await add_to_each(service, done)
+        runner = service.runtime.projections["sums"]
+        error = await eventually(lambda: runner.halted, "the projection halts")
+        assert isinstance(error, OtherIncarnation)
+        assert error.values["other_position"] == ends[error.values["log"]] < error.values["position"]
+        assert "evsync reset module:service" in str(error)
+    async with service.inspect(store=again, views=place.views, followers=True):
+        assert await reset_follower(service.runtime, "sums")
+    async with service.open(store=again, views=place.views):
+        await check_order(service, done)
+        assert (await verify(service.runtime, *service.projections)).ok
+
+
+async def test_a_service_archives_all_of_its_shards_by_itself(place: Place) -> None:
+    """Each log, as often as the policy says; `status` tells of each."""
+    policy = BackupPolicy(targets=[str(place.directory / "disk")], loss=0.01, interval=timedelta(milliseconds=20))
+    service = Service("counts", aggregates=[Counted], backups=policy, router=HashRing(["s", "s2"]))
+    done = Counter[str]()
+    async with service.open(store={shard: place.url(shard) for shard in ("s", "s2")}, run=["backup"]):
+        await add_to_each(service, done)
+
+        async def archived() -> bool:
+            status = await service.status()
+            heads = {name: log.head for name, log in status.logs.items()}
+            return {name: backups.position for name, backups in status.backups.items()} == heads
+
+        async with asyncio.timeout(20):
+            while not await archived():
+                await asyncio.sleep(0.01)
+    reports = await restored(
+        open_target(policy.targets[0]), {shard: place.url(f"s-new-{shard}") for shard in ("s", "s2")}
+    )
+    assert sum(report.events for report in reports.values()) == 256 + 2 * len(IDS)
