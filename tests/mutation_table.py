@@ -939,6 +939,32 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/integration/test_archive_restore.py::test_restores_of_restores_remember_where_they_come_from",
     ),
     _break(
+        "Restored shards fit: no slot is open twice, or nowhere, or without its history",
+        "evsync/archive/ownership.py", "no end is lowered",
+        "    return lowered({shard: log.end for shard, log in logs.items()}, dependents)\n",
+        "    return {shard: log.end for shard, log in logs.items()}\n",
+        "tests/properties/test_shards_restored.py::test_shards_restored_from_backups_of_any_times_fit",
+    ),
+    _break(
+        "Restored shards fit: no slot is open twice, or nowhere, or without its history",
+        "evsync/archive/ownership.py", "a slot that was there before brings its whole history again",
+        "            if e > known:\n", "            if True:\n",
+        "tests/properties/test_shards_restored.py::test_what_a_store_says_of_slots_is_a_fold_over_its_log",
+    ),
+    _break(
+        "Restored shards fit: no slot is open twice, or nowhere, or without its history",
+        "evsync/sharding/handover.py", "a slot that a restore finds closed is said to be of the new incarnation",
+        "log.incarnation_at(s.position)", "log.incarnation",
+        "tests/integration/test_shards_restored.py::test_a_restored_service_is_marked_and_restored_again",
+    ),
+    _break(
+        "Restored shards fit: no slot is open twice, or nowhere, or without its history",
+        "evsync/projections/barrier.py", "what was applied before a restore counts for a barrier",
+        "checkpoint.position if now in (None, checkpoint.incarnation) else -1", "checkpoint.position",
+        "tests/unit/test_projection_barrier.py"
+        "::test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count",
+    ),
+    _break(
         "Who is not ahead of a restored log goes on; who is stops",
         "evsync/restores.py", "any incarnation is taken for the one before",
         "return incarnation == self.parent", "return True",
