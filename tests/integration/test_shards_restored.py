@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from evsync import BackupPolicy, Service
 from evsync.archive.backup import Backups
@@ -16,7 +19,7 @@ from evsync.archive.marking import ToMark, make_mark
 from evsync.archive.marks import find_mark
 from evsync.archive.restore import RestoreReport, Until
 from evsync.archive.targets import open_target
-from evsync.errors import ArchiveIncomplete, OtherIncarnation
+from evsync.errors import ArchiveIncomplete, ConfigurationError, OtherIncarnation, StoreUnavailable, WrongStore
 from evsync.operations.recovery import archives_of, digest_of, restore_logs
 from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
@@ -25,6 +28,8 @@ from evsync.ports import BackupTarget, Store
 from evsync.records import SlotState, StoredEvent
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import BEGINNING, Step, bring_about
+from evsync.shards import open_home, open_shards
+from evsync.stores.postgres_restore import PostgresRestore
 from tests.archiving import MemoryTarget
 from tests.integration.test_shards import Counted, check_order, counts, home, move_all
 from tests.integration.test_shards_mixed import Place, all_in, place
@@ -193,6 +198,46 @@ async def test_a_restored_service_is_marked_and_restored_again(place: Place) -> 
         await add_to_each(service, done)
         await check_order(service, done)
         assert all(len(store.identity.ancestry) == 3 for store in service.stores.values())
+
+
+async def test_a_restore_that_ends_between_two_stores_gives_no_service(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first shard's store comes last, and without it nothing opens on the others; begun again it names what is
+    there, and comes to its end when that is gone."""
+    target, done = MemoryTarget(), Counter[str]()
+    async with place.opened("s", "s2", "p", run="none") as service:
+        await move_all(service, HashRing(["s", "s2", "p"]))
+        await add_to_each(service, done)
+        await backup(service.stores, target)
+    to = {"s": place.url("s-first"), "s2": place.url("s-second"), "p": place.url("p-third")}
+
+    async def fails(*_: object) -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PostgresRestore, "complete", fails)
+        with pytest.raises(StoreUnavailable, match="the disk is gone"):
+            await restored(target, to)
+    assert not (place.directory / "s-first.db").exists()
+
+    async def open_them(create: bool) -> None:
+        async with AsyncExitStack() as stack:
+            await open_home(await open_shards(to, "counts", stack, create=create), None, stack, place=True)
+
+    for create in (False, True):
+        with pytest.raises((StoreUnavailable, WrongStore)):
+            await open_them(create)
+    with pytest.raises(ConfigurationError, match="there already"):
+        await restored(target, to)
+    for file in place.directory.glob("s-*.db"):
+        file.unlink()
+    async with await psycopg.AsyncConnection.connect(place.postgres_url.partition("&schema")[0]) as c:
+        await c.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(f"{place.prefix}_p-third")))
+    await restored(target, to)
+    service = counts()
+    async with service.open(store=to, views=place.views):
+        await check_order(service, done)
 
 
 async def test_who_follows_restored_shards_goes_on_unless_it_is_ahead(place: Place) -> None:

@@ -79,7 +79,7 @@ class Bank:
     async def restored(self) -> tuple[dict[str, Store], list[int]]:
         """The shards, restored from what is archived; and how many events of each are left out."""
         parts = {}
-        for shard in SHARDS:
+        for shard in reversed(SHARDS):  # which was the first is said by the logs
             try:
                 archive = await Archive.find([self.target], f"bank.{shard}")
             except ArchiveIncomplete:
