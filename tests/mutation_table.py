@@ -965,6 +965,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "::test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count",
     ),
     _break(
+        "A process that has slept through a restore changes nothing",
+        "evsync/stores/postgres_schema.py", "appends do not look which store it is",
+        "    IF replaced THEN\n", "    IF false THEN\n",
+        "tests/integration/test_shards_restored.py::test_a_process_that_has_slept_through_a_restore_changes_nothing",
+    ),
+    _break(
         "Who is not ahead of a restored log goes on; who is stops",
         "evsync/restores.py", "any incarnation is taken for the one before",
         "return incarnation == self.parent", "return True",

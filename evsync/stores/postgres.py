@@ -33,7 +33,8 @@ from evsync.stores import postgres_slots as slots_of
 from evsync.stores.checkpoint_rows import COLUMNS, from_row
 from evsync.stores.plan import CheckpointKey, key_of, plan
 from evsync.stores.postgres_append import PARAMETERS, arguments_of, parts_of
-from evsync.stores.postgres_connections import FULL, REFUSED, Connections, settings_of, words
+from evsync.stores.postgres_connections import FULL, REFUSED, Connections, replaced, settings_of, words
+from evsync.stores.postgres_schema import OTHER_STORE
 from evsync.stores.postgres_slots import MovableSlots
 from evsync.stores.shares import OWN_RANGE, ReadsByShare
 from evsync.stores.tail import Tail
@@ -358,6 +359,8 @@ class PostgresStore(ReadsByShare, MovableSlots):
                 f"the connection to {self._database.where} broke in the middle of an append ({words(e)}), which may or "
                 "may not be stored. Look for the command's id in its streams before you save again; execute() does."
             )
+        if state == OTHER_STORE:
+            return replaced(self._database.where, self.identity)
         if state in FULL:
             return StoreFull(f"{self._database.where}: {words(e)}; nothing was stored. Make room, then save again.")
         if state[:2] in REFUSED:

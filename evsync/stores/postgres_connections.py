@@ -15,8 +15,9 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from evsync.errors import ConfigurationError, StoreUnavailable
+from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
 from evsync.liveness import CLIENT, server_settings, those_again
+from evsync.records import LogIdentity
 
 T = TypeVar("T")
 
@@ -141,3 +142,11 @@ class Connections:
         """Close the connections kept for reading."""
         if self._readers is not None:
             await self._readers.close()
+
+
+def replaced(where: str, identity: LogIdentity) -> WrongStore:
+    """Of a process that goes on after its store was restored in its place."""
+    return WrongStore(
+        f"{where} holds another store by now than when this process opened it (incarnation {identity.incarnation}): "
+        "it was restored from a backup. Nothing was stored. Start the process again."
+    )

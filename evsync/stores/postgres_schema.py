@@ -23,6 +23,8 @@ COLUMNS = ", ".join(StoredEvent._fields)
 """In the order of the fields, so that a row is a StoredEvent as it is."""
 COLUMN_TYPES = ("int8", "text", "int8", "int4", "text", "int8", "bytea", "int4", "text", "bytea", "text")
 
+OTHER_STORE = "EV001"
+"""The SQLSTATE of an append by a process that opened the store that had this name before: a restored one has it now."""
 MAKING = 0x6576_7379_6E63
 """Advisory lock ('evsync') under which stores are made, so that processes that start at once wait for one another."""
 
@@ -149,8 +151,13 @@ LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     written bigint;
     moved boolean;
+    replaced boolean;
 BEGIN
-    SELECT log.head, log.moves > 0 INTO before, moved FROM {schema}.log FOR UPDATE;
+    SELECT log.head, log.incarnation <> append_commits.incarnation, log.moves > 0
+    INTO before, replaced, moved FROM {schema}.log FOR UPDATE;
+    IF replaced THEN
+        RAISE EXCEPTION 'another store has this name now' USING ERRCODE = '{other_store}';
+    END IF;
     IF moved THEN
         {conflicts_over_imports}
     ELSE
@@ -279,7 +286,11 @@ async def make_tables(
 async def define(connection: AsyncConnection[Any], schema: str) -> None:
     """Make the function that appends. It names its schema, so it must be made again for tables that are renamed."""
     own, over_imports = _CONFLICTS.replace("{version}", _OWN_VERSION), _CONFLICTS.replace("{version}", _VERSION)
-    text = _APPEND.replace("{conflicts}", own).replace("{conflicts_over_imports}", over_imports)
+    text = (
+        _APPEND.replace("{other_store}", OTHER_STORE)
+        .replace("{conflicts}", own)
+        .replace("{conflicts_over_imports}", over_imports)
+    )
     await connection.execute(sql.SQL(text).format(schema=sql.Identifier(schema)))
 
 

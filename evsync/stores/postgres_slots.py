@@ -18,7 +18,7 @@ from psycopg import AsyncConnection, sql
 from evsync.errors import SlotMoved, StoreUnavailable
 from evsync.ports import Arrived, SlotSize
 from evsync.records import OWN_STREAMS, SLOTS_STREAM, Change, History, SlotRows, SlotState, StoredEvent
-from evsync.stores.postgres_connections import Connections, words
+from evsync.stores.postgres_connections import Connections, replaced, words
 from evsync.stores.postgres_schema import COLUMN_TYPES, COLUMNS
 from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
@@ -72,7 +72,8 @@ _STREAMS_HERE = f"""
 """
 _LOCK = "LOCK TABLE {schema}.arrivals IN SHARE ROW EXCLUSIVE MODE"
 _LOG = """
-    SELECT moves, head, (SELECT coalesce(max(version), 0) FROM {schema}.events WHERE stream = %s) FROM {schema}.log
+    SELECT incarnation, moves, head, (SELECT coalesce(max(version), 0) FROM {schema}.events WHERE stream = %s)
+    FROM {schema}.log
 """
 _LATER = f"""
     SELECT slot, id FROM {{schema}}.events WHERE position > %s AND slot = ANY(%s) AND {_NOT_OWN} ORDER BY position
@@ -224,7 +225,9 @@ class MovableSlots(Steps):
                 return await cursor.fetchall() if cursor.description else []
 
             await rows(_LOCK)
-            ((moves, head, version),) = await rows(_LOG + ("FOR UPDATE" if logged else ""), SLOTS_STREAM)
+            ((now, moves, head, version),) = await rows(_LOG + ("FOR UPDATE" if logged else ""), SLOTS_STREAM)
+            if now != self.identity.incarnation:
+                raise replaced(self._database.where, self.identity)
             found = Found(
                 moves=moves,
                 states=_states(await rows(_STATES)) if moves else unmoved(self.identity.slots),

@@ -25,7 +25,7 @@ from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
 from evsync.operations.trust import verify
 from evsync.ports import BackupTarget, Store
-from evsync.records import SlotState, StoredEvent
+from evsync.records import History, SlotState, StoredEvent
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import BEGINNING, Step, bring_about
 from evsync.shards import open_home, open_shards
@@ -237,6 +237,32 @@ async def test_a_restore_that_ends_between_two_stores_gives_no_service(
     await restored(target, to)
     service = counts()
     async with service.open(store=to, views=place.views):
+        await check_order(service, done)
+
+
+async def test_a_process_that_has_slept_through_a_restore_changes_nothing(place: Place) -> None:
+    """The stores have the old ones' names. It can neither save nor move slots, and is told to start again."""
+    target, done = MemoryTarget(), Counter[str]()
+    async with place.opened("s", "p", run="none") as sleeper:
+        await move_all(sleeper, HashRing(["s", "p"]))
+        await add_to_each(sleeper, done)
+        await backup(sleeper.stores, target)
+        (place.directory / "s.db").rename(place.directory / "lost.db")
+        async with await psycopg.AsyncConnection.connect(place.postgres_url.partition("&schema")[0]) as c:
+            old, new = sql.Identifier(f"{place.prefix}_p"), sql.Identifier(f"{place.prefix}_lost")
+            await c.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(old, new))
+        for file in place.directory.glob("s.db-*"):
+            file.unlink()
+        await restored(target, {"s": place.url("s"), "p": place.url("p")})
+        shards = {home(sleeper).shard_of(id): id for id in IDS}
+        with pytest.raises(StoreUnavailable, match="deleted, moved or replaced"):
+            await sleeper.execute(Counted, shards["s"], Counted.add, 1)
+        with pytest.raises(WrongStore, match="it was restored from a backup"):
+            await sleeper.execute(Counted, shards["p"], Counted.add, 1)
+        slots = [slot for slot, held in (await home(sleeper).look()).items() if held.shard == "p"]
+        with pytest.raises(WrongStore, match="Start the process again"):
+            await sleeper.stores["p"].close_slots({slots[0]: 3}, "s", 0, {slots[0]: History()})
+    async with place.opened("s", "p") as service:
         await check_order(service, done)
 
 
