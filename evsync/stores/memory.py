@@ -200,9 +200,9 @@ class MemoryStore(Steps):
     def _fill(
         self,
         events: Sequence[StoredEvent],
-        imports: Sequence[Arrived],
         checkpoints: Mapping[str, Sequence[Checkpoint]],
-        slots: SlotRows | None,
+        imports: Sequence[Arrived] = (),
+        slots: SlotRows | None = None,
     ) -> None:
         self._add(events)
         self._imports = sorted(imports, key=itemgetter(0))
@@ -249,7 +249,7 @@ class MemoryRestore:
     ) -> None:
         """Make the store."""
         store = MemoryStore(identity)
-        store._fill(self._events, self._imports, checkpoints, slots)
+        store._fill(self._events, checkpoints, self._imports, slots)
         self.store, self._events, self._imports = store, [], []
 
     async def close(self) -> None:

@@ -428,5 +428,5 @@ async def test_a_drill_measures_and_is_remembered(tmp_path: Path) -> None:
         assert (record["position"], record["ok"]) == (38, True)
         assert datetime.fromisoformat(record["at"]) > datetime.now(UTC) - timedelta(minutes=1)
         forged = MemoryStore(store.identity)
-        forged._fill([e._replace(time_us=e.time_us + 1) for e in await read_all(store)], [], {}, None)
+        forged._fill([e._replace(time_us=e.time_us + 1) for e in await read_all(store)], {})
         assert not (await drill({"main": forged}, [target], bank.codec))[0].ok

@@ -293,7 +293,7 @@ async def test_a_copy_that_is_lost_after_a_trim_is_made_again_from_another(vault
     copy = copy_of(targets[0], vault.store.identity)
     report = await verify_copy(copy)
     assert (report.problems, report.last) == ([], len(log) + 1)
-    drilled = await drill(vault.store, targets, vault.codec)
+    (drilled,) = await drill(vault.stores, targets, vault.codec)
     assert (drilled.ok, drilled.position, drilled.aggregates) == (True, len(log) + 1, BOXES + 1)
 
 
