@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
@@ -59,6 +59,12 @@ class Service:
         **deployment: Unpack[Deployment],
     ) -> None:
         self.name = check_name("service", name)
+        _check_parts(name, "aggregates", aggregates, type, "aggregate classes")
+        _check_parts(name, "projections", projections, Projection, "projections")
+        _check_parts(name, "reactions", reactions, Reaction, "reactions")
+        for policy, given, form in (("snapshots", snapshots, SnapshotPolicy), ("backups", backups, BackupPolicy)):
+            if given is not None and not isinstance(given, form):
+                raise ConfigurationError(f"service {name!r}: {policy}={given!r}, where a {form.__name__} is needed")
         self.codec = EventCodec(name, aggregates, renamed=renamed, upcasters=upcasters)
         self.projections = tuple(projections)
         self.reactions = tuple(reactions)
@@ -193,6 +199,8 @@ class Service:
         self, cls: type[A], id: UUID | str, /, *, version: int | None = None, at: datetime | None = None
     ) -> A:
         """The aggregate, rebuilt from its events: now, at a version, or at a time. Raises NotFound."""
+        if at is not None and not isinstance(at, datetime):
+            raise ConfigurationError(f"at={at!r}, where a datetime with a time zone is needed")
         return await self.runtime.repository.get(cls, id, version=version, at=at)
 
     async def execute(
@@ -209,6 +217,8 @@ class Service:
         After an unknown outcome the command is looked for in the stream first, so that it takes effect once. Raises
         NotFound, what `decide` raises, and Conflict or OutcomeUnknown only when patience has run out.
         """
+        if not callable(decide):
+            raise ConfigurationError(f"execute() takes a method, such as User.rename, not {decide!r}")
         return await self.runtime.repository.execute(cls, id, decide, args, kwargs, current_tags())
 
     async def history(self, cls: type[AnyAggregate], id: UUID | str, /) -> Sequence[Event[Mapping[str, Any]]]:
@@ -265,7 +275,7 @@ class Service:
 
         Raises NotVisible when the time has run out, Halted at once when a projection has stopped.
         """
-        await self.runtime.wait(after, projections, timeout_s)
+        await self.runtime.wait(_position(after), projections, timeout_s)
 
     async def query(
         self, select: sa.Select[*Ts], /, *, after: Position | None = None, timeout_s: float = 5.0
@@ -274,7 +284,7 @@ class Service:
 
         The result is complete in memory: no connection stays in use. Raises as `wait`.
         """
-        return await self.runtime.query(select, after, timeout_s)
+        return await self.runtime.query(select, None if after is None else _position(after), timeout_s)
 
     def state(self, model: MemoryModel[S], /) -> S:
         """The state of an in-memory read model. Raises Halted when its projection has stopped."""
@@ -295,3 +305,17 @@ class Service:
     async def status(self) -> Status:
         """How far the relay, the projections and the reactions are, and what is wrong with them if anything is."""
         return await self.runtime.status()
+
+
+def _check_parts(service: str, what: str, parts: object, form: type, words: str) -> None:
+    """Raises ConfigurationError unless `parts` has these, and nothing else."""
+    if not isinstance(parts, Collection) or not all(isinstance(part, form) for part in parts):
+        raise ConfigurationError(f"service {service!r}: {what}={parts!r}, where a list of {words} is needed")
+
+
+def _position(given: object) -> Position:
+    """What was given, if it is a position. Raises ConfigurationError for its text, too."""
+    if isinstance(given, Position):
+        return given
+    hint = f": use Position.parse({given!r})" if isinstance(given, str) else ""
+    raise ConfigurationError(f"{given!r} is not a Position{hint}")

@@ -212,7 +212,8 @@ def _rendered(found: dict[str, Any], *, groups: bool) -> list[Any]:
             shares = ", ".join(f"{':'.join(w['owner'].split(':')[:2])} ({w['groups']} groups)" for w in workers)
             notes.append(f"{name}: {len(workers)} worker{'s' * (len(workers) > 1)}: {shares}")
         if follower["parked"]:
-            notes.append(f"{name}: {follower['parked']} events are parked; see `evsync parked list`")
+            count = follower["parked"]
+            notes.append(f"{name}: {count} event{'s are' if count > 1 else ' is'} parked; see `evsync parked list`")
         for reason in [follower["reason"], *(at["reason"] for at in logs)]:
             if reason:
                 reasons[f"{name}: {reason}"] = None

@@ -300,7 +300,8 @@ async def _occupied(conn: Connection, identity: LogIdentity) -> OtherIncarnation
         "filled the stream, have it made anew: `evsync stream rebuild`"
         if common is None
         else f"It was restored from that one, up to position {common}. To keep what the stream holds beyond, restore "
-        "once more with `evsync restore --from-stream`; to give it up: `evsync stream rebuild --allow-loss`"
+        f"once more with `evsync restore --from-stream --incarnation {incarnation}`; to give it up: "
+        "`evsync stream rebuild --allow-loss`"
     )
     return OtherIncarnation(
         f"the subjects {subjects(identity)} belong to stream {state.name}, of incarnation {incarnation} of log "

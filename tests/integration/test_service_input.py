@@ -451,3 +451,38 @@ async def test_a_read_models_database_that_is_away_is_an_error_of_ours(
         (tmp_path / "views.db").write_bytes(JUNK)
         with pytest.raises(StoreUnavailable, match=r"views\.db"):
             await shown(desk)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"aggregates": Account}, "where a list of aggregate classes is needed"),
+        ({"aggregates": ["Account"]}, "where a list of aggregate classes is needed"),
+        ({"projections": [SqlModel(tables)]}, "where a list of projections is needed"),
+        ({"projections": owner_view}, "where a list of projections is needed"),
+        ({"reactions": [owner_view]}, "where a list of reactions is needed"),
+        ({"snapshots": 5}, "snapshots=5, where a SnapshotPolicy is needed"),
+        ({"backups": "disk-a"}, "backups='disk-a', where a BackupPolicy is needed"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused_when_the_service_is_made(given: dict[str, Any], said: str) -> None:
+    """With the service's name, what was given, and what is needed."""
+    with pytest.raises(ConfigurationError, match=f"service 'bank': .*{said}"):
+        Service("bank", **given)
+
+
+async def test_arguments_of_another_type_are_refused_with_what_to_write() -> None:
+    """A position as text (as a header has it), a time as text, the name of a method instead of the method."""
+    bank: Any = Service("bank", aggregates=[Account])
+    async with bank.open(store="memory://"):
+        ada = Account("ada", "Ada")
+        text = str(await bank.save(ada))
+        for call in (bank.wait(text), bank.query(sa.select(owners), after=text)):
+            with pytest.raises(ConfigurationError, match=r"is not a Position: use Position\.parse\('bank\.main:"):
+                await call
+        with pytest.raises(ConfigurationError, match=r"3 is not a Position$"):
+            await bank.wait(3)
+        with pytest.raises(ConfigurationError, match="at='2026-01-01', where a datetime with a time zone is needed"):
+            await bank.get(Account, ada.id, at="2026-01-01")
+        with pytest.raises(ConfigurationError, match=r"takes a method, such as User\.rename, not 'pay'"):
+            await bank.execute(Account, ada.id, "pay")
