@@ -68,8 +68,17 @@ def parts_to_run(service: Service, settings: Deployment) -> frozenset[str]:
 
 
 def services_read_by(service: Service) -> tuple[str, ...]:
-    """The services whose logs its projections and reactions follow, itself among them if they do."""
+    """The services whose logs its projections and reactions follow, itself among them if they do.
+
+    Raises ConfigurationError for one without handlers, which would follow nothing.
+    """
     parts: list[Projection[Any] | Reaction] = [*service.projections, *service.reactions]
+    for part in parts:
+        if not part.sources:
+            raise ConfigurationError(
+                f"{type(part).__name__.lower()} {part.name!r} has no handlers: it would follow nothing. Register them "
+                "before the service is opened: @….on(Contract)"
+            )
     return tuple(dict.fromkeys(s for part in parts for s in part.sources))
 
 

@@ -19,6 +19,7 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.terminal import console, plain, print_json, reporting, say
 from evsync.codec.json_form import as_json
+from evsync.contracts.document import is_published
 from evsync.errors import ConfigurationError
 from evsync.projections import Event
 from evsync.records import LogIdentity, Position
@@ -62,7 +63,8 @@ def tail(
     with reporting(debug):
         service = load(target)
         if not any(fnmatchcase(known, type) for known in service.codec.types):
-            say(f"No event type of {service.name} matches {type!r}; it has {', '.join(service.codec.types)}", "yellow")
+            saved = ", ".join(known for known in service.codec.types if is_published(service.codec, known))
+            say(f"No event type of {service.name} matches {type!r}; it has {saved}", "yellow")
         asyncio.run(_tail(service, after, last, follow, type, shard, json))
 
 

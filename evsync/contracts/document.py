@@ -26,7 +26,7 @@ EVENT: Final = "x-event"
 
 def document_of(codec: EventCodec) -> Document:
     """The document of a service. Raises ConfigurationError for a field that no schema can describe."""
-    types = [type for type in codec.types if _is_published(codec, type)]
+    types = [type for type in codec.types if is_published(codec, type)]
     annotations = {
         (type, field): annotation for type in types for field, annotation in codec.coding_of(type).event.fields.items()
     }
@@ -45,7 +45,8 @@ def document_of(codec: EventCodec) -> Document:
     }
 
 
-def _is_published(codec: EventCodec, type: str) -> bool:
+def is_published(codec: EventCodec, type: str) -> bool:
+    """Whether events of a type of the service's own code can be saved."""
     # The library gives every aggregate an event `Created`, also where `__init__` is decorated with another name.
     event = codec.coding_of(type).event
     if event.kind != "created" or event.name != "Created":

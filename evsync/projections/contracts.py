@@ -92,7 +92,7 @@ def check_contract(contract: object) -> type[Contract]:
     if isinstance(contract, type) and issubclass(contract, Contract) and contract is not Contract:
         return contract
     raise ConfigurationError(
-        f"{contract!r} is not a contract; on() takes a class such as "
+        f"{contract!r} is not a contract; on() takes a contract, as in @view.on(UserRegistered), with "
         'class UserRegistered(Contract, type="users.User.Registered")'
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
 
 from evsync.errors import ConfigurationError
-from evsync.projections.contracts import Contract
+from evsync.projections.contracts import Contract, check_contract
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
 from evsync.projections.read_model import ReadModel
@@ -73,9 +73,11 @@ class Projection(Generic[M]):
         """Register a handler for the events that the contract names: `@view.on(UserRegistered)`.
 
         An event that several contracts match (an exact one and one that ends in `.*`) reaches their handlers in the
-        order of registration. Raises ConfigurationError for a handler that is async or does not take two arguments,
-        and for a second handler of the same type.
+        order of registration. Raises ConfigurationError for what is no contract, for a handler that is async or does
+        not take two arguments, and for a second handler of the same type.
         """
+
+        check_contract(contract)  # at once: `@view.on` without it would take the handler for one, and drop it
 
         def register(handler: Callable[[Event[C], M], None]) -> Callable[[Event[C], M], None]:
             self.handlers.add(contract, handler)

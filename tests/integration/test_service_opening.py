@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from evsync import Contract, Event, MemoryModel, NotVisible, Position, Projection, Service, SqlModel
+from evsync import Contract, Event, MemoryModel, NotVisible, Position, Projection, Reaction, Service, SqlModel
 from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
 from evsync.jetstream.server import EmbeddedServer
 from tests.relaying import eventually
@@ -365,3 +365,12 @@ async def test_read_models_in_the_file_of_an_event_store_are_refused(tmp_path: P
     async with service.open(store=url):
         await service.wait(await moved(service))
         assert (await service.get(Account, "ada")).owner == "owner"
+
+
+@pytest.mark.parametrize("part", [Projection("empty", model=MemoryModel(dict)), Reaction("idle", since="now")])
+async def test_what_has_no_handlers_is_refused(part: Projection[dict[str, int]] | Reaction) -> None:
+    """It would follow nothing, and look as if it were done."""
+    given: Any = {"projections": [part]} if isinstance(part, Projection) else {"reactions": [part]}
+    with pytest.raises(ConfigurationError, match=f"{part.name}' has no handlers"):
+        async with Service("readers", **given).open(store="memory://", nats=""):
+            raise AssertionError("it has opened")

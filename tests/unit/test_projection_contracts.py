@@ -257,7 +257,12 @@ class TestHandlers:
         for not_a_contract in (Contract, dict, "users.User.Registered", None):
             refused = not_a_contract
             with pytest.raises(ConfigurationError, match="is not a contract"):
-                found.on(refused)(lambda e, s: None)
+                found.on(refused)
+            with pytest.raises(ConfigurationError, match="is not a contract"):
+                reaction.on(refused)
+        refused = lambda e, s: None  # noqa: E731
+        with pytest.raises(ConfigurationError, match=r"as in @view.on\(UserRegistered\)"):
+            found.on(refused)  # the decorator without its argument
         assert found.sources == ()
 
     def test_settings_that_make_no_sense_are_refused(self) -> None:
