@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from evsync.jetstream.frames import Block, Handler, Message, header_block, status_of
 from evsync.jetstream.plain_session import PlainSession
+from evsync.jetstream.refusals import FORBIDDEN, TOO_LARGE, UNAVAILABLE, Refused
 from evsync.jetstream.session import RECONNECT_WAIT_S, TESTED, Session, new_session, untested
 from evsync.jetstream.settings import NatsSettings
 from evsync.records import check_name
@@ -24,8 +25,6 @@ log = logging.getLogger("evsync.jetstream")
 
 API_TIMEOUT_S = 5.0
 _SUBJECT = re.compile(r"[^\s\x00-\x1f]+")
-_FORBIDDEN = 403
-_NO_RESPONDERS = 503
 
 
 class Subscription(NamedTuple):
@@ -154,7 +153,7 @@ class Connection:
         block = header_block(headers) if headers else b""
         if self.max_payload is not None and len(block) + len(payload) > self.max_payload:
             words = f"{len(block) + len(payload)} bytes, and the server takes {self.max_payload}"
-            raise BrokerRefused(subject, 413, 0, words)
+            raise BrokerRefused(subject, TOO_LARGE, 0, words)
         self._last_token += 1
         token = str(self._last_token).encode()
         answer: asyncio.Future[Message] = self._loop.create_future()
@@ -169,7 +168,7 @@ class Connection:
             raise self._unavailable(f"no answer to {subject} within {timeout_s:g} s") from None
         finally:
             del self._asked[token]
-        if message.headers and status_of(message.headers)[0] == _NO_RESPONDERS:
+        if message.headers and status_of(message.headers)[0] == UNAVAILABLE:
             raise self._unavailable(f"nobody answers {subject}; if it begins with $JS, JetStream is not enabled there")
         return message
 
@@ -188,9 +187,7 @@ class Connection:
         except (ValueError, AttributeError) as e:
             raise BrokerRefused(name, 0, 0, f"an answer that is not JSON: {message.body[:200]!r}") from e
         if error is not None:
-            raise BrokerRefused(
-                name, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", ""))
-            )
+            raise Refused.of(error).error(name)
         return dict(answer)
 
     def inbox(self) -> str:
@@ -318,7 +315,7 @@ class Connection:
         log.error("NATS at %s: %s", self.settings.shown, words)
         for subject, answer in self._asked.values():
             if f'"{subject}"'.lower() in words.lower() and not answer.done():
-                answer.set_exception(BrokerRefused(subject, _FORBIDDEN, 0, words))
+                answer.set_exception(BrokerRefused(subject, FORBIDDEN, 0, words))
         self._call(self._violation_hooks, words)
 
     def _call(self, hooks: list[Callable[[Any], None]], value: Any) -> None:

@@ -34,6 +34,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.pulls import PullConsumer, PullPolicy, size_of
+from evsync.jetstream.refusals import STREAM_NOT_FOUND
 from evsync.records import Ancestor, LogIdentity, StoredEvent, incarnation_at
 
 log = logging.getLogger("evsync.jetstream")
@@ -196,7 +197,7 @@ class JetStreamReader:
 
         Unless that is of the same log, restored to where this reader has come, or farther: then it is read from now on.
         """
-        if not isinstance(error, BrokerRefused) or error.err_code != streams.STREAM_NOT_FOUND:
+        if not isinstance(error, BrokerRefused) or error.err_code != STREAM_NOT_FOUND:
             return str(error)
         service, _, shard = self.log.partition(".")
         try:

@@ -16,14 +16,8 @@ from evsync.errors import (
     StreamFull,
     StreamInconsistent,
 )
+from evsync.jetstream.refusals import FORBIDDEN, UNAVAILABLE, Refused
 from evsync.jetstream.streams import StreamState
-
-_WRONG_LAST_SEQUENCE = (10071, 10164)
-_NO_ROOM = (10077, 10047, 10002)
-"""The stream's limits, the server's storage, the account's limits."""
-_UNAVAILABLE = 503
-_PASSING_CODES = (403, 408, 429)
-"""Forbidden, timeout, too many requests: somebody changes the permissions, or time helps."""
 
 
 class Kind(Enum):
@@ -47,16 +41,16 @@ class Fault:
     position: int = 0
 
 
-def classify(position: int, code: int, err_code: int, text: str) -> Fault:
-    """What an error means that the server answered a publish with."""
-    said = f"position {position} was refused: {text}"
-    if err_code in _WRONG_LAST_SEQUENCE:
-        return Fault(Kind.CONFLICT, said, position)
-    if err_code in _NO_ROOM:
-        return Fault(Kind.FULL, said, position)
-    if code == _UNAVAILABLE:
-        return Fault(Kind.AWAY, said, position)
-    return Fault(Kind.REFUSED, said, position)
+def fault_of(position: int, refused: Refused) -> Fault:
+    """What it means that the server refused the event of a position."""
+    kind = Kind.REFUSED
+    if refused.is_conflict:
+        kind = Kind.CONFLICT
+    elif refused.is_full:
+        kind = Kind.FULL
+    elif refused.code == UNAVAILABLE:
+        kind = Kind.AWAY
+    return Fault(kind, f"position {position} was refused: {refused.text} (err_code {refused.err_code})", position)
 
 
 class Doubt:
@@ -96,7 +90,8 @@ class Doubt:
 def passes(error: Exception) -> bool:
     """Whether an error passes by itself, or when somebody mends something that is not the stream."""
     if isinstance(error, BrokerRefused):
-        return error.code >= 500 or error.code in _PASSING_CODES or error.err_code in _NO_ROOM
+        refused = Refused(error.code, error.err_code, error.description)
+        return refused.passes or refused.is_full or refused.code == FORBIDDEN  # somebody may change the permissions
     return isinstance(error, (BrokerUnavailable, StoreError, StreamFull))
 
 
@@ -106,7 +101,7 @@ def error_of(fault: Fault, stream: str) -> EvsyncError:
         case Kind.AWAY:
             return BrokerUnavailable(fault.text)
         case Kind.DENIED:
-            return BrokerRefused("the relay's messages", 403, 0, fault.text)
+            return BrokerRefused("the relay's messages", FORBIDDEN, 0, fault.text)
         case Kind.FULL:
             return StreamFull(
                 f"stream {stream} is full: {fault.text}. The events wait in the log; raise the stream's limits "

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 from evsync.errors import EventTooLarge, RelayError
 from evsync.jetstream.connection import Connection
-from evsync.jetstream.faults import Fault, Kind, classify
+from evsync.jetstream.faults import Fault, Kind, fault_of
 from evsync.jetstream.frames import status_of
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat
+from evsync.jetstream.refusals import Refused
 from evsync.records import StoredEvent
 
 _TICK_S = 0.01
@@ -199,7 +200,7 @@ class Flight:
             self.fail(Fault(Kind.LAW, f"position {position} was answered with {body[:200]!r}", position))
             return
         if error is not None:
-            self.fail(classify(position, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error)))
+            self.fail(fault_of(position, Refused.of(error)))
         elif stream != self._stream or sequence != position or answer.get("duplicate"):
             text = f"position {position} of stream {self._stream} was acknowledged as {body[:200].decode('latin-1')}"
             self.fail(Fault(Kind.LAW, text, position))

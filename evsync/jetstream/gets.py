@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
-from evsync.jetstream import streams
 from evsync.jetstream.connection import API_TIMEOUT_S, Connection
 from evsync.jetstream.frames import status_of
 from evsync.jetstream.messages import headers_of_server, parse_headers
+from evsync.jetstream.refusals import NO_MESSAGE, STREAM_NOT_FOUND
 
 _END_OF_BATCH, _NOT_FOUND, _TOO_MANY = 204, 404, 413
 
@@ -54,7 +54,7 @@ async def leader_get(
     try:
         answer = await conn.api(f"STREAM.MSG.GET.{stream}", which, timeout_s=timeout_s)
     except BrokerRefused as e:
-        if e.err_code == streams.NO_MESSAGE or (may_be_missing and e.err_code == streams.STREAM_NOT_FOUND):
+        if e.err_code == NO_MESSAGE or (may_be_missing and e.err_code == STREAM_NOT_FOUND):
             return None
         raise
     message: Mapping[str, Any] = answer["message"]

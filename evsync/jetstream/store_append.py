@@ -16,8 +16,9 @@ from typing import NamedTuple
 from evsync.errors import BrokerError, Conflict, OutcomeUnknown, SlotMoved, StoreFull, StoreUnavailable
 from evsync.jetstream import store_checkpoints as checkpoints
 from evsync.jetstream.faults import passes
+from evsync.jetstream.refusals import Refused
 from evsync.jetstream.store_reads import StreamReads, Top
-from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE, Answer, Refused, Sender, outgoing
+from evsync.jetstream.store_sends import Answer, Sender, outgoing
 from evsync.jetstream.store_slots import Slots
 from evsync.records import Commit, LogIdentity, StoredEvent
 from evsync.stores.plan import CheckpointKey, Plan, doubtful, key_of, plan, streams_of
@@ -188,7 +189,7 @@ class Appending:
             )
         if answer.is_full or not (answer.is_conflict or answer.passes):
             raise self._failure(f"the server refused: {answer.text} ({answer.err_code})")
-        return None if answer.err_code == WRONG_LAST_SEQUENCE else answer.text
+        return None if answer.is_final else answer.text
 
     async def _found(self, n: int) -> int | None:
         """The position of a commit's last event, if an earlier try of it was stored after all."""

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from evsync.errors import BrokerRefused, BrokerUnavailable, DecodingError, EventTooLarge, WrongStore
+from evsync.errors import BrokerUnavailable, DecodingError, EventTooLarge, WrongStore
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.gets import Stored, leader_get
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
+from evsync.jetstream.refusals import Refused
 from evsync.jetstream.store_reads import StreamReads
-from evsync.jetstream.store_sends import Refused
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, REQUIRED
 from evsync.records import History, LogIdentity, StoredEvent
 
@@ -93,7 +93,7 @@ class ImportStream:
             refused = Refused.of(answer["error"])
             if refused.is_conflict or refused.passes:
                 raise BrokerUnavailable(f"stream {self.name} refused imports: {refused.text}")
-            raise BrokerRefused(f"a message to stream {self.name}", *refused)
+            raise refused.error(f"a message to stream {self.name}")
         return histories
 
     async def _sent(self, messages: Sequence[tuple[str, bytes, bytes]]) -> dict[str, Any]:
@@ -135,10 +135,8 @@ class ImportStream:
             f"{self._identity.name}: the store needs them",
             **REQUIRED,
         }
-        state = await streams.info(self._conn, self.name)
-        if state is None:
-            await streams.create(self._conn, config)
-        elif state.identity != self._identity:
+        state = await streams.info(self._conn, self.name) or await streams.create(self._conn, config)
+        if state.identity != self._identity:
             raise WrongStore(
                 f"stream {self.name} holds imports of another incarnation of {self._identity.name}: if that store is "
                 f"gone for good, delete the stream. Nothing was touched."

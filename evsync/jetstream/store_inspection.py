@@ -9,6 +9,7 @@ from evsync.inspection import StoreFacts, Unreadable
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.messages import MessageFormat, unescape
+from evsync.jetstream.refusals import STREAM_NOT_FOUND
 from evsync.jetstream.store_checkpoints import PREFIX
 from evsync.jetstream.store_stream import FORMAT
 from evsync.jetstream.verification import read_back
@@ -23,7 +24,7 @@ async def facts(conn: Connection, name: str, snapshots: str, store: EventStore) 
     try:
         kept = (await conn.api(f"STREAM.INFO.{snapshots}"))["state"]
     except BrokerRefused as e:
-        if e.err_code != streams.STREAM_NOT_FOUND:
+        if e.err_code != STREAM_NOT_FOUND:
             raise
     prefix = streams.subjects(store.identity)[:-1]
     # An offset behind all of them: the number is told, and no subject.

@@ -12,8 +12,9 @@ from evsync.jetstream import store_checkpoints as checkpoints
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.messages import MessageFormat
+from evsync.jetstream.refusals import SUBJECTS_OVERLAP, Refused
 from evsync.jetstream.settings import NatsSettings
-from evsync.jetstream.store_sends import Answer, Outgoing, Refused, Sender
+from evsync.jetstream.store_sends import Answer, Outgoing, Sender
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, StoreUrl, default_name, store_config
 from evsync.ports import Arrived
 from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name, new_command, new_incarnation
@@ -87,7 +88,7 @@ class JetStreamRestore:
         try:
             await self._conn.api(f"STREAM.CREATE.{self.stream}", self._config(self._identity, restoring=True))
         except BrokerRefused as e:
-            if e.err_code != streams.SUBJECTS_OVERLAP:
+            if e.err_code != SUBJECTS_OVERLAP:
                 raise
             other = await streams.occupant(self._conn, self._identity)
             raise ConfigurationError(

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import uuid4
 
 from evsync.errors import EventTooLarge
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.frames import status_of
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat
+from evsync.jetstream.refusals import Refused
 from evsync.jetstream.store_reads import TOP_HEADER, Top
 from evsync.records import StoredEvent
-
-WRONG_LAST_SEQUENCE = 10071
-_ANOTHER_IN_FLIGHT = 10164
-_BATCH_TROUBLE = (10176, 10210)
-"""A batch whose messages did not all arrive (a leader changed), and too many batches at a time."""
-_PASSING_CODES = (408, 429)
-_LIMITS = 10077
-_OF_THE_SUBJECT = "per subject"
-_NO_ROOM = (10047, 10002, 10023)
 
 
 class Outgoing(NamedTuple):
@@ -33,41 +25,6 @@ class Outgoing(NamedTuple):
     """Sequence of the last message of the aggregate's stream; None for a later event of the same stream."""
     top: int | None
     """The greatest version of the aggregate's stream, where it is not this event's."""
-
-
-class Refused(NamedTuple):
-    """The server answered that it did not store what was sent."""
-
-    code: int
-    err_code: int
-    text: str
-
-    @classmethod
-    def of(cls, error: Mapping[str, Any]) -> Refused:
-        """From the error in an answer of JetStream."""
-        return cls(int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
-
-    @property
-    def is_conflict(self) -> bool:
-        """Whether the aggregate's stream is not where the sender believed it to be."""
-        return self.err_code in (WRONG_LAST_SEQUENCE, _ANOTHER_IN_FLIGHT) or (
-            self.err_code == _LIMITS and _OF_THE_SUBJECT in self.text
-        )
-
-    @property
-    def is_final(self) -> bool:
-        """Whether something that was expected is not so, as the server has looked up; else it may only be in doubt."""
-        return self.err_code == WRONG_LAST_SEQUENCE
-
-    @property
-    def passes(self) -> bool:
-        """Whether sending it again may help."""
-        return self.code >= 500 or self.code in _PASSING_CODES or self.err_code in _BATCH_TROUBLE
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there was no room."""
-        return self.err_code in _NO_ROOM or (self.err_code == _LIMITS and _OF_THE_SUBJECT not in self.text)
 
 
 Answer = int | Refused | None

@@ -12,10 +12,11 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 from evsync.codec.values import unpack
-from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
+from evsync.errors import BrokerUnavailable, ConfigurationError
+from evsync.jetstream.refusals import Refused
 from evsync.jetstream.store_imports import ImportStream
 from evsync.jetstream.store_reads import Seen, StreamReads, Top
-from evsync.jetstream.store_sends import Refused, Sender, outgoing
+from evsync.jetstream.store_sends import Sender, outgoing
 from evsync.ports import Arrived, Place, SlotSize
 from evsync.records import (
     OWN_STREAMS,
@@ -259,7 +260,7 @@ class Slots:
                 return False
             if answer.is_conflict or answer.passes:
                 raise BrokerUnavailable(f"the log of {self._identity.name} did not take events of slots: {answer.text}")
-            raise BrokerRefused(f"events of slots in the log of {self._identity.name}", *answer)
+            raise answer.error(f"events of slots in the log of {self._identity.name}")
         if answer is None:
             raise BrokerUnavailable(f"no answer to events of slots in the log of {self._identity.name}")
         for position, row in enumerate(rows, answer - len(rows) + 1):

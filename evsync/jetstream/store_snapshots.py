@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from evsync.codec.values import pack, unpack
-from evsync.errors import BrokerRefused, DecodingError, EventTooLarge
+from evsync.errors import DecodingError, EventTooLarge
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.gets import leader_get
 from evsync.jetstream.messages import escape
-from evsync.jetstream.store_sends import WRONG_LAST_SEQUENCE, Refused
+from evsync.jetstream.refusals import Refused
 from evsync.records import LogIdentity, Snapshot
 
 _TIMEOUT_S = 2.0
@@ -36,24 +35,24 @@ class SnapshotStream:
             kept, sequence = await self._last(snapshot.stream)
             if kept is not None and kept.shape == snapshot.shape and kept.version >= snapshot.version:
                 return
-            answer = await self._publish(snapshot.stream, data, sequence)
-            if answer.get("err_code") != WRONG_LAST_SEQUENCE:
-                break
-        if answer:
-            raise BrokerRefused(f"a message to stream {self.name}", *Refused.of(answer))
+            refused = await self._publish(snapshot.stream, data, sequence)
+            if refused is None:
+                return
+            if not refused.is_final:
+                raise refused.error(f"a message to stream {self.name}")
 
     async def get(self, stream: str) -> Snapshot | None:
         """The snapshot of a stream, if one is kept. Raises BrokerError, DecodingError."""
         return (await self._last(stream))[0]
 
-    async def _publish(self, stream: str, data: bytes, after: int) -> dict[str, Any]:
-        """Publish, if the one that is kept is still the same; the server's error, empty if there is none."""
+    async def _publish(self, stream: str, data: bytes, after: int) -> Refused | None:
+        """Publish, if the one that is kept is still the same. Returns what the server has against it."""
         if after == 0:
             await self._ensure()
         headers = {"Nats-Expected-Last-Subject-Sequence": str(after)}
         message = await self._conn.request(self._subject(stream), data, headers=headers, timeout_s=_TIMEOUT_S)
-        error: dict[str, Any] = json.loads(message.body).get("error") or {}
-        return error
+        error = json.loads(message.body).get("error")
+        return Refused.of(error) if error else None
 
     async def _last(self, stream: str) -> tuple[Snapshot | None, int]:
         """The snapshot that is kept, if it is of this incarnation, and its sequence."""
@@ -76,7 +75,7 @@ class SnapshotStream:
             "discard": "old",
             "max_msgs_per_subject": 1,
             "num_replicas": self._replicas,
-            "metadata": {"evsync.aggregates.snapshots": self._identity.name},
+            "metadata": {"evsync.snapshots": self._identity.name},
             "description": f"snapshots of {self._identity.name}; may be deleted at any time",
         }
         if await streams.info(self._conn, self.name) is None:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 from evsync.errors import BrokerRefused, ConfigurationError, StoreUnavailable, WrongStore
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
+from evsync.jetstream.refusals import SUBJECTS_OVERLAP
 from evsync.jetstream.streams import StreamState
 from evsync.records import LogIdentity, new_incarnation
 from evsync.sharding.slots import SLOTS
@@ -105,24 +106,18 @@ async def open_stream(
 
 
 async def _create(conn: Connection, config: Mapping[str, Any], identity: LogIdentity) -> StreamState:
-    name = config["name"]
     try:
-        return StreamState.of(await conn.api(f"STREAM.CREATE.{name}", config))
+        return await streams.create(conn, config)
     except BrokerRefused as e:
-        if e.err_code == streams.SUBJECTS_OVERLAP:
-            # Another process, a moment ago; or the mirror of a log of that name, which some relay fills.
-            other = await streams.occupant(conn, identity)
-            raise WrongStore(
-                f"the subjects {streams.subjects(identity)} belong to stream {other.name if other else '(just gone)'}, "
-                f"so that {name} cannot be the store of {identity.name}. If a relay fills it, the service has its "
-                "store elsewhere; if the store has that name, say so: ?stream=NAME. Nothing was touched."
-            ) from e
-        if e.err_code != streams.NAME_IN_USE:
+        if e.err_code != SUBJECTS_OVERLAP:
             raise
-    state = await streams.info(conn, name)  # made by another process between the question and this
-    if state is None:
-        raise StoreUnavailable(f"stream {name} was there a moment ago, and is not any more")
-    return state
+        # Another process, a moment ago; or the mirror of a log of that name, which some relay fills.
+        other = await streams.occupant(conn, identity)
+        raise WrongStore(
+            f"the subjects {streams.subjects(identity)} belong to stream {other.name if other else '(just gone)'}, "
+            f"so that {config['name']} cannot be the store of {identity.name}. If a relay fills it, the service has "
+            "its store elsewhere; if the store has that name, say so: ?stream=NAME. Nothing was touched."
+        ) from e
 
 
 def _check(state: StreamState, service: str, shard: str) -> None:

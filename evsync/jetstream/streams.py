@@ -14,6 +14,7 @@ from typing import Any
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, OtherIncarnation, StreamMisconfigured
 from evsync.jetstream.connection import Connection
+from evsync.jetstream.refusals import NAME_IN_USE, STREAM_NOT_FOUND, SUBJECTS_OVERLAP
 from evsync.records import Ancestor, LogIdentity
 
 LOG_KEY, INCARNATION_KEY, SLOTS_KEY = "evsync.log", "evsync.incarnation", "evsync.slots"
@@ -53,9 +54,6 @@ NOTHING: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
 
 INFO_TIMEOUT_S = 1.5
 """A question that went to a leader which died is never answered: better ask again soon."""
-
-STREAM_NOT_FOUND, NO_MESSAGE = 10059, 10037
-NAME_IN_USE, SUBJECTS_OVERLAP = 10058, 10065
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +192,18 @@ async def info(conn: Connection, name: str) -> StreamState | None:
         raise
 
 
-async def create(conn: Connection, config: Mapping[str, Any]) -> None:
-    """Create a stream. One that another process has made meanwhile is fine."""
+async def create(conn: Connection, config: Mapping[str, Any]) -> StreamState:
+    """Create a stream. One that another process has made meanwhile is fine, whatever its configuration.
+
+    Raises BrokerRefused, with SUBJECTS_OVERLAP where another stream has the subjects.
+    """
+    name = config["name"]
     try:
-        await conn.api(f"STREAM.CREATE.{config['name']}", config)
+        return StreamState.of(await conn.api(f"STREAM.CREATE.{name}", config))
     except BrokerRefused as e:
         if e.err_code != NAME_IN_USE:
             raise
+        return StreamState.of(await conn.api(f"STREAM.INFO.{name}", timeout_s=INFO_TIMEOUT_S))
 
 
 async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) -> StreamState:
@@ -209,17 +212,14 @@ async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) 
     Raises StreamMisconfigured; OtherIncarnation when a stream of another incarnation of the log has the subjects;
     ConfigurationError when a stream that is not evsync's has them; and what `Connection.api` raises.
     """
-    name = stream_name(identity)
-    state = await info(conn, name)
+    state = await info(conn, stream_name(identity))
     if state is None:
         try:
-            state = StreamState.of(await conn.api(f"STREAM.CREATE.{name}", stream_config(identity, replicas=replicas)))
+            state = await create(conn, stream_config(identity, replicas=replicas))
         except BrokerRefused as e:
             if e.err_code == SUBJECTS_OVERLAP:
                 raise await _occupied(conn, identity) from e
-            if e.err_code != NAME_IN_USE:  # created by another relay between the question and this
-                raise
-            state = StreamState.of(await conn.api(f"STREAM.INFO.{name}", timeout_s=INFO_TIMEOUT_S))
+            raise
     check_config(state.config, identity)
     return state
 

@@ -6,6 +6,7 @@ from evsync.errors import BrokerRefused, StreamAhead, StreamGone, StreamInconsis
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.rebuild import refill
+from evsync.jetstream.refusals import NAME_IN_USE
 from evsync.jetstream.verification import StreamReport
 from evsync.ports import EventLog, Progress, unheard
 
@@ -43,7 +44,7 @@ async def trim_stream(log: EventLog, conn: Connection, position: int, on_progres
             await conn.api(f"STREAM.CREATE.{name}", config)
             break
         except BrokerRefused as e:
-            if e.err_code != streams.NAME_IN_USE:
+            if e.err_code != NAME_IN_USE:
                 raise
     else:
         raise StreamInconsistent(f"stream {name} was made anew by a relay each time; stop the relay, and try again")
