@@ -136,9 +136,7 @@ class EventCodec:
         """The coding of a stored type name, old names included. Raises DecodingError for an unknown one."""
         coding = self._of_type.get(type)
         if coding is None:
-            prefix, _, name = type.rpartition(".")
-            today = self._renamed.get(type) or f"{self._renamed.get(prefix, '?')}.{name}"
-            coding = self._of_type.get(today)
+            coding = self._of_type.get(renamed_to(type, self._renamed) or "")
             if coding is None:
                 raise DecodingError(
                     f"event type {type!r} is unknown to service {self.service!r}. If a class was renamed, say so with "
@@ -158,6 +156,12 @@ class EventCodec:
             if name in fields:
                 fields[name] = read(fields[name])
         return fields
+
+
+def renamed_to(type: str, renamed: Mapping[str, str]) -> str | None:
+    """Today's name of an event type, by old names of types and of whole aggregates; None if neither is among them."""
+    aggregate, _, event = type.rpartition(".")
+    return renamed.get(type) or (f"{renamed[aggregate]}.{event}" if aggregate in renamed else None)
 
 
 def _upcast(coding: Coding, fields: dict[str, Any], written: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from evsync.contracts.document import Schema, resolve
+from evsync.contracts.document import EVENT, Schema, parts_of, resolve, values_of
 from evsync.contracts.wire_schema import EXTENSION, KEYS
 
 Question: TypeAlias = Literal["consumers", "history"]
 
-_SAYS_NOTHING = {"title", "description", "default", "examples", "deprecated", "discriminator", "x-event", "$defs"}
+_SAYS_NOTHING = {"title", "description", "default", "examples", "deprecated", "discriminator", EVENT, "$defs"}
 _JUDGED = {"type", "properties", "required", "items", "prefixItems", "uniqueItems", "enum", "const", "anyOf", "oneOf"}
 _JUDGED |= {"additionalProperties", KEYS, "format", "contentEncoding", EXTENSION, "$ref"}
 _AT_LEAST = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
@@ -43,15 +43,13 @@ class Side(NamedTuple):
     @property
     def parts(self) -> list[Side] | None:
         """The parts of a union; None if it is none."""
-        schema = self.resolved
-        found = schema.get("anyOf", schema.get("oneOf"))
+        found = parts_of(self.resolved)
         return None if found is None else [self.at(part) for part in found]
 
     @property
     def values(self) -> list[Any] | None:
         """The values of an enum; None if it is none."""
-        schema = self.resolved
-        return [schema["const"]] if "const" in schema else schema.get("enum")
+        return values_of(self.resolved)
 
 
 def accepts(reader: Side, writer: Side, question: Question) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
+from evsync.contracts import wire_schema
 from evsync.contracts.document import EVENT, Document, Schema, classes_of, events_of, service_of, write
 from evsync.jetstream.messages import CONTENT_TYPE, FORMAT, escape
 from evsync.records import NAME
@@ -141,7 +142,7 @@ def _translated(schema: Any) -> Any:
                 found["items"] = [_translated(part) for part in value]
             case "items" if "prefixItems" in schema:
                 found["additionalItems"] = _translated(value)
-            case "items" | "additionalProperties" | "not" | "x-keys":
+            case "items" | "additionalProperties" | "not" | wire_schema.KEYS:
                 found[keyword] = _translated(value)
             case "discriminator":  # AsyncAPI knows a simpler one; the parts say enough
                 pass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evsync.contracts.acceptance import Question, Side, accepts, is_missing, limits_of, meaning
-from evsync.contracts.document import EVENT, Schema, events_of, service_of
+from evsync.contracts.document import EVENT, Schema, events_of, service_of, type_today
 from evsync.errors import ConfigurationError
 
 
@@ -59,10 +59,7 @@ def is_breaking(found: list[Change]) -> bool:
 
 
 def _gone(type: str, new: Schema) -> Change:
-    renamed: dict[str, str] = new["x-evsync"].get("renamed", {})
-    aggregate, _, name = type.rpartition(".")
-    today = renamed.get(type) or (f"{renamed[aggregate]}.{name}" if aggregate in renamed else None)
-    if today is not None:
+    if (today := type_today(new, type)) is not None:
         return Change(type, (), "event type renamed", f"to {today}; register the handler for both", ("consumers",))
     return Change(type, (), "event type removed", "no such event will come", ("consumers",))
 

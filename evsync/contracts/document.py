@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from evsync.codec.events import EventCodec
+from evsync.codec.events import EventCodec, renamed_to
 from evsync.contracts.wire_schema import default_in_json, schemas_of
 from evsync.errors import ConfigurationError
 
@@ -19,9 +19,11 @@ Schema: TypeAlias = Mapping[str, Any]
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 FORMAT: Final = 1
-"""Stands in a document under `x-evsync`. A reader that does not know a format refuses it."""
+"""Of a document. A reader that does not know a format refuses it."""
 EVENT: Final = "x-event"
 """Marks the schema of an event type; holds its type and schema version."""
+_HEAD: Final = "x-evsync"
+"""Holds the document's format, its service, and the old names of its event types."""
 
 
 def document_of(codec: EventCodec) -> Document:
@@ -40,7 +42,7 @@ def document_of(codec: EventCodec) -> Document:
         "$id": f"urn:evsync:{codec.service}",
         "title": codec.service,
         "description": f"The data of the events that service {codec.service} publishes, in its JSON form.",
-        "x-evsync": {"format": FORMAT, "service": codec.service, "renamed": dict(sorted(codec.renamed.items()))},
+        _HEAD: {"format": FORMAT, "service": codec.service, "renamed": dict(sorted(codec.renamed.items()))},
         "$defs": events | dict(sorted(classes.items())),
     }
 
@@ -88,14 +90,35 @@ def classes_of(document: Schema) -> dict[str, Document]:
 
 def service_of(document: Schema) -> str:
     """The service whose events they are."""
-    return str(document["x-evsync"]["service"])
+    return str(document[_HEAD]["service"])
+
+
+def type_today(document: Schema, type: str) -> str | None:
+    """The name that an event type has in this document, if it is not there under its old one."""
+    return renamed_to(type, document[_HEAD].get("renamed", {}))
+
+
+def referred(schema: Schema) -> str | None:
+    """The name of the class that a schema refers to; None if it says by itself what it describes."""
+    return schema["$ref"].rpartition("/")[2] if "$ref" in schema else None
 
 
 def resolve(schema: Any, document: Schema) -> Schema:
     """The schema itself, where it is a reference the one that it names. `true` is the schema of anything."""
-    while isinstance(schema, dict) and "$ref" in schema:
-        schema = document["$defs"][schema["$ref"].rpartition("/")[2]]
+    while isinstance(schema, dict) and (name := referred(schema)) is not None:
+        schema = document["$defs"][name]
     return schema if isinstance(schema, dict) else {}
+
+
+def parts_of(schema: Schema) -> list[Any] | None:
+    """The schemas of a union's parts; None if it is none."""
+    found: list[Any] | None = schema.get("anyOf", schema.get("oneOf"))
+    return found
+
+
+def values_of(schema: Schema) -> list[Any] | None:
+    """The values of an enum, in their JSON form; None if it is none."""
+    return [schema["const"]] if "const" in schema else schema.get("enum")
 
 
 def write(document: Schema) -> str:
@@ -113,7 +136,7 @@ def read(text: str, where: str) -> Document:
     if isinstance(found, dict) and "asyncapi" in found:
         raise ConfigurationError(f"{where} is an AsyncAPI document; compared are the JSON Schemas beside it: {export}")
     document: Document = found if isinstance(found, dict) else {}
-    head = document.get("x-evsync")
+    head = document.get(_HEAD)
     if not isinstance(head, dict) or not isinstance(document.get("$defs"), dict):
         raise ConfigurationError(f"{where} is not a document of exported contracts: {export}")
     if head.get("format") != FORMAT:

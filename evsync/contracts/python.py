@@ -19,7 +19,18 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from evsync.contracts.acceptance import is_of
-from evsync.contracts.document import Schema, classes_of, events_of, resolve, service_of
+from evsync.contracts.document import (
+    EVENT,
+    Schema,
+    classes_of,
+    events_of,
+    parts_of,
+    referred,
+    resolve,
+    service_of,
+    values_of,
+)
+from evsync.contracts.wire_schema import KEYS
 
 _TEXTS = {
     "uuid": "UUID",
@@ -56,7 +67,6 @@ class _Module:
     def __init__(self, document: Schema) -> None:
         self._document, self._service = document, service_of(document)
         self._taken = {*_IMPORTS, *keyword.kwlist, *dir(builtins)}
-        self._used: set[str] = set()
         self._classes = {name: self._unique(_camel(name)) for name in classes_of(document)}
         self._events = {type: self._unique(_camel(type.partition(".")[2])) for type in events_of(document)}
 
@@ -110,7 +120,8 @@ class _Module:
     def _contracts(self) -> Iterator[str]:
         for type, schema in events_of(self._document).items():
             fields = self._fields(schema, "\n") if schema["properties"] else ""
-            version = f" (schema {schema['x-event']['schema']})" if schema["x-event"]["schema"] > 1 else ""
+            number = schema[EVENT]["schema"]
+            version = f" (schema {number})" if number > 1 else ""
             yield (
                 f"class {self._events[type]}(Contract, type={_quoted(type)}):\n"
                 f'    """{_one_line(type)}{version}."""\n{fields}'
@@ -161,23 +172,21 @@ class _Module:
     def _annotation(self, schema: Any) -> str:
         if not isinstance(schema, dict):
             return "Any"
-        if "$ref" in schema:
-            return self._classes[schema["$ref"].rpartition("/")[2]]
-        for several in ("anyOf", "oneOf"):
-            if several in schema:
-                found = dict.fromkeys(self._annotation(part) for part in schema[several])
-                found = dict.fromkeys(a for a in found if a != "None") | dict.fromkeys(a for a in found if a == "None")
-                return "Any" if "Any" in found else " | ".join(found)
-        if "const" in schema or "enum" in schema:
-            return self._values(schema["enum"] if "enum" in schema else [schema["const"]])
+        if (name := referred(schema)) is not None:
+            return self._classes[name]
+        if (parts := parts_of(schema)) is not None:
+            found = dict.fromkeys(map(self._annotation, parts))
+            return "Any" if "Any" in found else " | ".join(sorted(found, key="None".__eq__))  # None stands last
+        if (values := values_of(schema)) is not None:
+            return self._values(values)
         match schema.get("type"):
             case "string":
                 return "bytes" if "contentEncoding" in schema else _TEXTS.get(schema.get("format", ""), "str")
             case "array":
                 return self._array(schema)
             case "object":
-                values = self._annotation(schema.get("additionalProperties"))
-                return f"dict[{self._annotation(schema.get('x-keys', {'type': 'string'}))}, {values}]"
+                keys = self._annotation(schema.get(KEYS, {"type": "string"}))
+                return f"dict[{keys}, {self._annotation(schema.get('additionalProperties'))}]"
             case simple:
                 return _SIMPLE.get(str(simple), "Any")
 
@@ -201,12 +210,11 @@ class _Module:
     def _literal(self, schema: Any, value: Any) -> str | None:
         """Python for a value in its JSON form; None where there is none, as for one that fits no part of a union."""
         target = resolve(schema, self._document)
-        if "anyOf" in target or "oneOf" in target:
-            parts = (self._literal(part, value) for part in target.get("anyOf", target.get("oneOf")))
-            return next((found for found in parts if found is not None), None)
-        if "enum" in target or "const" in target:
-            allowed = target["enum"] if "enum" in target else [target["const"]]
-            return _constant(value) if value in allowed else None
+        if (parts := parts_of(target)) is not None:
+            written = (self._literal(part, value) for part in parts)
+            return next((found for found in written if found is not None), None)
+        if (values := values_of(target)) is not None:
+            return _constant(value) if value in values else None
         match target.get("type"):
             case "string":
                 return _text_literal(target, value) if isinstance(value, str) else None
@@ -236,7 +244,7 @@ class _Module:
 
     def _object_literal(self, schema: Any, target: Schema, value: dict[str, Any]) -> str | None:
         if "properties" in target:
-            if "$ref" not in schema:
+            if referred(schema) is None:
                 return None
             names, parts = set[str](), []
             for field, of_field in target["properties"].items():
@@ -246,7 +254,7 @@ class _Module:
                     return None
                 parts.append(f"{name}={found}")
             return f"{self._annotation(schema)}({', '.join(parts)})"
-        if value and "x-keys" in target:
+        if value and KEYS in target:
             return None  # its keys were turned into text
         pairs = {key: self._literal(target.get("additionalProperties"), v) for key, v in value.items()}
         if None in pairs.values():
@@ -256,7 +264,7 @@ class _Module:
 
 def _text_literal(schema: Schema, value: str) -> str:
     if "contentEncoding" in schema:
-        return "b" + _quoted_bytes(urlsafe_b64decode(value))
+        return _quoted(urlsafe_b64decode(value))
     match schema.get("format"):
         case "uuid" | "decimal" as kind:
             return f"{_TEXTS[kind]}({_quoted(value)})"
@@ -272,15 +280,11 @@ def _constant(value: Any) -> str:
     return _quoted(value) if isinstance(value, str) else repr(value)
 
 
-def _quoted(text: str) -> str:
+def _quoted(value: str | bytes) -> str:
     # Python's repr prefers single quotes; everything else here is written in double ones.
-    found = repr(text)
-    return f'"{found[1:-1]}"' if found[0] == "'" and '"' not in found else found
-
-
-def _quoted_bytes(value: bytes) -> str:
-    found = repr(value)[1:]
-    return f'"{found[1:-1]}"' if found[0] == "'" and '"' not in found else found
+    found = repr(value)
+    prefix, found = ("b", found[1:]) if isinstance(value, bytes) else ("", found)
+    return prefix + (f'"{found[1:-1]}"' if found[0] == "'" and '"' not in found else found)
 
 
 def _before(part: str) -> str:
