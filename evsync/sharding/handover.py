@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evsync.errors import WrongStore
 from evsync.ports import KeepsSlots, Place, SlotStore
-from evsync.records import History, Opening, StoredEvent
+from evsync.records import History, Opening, SlotState, StoredEvent
 from evsync.sharding.truth import Held, truth
 
 SLOTS_PER_STEP = 64
@@ -94,8 +94,10 @@ async def check_moves(stores: Mapping[str, SlotStore], moves: Sequence[Move], no
 
 
 async def carry_out(stores: Mapping[str, SlotStore], move: Move, report: Report = lambda _: None) -> set[int]:
-    """Carry out one move, or what is left of it: the slots that this has opened. What others do to its slots meanwhile
-    is left to them."""
+    """Carry out one move, or what is left of it. Returns the slots that this has opened.
+
+    What others do to its slots meanwhile is left to them. Raises StoreError: WrongStore where a copy differs.
+    """
     handover = _Handover(stores[move.source], stores[move.to], move, report)
     while not await handover.attempt():
         pass
@@ -114,13 +116,7 @@ class _Handover:
 
     async def attempt(self) -> bool:
         """Go through all steps. False when somebody else has changed something: look again."""
-        here, there = await self._source.slot_states(), await self._to.slot_states()
-        closing = {s: here[s].epoch + 1 for s in self._move.slots if s in here and here[s].to is None}
-        closed = {
-            s: here[s]
-            for s in self._move.slots
-            if s in here and here[s].to == self._move.to and (s not in there or there[s].epoch < here[s].epoch)
-        }
+        closing, closed = await self._left_to_do()
         slots = [*closing, *closed]
         if not slots:
             return True
@@ -128,14 +124,14 @@ class _Handover:
         self._arrived = dict(await self._to.arrived(slots))
         if (head := await self._copy(slots, rest=REST)) is None:
             return False
-        self._report(Step(self._move, "copied", self._imported))
+        self._done("copied")
         if closing:
             histories = {slot: self._seen[slot] for slot in closing}
             done = await self._source.close_slots(closing, self._move.to, max(head, self._place[0]), histories)
             if done is None:
                 return False
             closed |= done
-            self._report(Step(self._move, "closed", self._imported))
+            self._done("closed")
             if await self._copy(slots) is None:
                 return False
         log = self._source.identity
@@ -146,8 +142,22 @@ class _Handover:
         if not await self._to.open_slots(opening):
             return False
         self.opened |= opening.keys()
-        self._report(Step(self._move, "opened", self._imported))
+        self._done("opened")
         return True
+
+    async def _left_to_do(self) -> tuple[dict[int, int], dict[int, SlotState]]:
+        """The slots to be closed, with the epoch that begins then; and those that are closed and wait to be opened."""
+        here, there = await self._source.slot_states(), await self._to.slot_states()
+        closing = {s: here[s].epoch + 1 for s in self._move.slots if s in here and here[s].to is None}
+        closed = {
+            s: here[s]
+            for s in self._move.slots
+            if s in here and here[s].to == self._move.to and (s not in there or there[s].epoch < here[s].epoch)
+        }
+        return closing, closed
+
+    def _done(self, what: str) -> None:
+        self._report(Step(self._move, what, self._imported))
 
     async def _copy(self, slots: Sequence[int], rest: float = 0) -> int | None:
         """Import what the source has and the new shard has not; the head before the last look, or None if disturbed."""
@@ -155,18 +165,7 @@ class _Handover:
             began = time.monotonic()
             head = await self._source.head()
             found = await self._source.slot_events(slots, self._place, EVENTS_PER_READ)
-            new = []
-            for _, event in found:
-                slot = event.slot
-                self._seen[slot] = self._seen[slot].with_ids((event.id,))
-                if self._seen[slot].length > self._arrived[slot].length:
-                    new.append(event)
-                elif self._seen[slot].length == self._arrived[slot].length and self._seen[slot] != self._arrived[slot]:
-                    raise WrongStore(
-                        f"slot {slot}: what shard {self._move.to!r} holds of its history is not what shard "
-                        f"{self._move.source!r} has. Nothing more was moved; compare the two before you go on."
-                    )
-            if new and not await self._import(new):
+            if (new := self._not_arrived(event for _, event in found)) and not await self._import(new):
                 return None
             if found:
                 self._place = found[-1][0]
@@ -174,6 +173,21 @@ class _Handover:
                 self._place = max(self._place, (head, 0))  # what these slots get from now on comes behind it
                 return head
             await asyncio.sleep(rest * (time.monotonic() - began))
+
+    def _not_arrived(self, events: Iterable[StoredEvent]) -> list[StoredEvent]:
+        """Those of the next events that the new shard has not yet. Raises WrongStore where it has something else."""
+        new = []
+        for event in events:
+            slot = event.slot
+            self._seen[slot] = self._seen[slot].with_ids((event.id,))
+            if self._seen[slot].length > self._arrived[slot].length:
+                new.append(event)
+            elif self._seen[slot].length == self._arrived[slot].length and self._seen[slot] != self._arrived[slot]:
+                raise WrongStore(
+                    f"slot {slot}: what shard {self._move.to!r} holds of its history is not what shard "
+                    f"{self._move.source!r} has. Nothing more was moved; compare the two before you go on."
+                )
+        return new
 
     async def _import(self, events: Sequence[StoredEvent]) -> bool:
         by_slot: dict[int, list[bytes]] = {}

@@ -47,10 +47,7 @@ class RangeRouter(Placed):
 
     def plan(self, now: Sequence[str]) -> Placement:
         """The ranges as they are: nothing is left to choose."""
-        if len(now) != self.slots:
-            raise ConfigurationError(
-                f"a placement of {len(now)} slots cannot be planned on by {self!r}: the number of slots never changes"
-            )
+        self._check_slots(now)
         return self.placement
 
     def split(self, at: int, *, to: str) -> RangeRouter:

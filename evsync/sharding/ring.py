@@ -45,10 +45,7 @@ class HashRing(Placed):
 
     def plan(self, now: Sequence[str]) -> Placement:
         """The fewest moves from the placement `now` to one that is as even as this ring's own."""
-        if len(now) != self.slots:
-            raise ConfigurationError(
-                f"a placement of {len(now)} slots cannot be planned on by {self!r}: the number of slots never changes"
-            )
+        self._check_slots(now)
         return tuple(self._allocate(now, self.shards))
 
     def adding(self, shard: str, *, weight: float = 1) -> HashRing:

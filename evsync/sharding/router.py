@@ -71,7 +71,7 @@ class Placed:
         return self._placement
 
     def shard_of(self, key: UUID | str) -> str:
-        """The shard of an aggregate's id, alone from the id: nothing is asked or opened."""
+        """The shard of an aggregate's id, from the id alone: nothing is asked or opened."""
         placement = self._placement
         return placement[slot_of(key if type(key) is str else str(key), len(placement))]
 
@@ -79,6 +79,12 @@ class Placed:
         """The slots of a shard. Raises ConfigurationError for one that this router does not know."""
         self._check_known(shard)
         return tuple(slot for slot, owner in enumerate(self._placement) if owner == shard)
+
+    def _check_slots(self, now: Sequence[str]) -> None:
+        if len(now) != self.slots:
+            raise ConfigurationError(
+                f"a placement of {len(now)} slots cannot be planned on by {self!r}: the number of slots never changes"
+            )
 
     def _check_known(self, shard: str) -> None:
         if shard not in self._named:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from evsync.ports import EventLog
-from evsync.records import OWN_STREAMS
+from evsync.records import OWN_STREAMS, StoredEvent
 from evsync.sharding.router import Placement
+
+EVENTS_PER_READ = 2_000
 
 
 async def split_commits(logs: Mapping[str, EventLog], planned: Placement) -> list[tuple[str, ...]]:
@@ -16,15 +18,19 @@ async def split_commits(logs: Mapping[str, EventLog], planned: Placement) -> lis
     """
     found: dict[tuple[str, ...], None] = {}
     for log in logs.values():
-        position = 0
-        while events := await log.read(position, 2_000):
-            streams: dict[str, int] = {}
-            for e in events:
-                if not e.stream.startswith(OWN_STREAMS):
-                    streams[e.stream] = e.slot
-                if e.remaining == 0:
-                    if len(streams) > 1 and len({planned[slot] for slot in streams.values()}) > 1:
-                        found[tuple(streams)] = None
-                    streams = {}
-            position = events[-1].position
+        async for commit in _commits(log):
+            slots = {e.stream: e.slot for e in commit if not e.stream.startswith(OWN_STREAMS)}
+            if len({planned[slot] for slot in slots.values()}) > 1:
+                found[tuple(slots)] = None
     return list(found)
+
+
+async def _commits(log: EventLog) -> AsyncIterator[list[StoredEvent]]:
+    position, commit = 0, list[StoredEvent]()
+    while events := await log.read(position, EVENTS_PER_READ):
+        for e in events:
+            commit.append(e)
+            if e.remaining == 0:
+                yield commit
+                commit = []
+        position = events[-1].position
