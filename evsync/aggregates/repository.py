@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
@@ -115,14 +116,14 @@ class Repository:
             if not exists:
                 self._check_stream(cls, stream, changes[0][2])
                 exists = True
-            if (
-                until is not None
-                and (later := next((i for i, c in enumerate(changes) if c[3] > until), None)) is not None
-            ):
+            if until is not None:
                 # Clocks may step back between two commits, versions do not: the prefix before the first later event.
-                folding.add(changes[:later])
-                break
-            folding.add(changes)
+                past = list(takewhile(lambda change: change[3] <= until, changes))
+                folding.add(past)
+                if len(past) < len(changes):
+                    break
+            else:
+                folding.add(changes)
         if not exists:
             self._check_stream(cls, stream, None)
         if version is not None and folding.version < version:
@@ -237,7 +238,7 @@ class Repository:
     def _decided(
         self, changed: Mapping[str, AnyAggregate], tags: Mapping[str, str], command: bytes, *reaction: Any
     ) -> Commit:
-        appends = [self._append(stream, a, a.pending_events, tags) for stream, a in changed.items()]
+        appends = [self._append(stream, a, tags) for stream, a in changed.items()]
         return Commit(command, appends, *reaction)
 
     async def _commit(self, commit: Commit, changed: Mapping[str, AnyAggregate]) -> Position:
@@ -257,10 +258,10 @@ class Repository:
                 self._snapshots.saved(append.stream, before, before + len(append.events))
         return position
 
-    def _append(self, stream: str, aggregate: AnyAggregate, events: Sequence[Any], tags: Mapping[str, str]) -> Append:
-        new = self._codec.encode(aggregate, events, tags)
-        slot = slot_of(stream, self._home.slots)
-        append = Append(stream, slot, events[0].originator_version - 1, new)
+    def _append(self, stream: str, aggregate: AnyAggregate, tags: Mapping[str, str]) -> Append:
+        pending = aggregate.pending_events
+        new = self._codec.encode(aggregate, pending, tags)
+        append = Append(stream, slot_of(stream, self._home.slots), pending[0].originator_version - 1, new)
         self._check_size(append)
         return append
 

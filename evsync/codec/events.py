@@ -49,24 +49,25 @@ class EventCodec:
         self._of_type: dict[str, Coding] = {}
         self._of_class: dict[tuple[type[Any], type[Any]], Coding] = {}
         self._renamed = dict(renamed or {})
-        names: dict[str, type[AnyAggregate]] = {}
         upcasters = upcasters or {}
-        for cls in aggregates:
+        self._check_aggregates()
+        for cls in self.aggregates:
+            for name, event in event_types(cls).items():
+                type_ = f"{service}.{cls.__name__}.{name}"
+                self._add(type_, event, tuple(upcasters.get(type_, ())))
+        self._check_names(upcasters)
+
+    def _check_aggregates(self) -> None:
+        names: dict[str, type[AnyAggregate]] = {}
+        for cls in self.aggregates:
             if not (isinstance(cls, type) and issubclass(cls, BaseAggregate)):
-                raise ConfigurationError(f"aggregates of service {service!r}: {cls!r} is not an aggregate class")
+                raise ConfigurationError(f"aggregates of service {self.service!r}: {cls!r} is not an aggregate class")
             if (other := names.setdefault(cls.__name__, cls)) is not cls:
                 raise ConfigurationError(
-                    f"service {service!r} has two aggregates named {cls.__name__}, in {other.__module__} and in "
+                    f"service {self.service!r} has two aggregates named {cls.__name__}, in {other.__module__} and in "
                     f"{cls.__module__}. Event types are named by them: rename one class "
                     "(renamed= keeps the stored events readable)"
                 )
-            for name, event in event_types(cls).items():
-                self._add(
-                    f"{service}.{cls.__name__}.{name}",
-                    event,
-                    tuple(upcasters.get(f"{service}.{cls.__name__}.{name}", ())),
-                )
-        self._check_names(upcasters)
 
     def _add(self, type: str, event: EventType, upcasters: tuple[Upcaster, ...]) -> None:
         writers, readers = [], []

@@ -84,12 +84,11 @@ def is_plain(annotation: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
+    """A value as maps and arrays of what msgpack and its extension types hold: enums become their values."""
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, dict):
         return {plain(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
     return value

@@ -21,7 +21,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from evsync.aggregates.snapshots import compiled_form
+from evsync.aggregates.shapes import compiled_form
 from evsync.projections.engines import Place
 from evsync.projections.projection import Projection
 

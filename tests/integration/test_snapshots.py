@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evsync.aggregates.repository import Repository
-from evsync.aggregates.snapshots import COMMANDS, SnapshotPolicy, Snapshots, shape_of
+from evsync.aggregates.shapes import shape_of
+from evsync.aggregates.snapshots import COMMANDS, SnapshotPolicy, Snapshots
 from evsync.codec.events import EventCodec
 from evsync.codec.state import freeze, thaw
 from evsync.errors import ConfigurationError, DecodingError, EncodingError, NotFound, OutcomeUnknown
@@ -126,7 +127,7 @@ async def test_a_snapshot_of_another_shape_is_void(monkeypatch: pytest.MonkeyPat
 
 def test_the_shape_of_a_class_is_the_same_in_every_process() -> None:
     """Else each process would throw the others' snapshots away."""
-    script = "from tests.aggregates import Account; import evsync.aggregates.snapshots as s; print(s.shape_of(Account))"
+    script = "from tests.aggregates import Account; import evsync.aggregates.shapes as s; print(s.shape_of(Account))"
     shapes = {
         subprocess.run(
             [sys.executable, "-c", script],
