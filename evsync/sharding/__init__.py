@@ -3,6 +3,6 @@
 from evsync.sharding.ranges import RangeRouter
 from evsync.sharding.ring import HashRing
 from evsync.sharding.router import Router
-from evsync.sharding.slots import SLOTS, slot_of
+from evsync.sharding.slots import slot_of
 
-__all__ = ["SLOTS", "HashRing", "RangeRouter", "Router", "slot_of"]
+__all__ = ["HashRing", "RangeRouter", "Router", "slot_of"]

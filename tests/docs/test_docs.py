@@ -16,7 +16,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import evsync
-from evsync import errors
+from evsync import errors, sharding
 from evsync.cli import app
 from evsync.config import Deployment
 from evsync.testing import World, facts, fixtures, given, world
@@ -49,9 +49,17 @@ def first_cells(of: Page) -> set[str]:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    """With a row of its own, whatever `evsync` exports."""
-    homeless = set(evsync.__all__) - first_cells(REFERENCE)
+    """With a row of its own, whatever `evsync` and `evsync.sharding` export."""
+    homeless = {*evsync.__all__, *sharding.__all__} - first_cells(REFERENCE)
     assert homeless == set()
+
+
+def test_every_parameter_of_a_service_is_in_the_reference() -> None:
+    """In the line that shows how one is made; where it runs stands in the table of settings."""
+    line = next(line for line in REFERENCE.prose.splitlines() if line.startswith("`Service(name, "))
+    parameters = inspect.signature(evsync.Service).parameters.values()
+    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    assert [name for name in named if not re.search(rf"\b{name}\b", line)] == []
 
 
 def test_every_method_of_a_service_is_in_the_reference() -> None:
