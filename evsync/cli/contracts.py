@@ -10,7 +10,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import console, print_json, print_lines, reporting, say, table
+from evsync.cli.terminal import console, counted, print_json, print_lines, reporting, say, table
 from evsync.contracts.asyncapi import asyncapi_of
 from evsync.contracts.changes import Change, changes, is_breaking
 from evsync.contracts.document import Document, document_of, events_of, read, service_of, write
@@ -71,9 +71,8 @@ def _write(directory: Path, document: Document, python: bool) -> None:
             (directory / file).write_text(text, encoding="utf-8")
     except OSError as e:
         raise ConfigurationError(f"{e.filename} cannot be written: {e.strerror}") from e
-    count = len(events_of(document))
     written = ", ".join(str(directory / file) for file in files)
-    say(f"{count} event type{'s' * (count != 1)} of {name} written to {written}")
+    say(f"{counted(len(events_of(document)), 'event type')} of {name} written to {written}")
 
 
 @app.command()
@@ -144,7 +143,7 @@ def _show(told: Sequence[tuple[Change, list[Reader]]], with_readers: bool) -> No
         # A terminal without room for it: fewer columns, more lines.
         shown = table(("breaks", "what"), [(row[0] or "-", _sentence(*row[1:])) for row in rows])
     breaking = sum(bool(c.breaks) for c, _ in told)
-    count = f"{len(told)} change{'s' * (len(told) > 1)}"
+    count = counted(len(told), "change")
     print_lines(shown, "", f"{count}, {breaking} of them breaking" if breaking else f"{count}, compatible")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, ProjectionName, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.codec.json_form import as_json
 from evsync.operations.trust import DiffReport, projection_of
@@ -21,7 +21,7 @@ from evsync.service import Service
 
 def diff(
     target: Target,
-    projection: Annotated[str, typer.Argument(metavar="PROJECTION", help="Its name.", show_default=False)],
+    projection: ProjectionName,
     other: Annotated[
         str | None,
         typer.Option("--with", metavar="module:service", help="Compare with this code instead of the read model."),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, EventTypes, Json, Target
 from evsync.cli.tail import as_object, as_utc
-from evsync.cli.terminal import plain, print_json, print_lines, print_table, progress, reporting
+from evsync.cli.terminal import counted, plain, print_json, print_lines, print_table, progress, reporting
 from evsync.codec.json_form import as_json
 from evsync.operations.trust import RowReport
 from evsync.operations.trust import explain as explain_row
@@ -29,9 +29,7 @@ def explain(
         typer.Argument(metavar="KEY", help="The row's primary key, a value for each column.", show_default=False),
     ],
     stream: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this stream.")] = None,
-    type: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Only events of these types; * stands for any text: 'users.User.*'")
-    ] = "*",
+    type: EventTypes = "*",
     last: Annotated[int | None, typer.Option("--last", "-n", metavar="N", min=1, help="Only the last N.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -66,14 +64,14 @@ async def _explain(service: Service, name: str, key: list[str], chosen: Chosen) 
             return await explain_row(service.runtime, name, key, chosen=chosen, advance=advance)
 
 
-def _show(report: RowReport, causes: Any) -> None:
+def _show(report: RowReport, causes: Sequence[Cause]) -> None:
     found = report.explanation
     named = ", ".join(f"{name}={as_json(value)}" for name, value in found.key.items())
     state = "is not there now" if report.row is None else f"is {as_json(report.row)}"
     print_lines(plain(f"{found.table} {named} {state}"))
     total = len(found.causes)
     shown = "" if len(causes) == total else f", the last {len(causes):,} of them here"
-    print_lines(plain(f"{total:,} event{'s' * (total != 1)} of projection {report.projection} touched it{shown}"))
+    print_lines(plain(f"{counted(total, 'event')} of projection {report.projection} touched it{shown}"))
     if found.executed:
         print_lines("Handlers executed statements of their own: shown where the row was another afterwards")
     if causes:
@@ -103,7 +101,7 @@ def _other(after: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mappin
     return {name: value for name, value in after.items() if not before or before.get(name) != value}
 
 
-def _as_object(report: RowReport, causes: Any) -> dict[str, Any]:
+def _as_object(report: RowReport, causes: Sequence[Cause]) -> dict[str, Any]:
     found = report.explanation
     return {
         "projection": report.projection,

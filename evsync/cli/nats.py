@@ -15,13 +15,13 @@ from typing import Annotated
 
 import typer
 
-from evsync.cli.grants import grants_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json
 from evsync.cli.terminal import plain, print_json, reporting
 from evsync.errors import ConfigurationError, ServerFailed
 from evsync.jetstream.permissions import configuration, password_variable
 from evsync.jetstream.server import LOG_NAME, EmbeddedServer
+from evsync.operations.grants import grants_of
 
 app = typer.Typer(name="nats")
 

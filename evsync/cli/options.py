@@ -20,6 +20,12 @@ Target = Annotated[
         help="The Service object, such as shop.users:users in shop/users.py.",
     ),
 ]
+ProjectionName = Annotated[str, typer.Argument(metavar="PROJECTION", show_default=False, help="The projection's name.")]
+EventTypes = Annotated[
+    str,
+    typer.Option("--type", metavar="PATTERN", help="Only events of these types; * stands for any text: 'users.User.*'"),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OneShard = Annotated[
     str | None,

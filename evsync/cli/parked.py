@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, ProjectionName, Target
 from evsync.cli.tail import as_utc
-from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
+from evsync.cli.terminal import counted, plain, print_json, print_lines, reporting, say, table
 from evsync.codec.json_form import as_json
 from evsync.codec.values import unpack
 from evsync.errors import ConfigurationError, DecodingError, EvsyncError, Parked
@@ -29,7 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="PROJECTION", show_default=False, help="The projection's name.")]
 Stream = Annotated[str, typer.Argument(metavar="STREAM", show_default=False, help="Id of the aggregate.")]
 Of = Annotated[
     str | None,
@@ -69,7 +68,7 @@ def list_(
             for s in summaries
         ]  # fmt: skip
         headings = ("projection", "service", "stream", "events", "position", "type", "since", "reason")
-        skipped = [plain(f"{name}: {_events(n)} skipped for good") for name, _, n in found if n]
+        skipped = [plain(f"{name}: {counted(n, 'event')} skipped for good") for name, _, n in found if n]
         print_lines(
             *([table(headings, rows, right=("events", "position"))] if rows else ["nothing is parked"]), *skipped
         )
@@ -77,7 +76,7 @@ def list_(
 
 @app.command()
 def show(
-    target: Target, projection: Name, stream: Stream, of: Of = None, json: Json = False, debug: Debug = False
+    target: Target, projection: ProjectionName, stream: Stream, of: Of = None, json: Json = False, debug: Debug = False
 ) -> None:
     """Show the parked events of one stream, in order, with their data.
 
@@ -101,7 +100,7 @@ def show(
 @app.command()
 def retry(
     target: Target,
-    projection: Name,
+    projection: ProjectionName,
     stream: Annotated[
         str | None, typer.Argument(metavar="STREAM", show_default=False, help="Id of the aggregate.")
     ] = None,
@@ -131,7 +130,7 @@ def retry(
 @app.command()
 def skip(
     target: Target,
-    projection: Name,
+    projection: ProjectionName,
     stream: Stream,
     of: Of = None,
     every: Annotated[bool, typer.Option("--all", help="All parked events of the stream, not only the first.")] = False,
@@ -148,7 +147,7 @@ def skip(
     with reporting(debug):
         n, left = asyncio.run(_skip(load(target), projection, stream, of, every))
         rest = f"{left} still parked: `evsync parked retry` applies the rest" if left else "it is free again"
-        print_lines(plain(f"stream {stream}: {_events(n)} skipped, {rest}"))
+        print_lines(plain(f"stream {stream}: {counted(n, 'event')} skipped, {rest}"))
 
 
 @asynccontextmanager
@@ -192,7 +191,7 @@ async def _retry(service: Service, projection: str, stream: str | None, of: str 
             except Parked as e:
                 failed.append(e)
             else:
-                print_lines(plain(f"stream {name}: {_events(n)} applied, it is free again"))
+                print_lines(plain(f"stream {name}: {counted(n, 'event')} applied, it is free again"))
     return failed
 
 
@@ -214,10 +213,6 @@ async def _owner(streams: ParkedStreams, stream: str, of: str | None) -> str:
     if not owners:
         raise ConfigurationError(f"stream {stream!r} is not parked; `evsync parked list` shows which are")
     return owners[0]
-
-
-def _events(n: int) -> str:
-    return f"{n} event{'s' * (n != 1)}"
 
 
 def _as_object(projection: str, summary: ParkedSummary) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, ProjectionName, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import redacted
 from evsync.operations.trust import projection_of
@@ -21,7 +20,7 @@ from evsync.service import Service
 
 def rebuild(
     target: Target,
-    projection: Annotated[str, typer.Argument(metavar="PROJECTION", help="Its name.", show_default=False)],
+    projection: ProjectionName,
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long the old copy is kept afterwards.")
     ] = GRACE_S,
@@ -62,8 +61,7 @@ async def _rebuild(
         if json:
             print_json(asdict(report), flush=True)
         else:
-            print_lines(plain(_told(report)))
-            sys.stdout.flush()
+            print_lines(plain(_told(report)), flush=True)
         if grace_s:
             say(f"The old copy is dropped in {grace_s:g} s; Ctrl-C leaves that to whoever runs the service")
             await asyncio.sleep(grace_s + 0.01)

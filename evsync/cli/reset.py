@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Target
+from evsync.cli.options import Debug, Target, Yes
 from evsync.cli.terminal import agree, plain, print_lines, reporting, say
 from evsync.operations.resets import reset_follower
 from evsync.service import Service
@@ -17,7 +17,7 @@ from evsync.service import Service
 def reset(
     target: Target,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The projection or reaction.", show_default=False)],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Let a follower go on that was ahead of a restored log.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +15,7 @@ from rich.live import Live
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.tail import as_utc
-from evsync.cli.terminal import console, plain, print_json, print_lines, reporting, table
+from evsync.cli.terminal import console, counted, plain, print_json, print_lines, reporting, table
 from evsync.errors import BrokerError, RelayError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
@@ -81,9 +80,7 @@ async def _watch(service: Service, every_s: float, *, json: bool, groups: bool) 
                 elif json:
                     print_json(found, flush=True)
                 else:
-                    _print(found, groups=groups)
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
+                    print_lines(*_rendered(found, groups=groups), "", flush=True)
                 await asyncio.sleep(every_s)
 
 
@@ -210,7 +207,7 @@ def _rendered(found: dict[str, Any], *, groups: bool) -> list[Any]:
         rows += [(name, f"{service}.?", None, None, None, "-", "waiting") for service in follower["waiting_for"]]
         if workers := follower["workers"]:
             shares = ", ".join(f"{':'.join(w['owner'].split(':')[:2])} ({w['groups']} groups)" for w in workers)
-            notes.append(f"{name}: {len(workers)} worker{'s' * (len(workers) > 1)}: {shares}")
+            notes.append(f"{name}: {counted(len(workers), 'worker')}: {shares}")
         if follower["parked"]:
             count = follower["parked"]
             notes.append(f"{name}: {count} event{'s are' if count > 1 else ' is'} parked; see `evsync parked list`")

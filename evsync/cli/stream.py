@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
+from evsync.cli.options import Debug, Json, OneShard, Target, Yes, of_shards
 from evsync.cli.terminal import agree, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream import streams
@@ -46,7 +46,7 @@ def check(target: Target, shard: OneShard = None, json: Json = False, debug: Deb
 @app.command()
 def rebuild(
     target: Target,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the stream is deleted.")] = False,
+    yes: Yes = False,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Also where the stream holds events that the log does not have.")
     ] = False,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
+from evsync.cli.options import Debug, EventTypes, Json, OneShard, Target, of_shards
 from evsync.cli.terminal import console, plain, print_json, reporting, say
 from evsync.codec.json_form import as_json
 from evsync.contracts.document import is_published
@@ -40,9 +40,7 @@ def tail(
         int | None, typer.Option("--last", "-n", metavar="N", min=0, help="Only the last N events of a log.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
-    type: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Only events of these types; * stands for any text: 'users.User.*'")
-    ] = "*",
+    type: EventTypes = "*",
     shard: OneShard = None,
     json: Json = False,
     debug: Debug = False,

@@ -59,6 +59,11 @@ def plain(text: str) -> str:
     return "".join(c if unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text)
 
 
+def counted(n: int, thing: str) -> str:
+    """A number of things: 1 event, 2,000 events."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
 def print_json(value: Any, *, flush: bool = False) -> None:
     """One line of JSON to standard output."""
     sys.stdout.write(as_json(value) + "\n")
@@ -95,7 +100,7 @@ def print_table(
             print_lines(plain(f"    {name}: {cells[name]}"))
 
 
-def print_lines(*parts: Any) -> None:
+def print_lines(*parts: Any, flush: bool = False) -> None:
     """Tables and texts to standard output, without the spaces that fill up their lines."""
     to = console()
     with to.capture() as captured:
@@ -103,6 +108,8 @@ def print_lines(*parts: Any) -> None:
             to.print(part)
     for line in captured.get().splitlines():
         sys.stdout.write(line.rstrip(" ") + "\n")
+    if flush:
+        sys.stdout.flush()
 
 
 @contextmanager

@@ -17,7 +17,6 @@ import pytest
 import sqlalchemy as sa
 
 from evsync import Contract, Event, Projection, Service, SnapshotPolicy, SqlModel, Tables
-from evsync.cli.grants import grants_of
 from evsync.errors import BrokerRefused, ConfigurationError, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
@@ -26,6 +25,7 @@ from evsync.jetstream.pulls import PullConsumer, PullPolicy
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store import JetStreamStore
 from evsync.jetstream.verification import read_back
+from evsync.operations.grants import grants_of
 from evsync.records import LogIdentity
 from tests.command_line import Shop
 from tests.relaying import connected, eventually, halted
