@@ -3,7 +3,7 @@
 facts, given      aggregates: given these facts, when this command, then these facts
 world             whole services in one process without servers, run until nothing is left to do
 contracts         the suites that every adapter passes, for adapters of one's own (evsync.testing.contracts)
-fixtures          a real nats-server as a pytest fixture; loaded by itself as a pytest plugin
+fixtures          a real nats-server and PostgreSQL as pytest fixtures; loaded by itself as a pytest plugin
 """
 
 from evsync.testing.facts import facts, given

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import sys
 from asyncio.subprocess import PIPE
+from operator import attrgetter
+from typing import Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evsync.errors import ConfigurationError, Conflict, EncodingError, OutcomeUnknown, StoreError
@@ -20,14 +22,7 @@ from evsync.testing.contracts.appender import SHARED
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.given_versions import GivenVersionsContract
 from evsync.testing.contracts.lost_reply import LostReply
-from evsync.testing.contracts.model import (
-    STREAMS,
-    CommitSketch,
-    Model,
-    as_modelled,
-    calls,
-    comparable,
-)
+from evsync.testing.contracts.model import STREAMS, CommitSketch, appended, as_modelled, calls, comparable, tried
 from evsync.testing.contracts.samples import append, commit, event, one, reaction, rows_of
 
 
@@ -48,36 +43,22 @@ class EventStoreContract(GivenVersionsContract):
             assert await store.read(0, 10) == expected
             assert all(type(row) is StoredEvent for row in await store.read_stream("ada"))
 
-    @settings(
-        max_examples=60,
-        deadline=None,
-        database=None,
-        # The suite is inherited by every adapter's test on purpose.
-        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
-    )
+    @tried(60)
     @given(calls=calls, limit=st.integers(1, 6))
     async def test_a_store_does_what_the_laws_say(self, calls: list[list[CommitSketch]], limit: int) -> None:
         """Outcomes, log, streams and checkpoints are those of a model that decides on one commit at a time."""
         async with self.opened() as store:
-            model = Model(store.identity.incarnation, store.capabilities)
-            for sketches in calls:
-                commits, expected = [], []
-                for sketch in sketches:
-                    commits.append(model.commit_of(sketch))
-                    expected.append(model.apply(commits[-1]))
-                outcomes = await store.append(commits)
-                assert [comparable(o) for o in outcomes] == [comparable(o) for o in expected]
+            model = await appended(store, calls)
             log = await samples.whole_log(store, limit=limit)
             assert as_modelled(log) == model.log
             samples.check_log(log)
             assert await store.head() == len(log)
             for stream in STREAMS:
                 assert await store.read_stream(stream) == model.stream(stream)
+            by_group = attrgetter("group")
             for follower in {key[0] for key in model.checkpoints}:
-                kept = [c for key, c in model.checkpoints.items() if key[0] == follower]
-                assert sorted(await store.checkpoints(follower), key=lambda c: c.group) == sorted(
-                    kept, key=lambda c: c.group
-                )
+                kept = sorted((c for key, c in model.checkpoints.items() if key[0] == follower), key=by_group)
+                assert sorted(await store.checkpoints(follower), key=by_group) == kept
 
     async def test_appending_nothing_stores_nothing(self) -> None:
         """No commits have no outcomes; a commit without events is answered with the head."""
@@ -250,14 +231,14 @@ class EventStoreContract(GivenVersionsContract):
     # ---- when things go wrong
 
     @pytest.mark.parametrize("lose", ["reply", "request"])
-    async def test_an_unknown_outcome_is_found_by_its_command(self, lose: str) -> None:
+    async def test_an_unknown_outcome_is_found_by_its_command(self, lose: Literal["reply", "request"]) -> None:
         """Whether a commit was stored is told by looking for its command's id in the stream, after any number of
         others; sending it again after it was stored is a conflict."""
         async with self.opened() as inner:
             store = LostReply(inner)
             queue = GroupCommit(store)
             assert await queue.commit(one("ada")) == 1
-            store.lose = "reply" if lose == "reply" else "request"
+            store.lose = lose
             commits = [one("ada", 1, 2), one("bob")]
             errors = await asyncio.gather(*(queue.commit(c) for c in commits), return_exceptions=True)
             assert [type(e) for e in errors] == [OutcomeUnknown, OutcomeUnknown]

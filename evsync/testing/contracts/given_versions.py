@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 
 from evsync.errors import ConfigurationError
 from evsync.testing.contracts import samples
@@ -12,10 +12,11 @@ from evsync.testing.contracts.model import (
     STREAMS,
     AppendSketch,
     CommitSketch,
-    Model,
+    appended,
     as_modelled,
     calls_with_given,
     comparable,
+    tried,
 )
 from evsync.testing.contracts.samples import append, commit, one
 
@@ -23,12 +24,7 @@ from evsync.testing.contracts.samples import append, commit, one
 class GivenVersionsContract(StoreCase):
     """What a store promises that declares given_versions."""
 
-    @settings(
-        max_examples=40,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
-    )
+    @tried(40)
     @given(calls=calls_with_given)
     # The first append that cannot be kept is the reason, also if a later one contradicts itself.
     @example(
@@ -44,14 +40,7 @@ class GivenVersionsContract(StoreCase):
         that state an expected version go on behind the greatest."""
         async with self.opened() as store:
             self.require(store, "given_versions")
-            model = Model(store.identity.incarnation, store.capabilities)
-            for sketches in calls:
-                commits, expected = [], []
-                for sketch in sketches:
-                    commits.append(model.commit_of(sketch))
-                    expected.append(model.apply(commits[-1]))
-                outcomes = await store.append(commits)
-                assert [comparable(o) for o in outcomes] == [comparable(o) for o in expected]
+            model = await appended(store, calls)
             assert as_modelled(await samples.whole_log(store)) == model.log
             for stream in STREAMS:
                 assert await store.read_stream(stream, after_version=-1) == model.stream(stream)

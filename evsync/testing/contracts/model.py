@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from evsync.errors import Conflict
-from evsync.ports import Capabilities
+from evsync.ports import Capabilities, Store
 from evsync.records import Append, Checkpoint, Commit, StoredEvent, is_control, new_command
 from evsync.testing.contracts.samples import append, event, rows_of
 
@@ -132,6 +133,25 @@ class Model:
     def _stored(self, follower: str, group: int) -> int:
         checkpoint = self.checkpoints.get((follower, "orders.main", group))
         return checkpoint.position if checkpoint else 0
+
+
+def tried(examples: int) -> settings:
+    """How often a law is tried, with other calls each time; for suites, which every adapter's test inherits."""
+    checks = [HealthCheck.differing_executors, HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, database=None, suppress_health_check=checks)
+
+
+async def appended(store: Store, calls: Iterable[Iterable[CommitSketch]]) -> Model:
+    """What an empty store must hold after these calls. Asserts that it answers each of them as it must."""
+    model = Model(store.identity.incarnation, store.capabilities)
+    for sketches in calls:
+        commits, expected = [], []
+        for sketch in sketches:
+            commits.append(model.commit_of(sketch))
+            expected.append(model.apply(commits[-1]))
+        outcomes = await store.append(commits)
+        assert [comparable(o) for o in outcomes] == [comparable(o) for o in expected]
+    return model
 
 
 def as_modelled(log: Iterable[StoredEvent]) -> list[StoredEvent]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count, pairwise
@@ -23,6 +22,7 @@ from evsync.sharding.truth import truth
 from evsync.stores.group_commit import GroupCommit
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.case import DEADLINE_S, StoreCase
+from evsync.testing.contracts.dying import Budget, Dying, Killed
 from evsync.testing.contracts.samples import append, commit, given, one
 
 STREAMS = ("ada", "bob", "cy")
@@ -382,34 +382,3 @@ def check_refused(outcome: int | Conflict, stream: str, to: str | None) -> None:
     """Assert that a commit was refused because of a stream's slot, which went there."""
     assert isinstance(outcome, SlotMoved)
     assert (outcome.stream, outcome.slot, outcome.to) == (stream, slot_of(stream), to)
-
-
-class Killed(Exception):
-    """A mover has ended."""
-
-
-class Budget:
-    """How many more calls a mover makes before it is killed."""
-
-    def __init__(self, calls: int) -> None:
-        self.left = calls
-
-
-class Dying:
-    """A store whose caller is killed when its budget is spent: what it has called is done then, and nothing after."""
-
-    def __init__(self, store: Store, budget: Budget) -> None:
-        self._store, self._budget = store, budget
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
-        if not inspect.iscoroutinefunction(found):
-            return found
-
-        async def call(*arguments: Any) -> Any:
-            if self._budget.left == 0:
-                raise Killed
-            self._budget.left -= 1
-            return await found(*arguments)
-
-        return call
