@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from evsync.errors import BrokerUnavailable, DecodingError, EventTooLarge, WrongStore
+from evsync.errors import BrokerUnavailable, DecodingError, WrongStore
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.gets import Stored, leader_get
-from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
+from evsync.jetstream.messages import MessageFormat, parse_headers
 from evsync.jetstream.refusals import Refused
 from evsync.jetstream.store_reads import StreamReads
+from evsync.jetstream.store_sends import batch_lines, expectation_lines, whole_headers
 from evsync.jetstream.store_stream import MAX_COMMIT_EVENTS, REQUIRED
 from evsync.records import History, LogIdentity, StoredEvent
 
@@ -64,29 +65,19 @@ class ImportStream:
 
     async def _publish(self, events: Sequence[StoredEvent], after: Mapping[int, _Arrival]) -> Mapping[int, History]:
         """Publish one batch; what has arrived then. Raises BrokerUnavailable where it has to be looked at again."""
-        batch, stream = uuid4().hex, f"Nats-Expected-Stream: {self.name}\r\n"
+        batch, stream = uuid4().hex, f"Nats-Expected-Stream: {self.name}\r\n".encode()
         histories = {slot: arrival.history for slot, arrival in after.items()}
         messages: list[tuple[str, bytes, bytes]] = []
         begun: set[int] = set()
         for number, event in enumerate(events, 1):
             subject, lines, body = self._form.encode(event)
             history = histories[event.slot] = histories[event.slot].with_ids((event.id,))
-            more = (
-                f"{_ARRIVED}: {history.length} {history.digest}\r\n{stream}"
-                f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n"
-            )
+            lines += f"{_ARRIVED}: {history.length} {history.digest}\r\n".encode() + stream
+            lines += batch_lines(batch, number, len(events))
             if event.slot not in begun:
-                more += (
-                    f"Nats-Expected-Last-Subject-Sequence: {after[event.slot].sequence}\r\n"
-                    f"Nats-Expected-Last-Subject-Sequence-Subject: {self._filter(event.slot)}\r\n"
-                )
+                lines += expectation_lines(after[event.slot].sequence, self._filter(event.slot))
                 begun.add(event.slot)
-            if number == len(events):
-                more += "Nats-Batch-Commit: 1\r\n"
-            headers = b"%b%b%b%b" % (FIRST_LINE, lines, more.encode(), END_OF_HEADERS)
-            limit = self._conn.max_payload
-            if limit is not None and len(headers) + len(body) > limit:
-                raise EventTooLarge(event.type, event.stream, len(headers) + len(body), limit)
+            headers = whole_headers(self._conn, event, lines, body)
             messages.append((f"{subject}.{event.version}", headers, body))
         answer = await self._sent(messages)
         if "error" in answer:

@@ -64,10 +64,10 @@ class Sender:
         batch, last = uuid4().hex, len(events)
         messages = []
         for n, event in enumerate(events, 1):
-            lines = f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {n}\r\n"
+            lines = batch_lines(batch, n, last)
             if n == 1 and behind is not None:
-                lines += f"Nats-Expected-Last-Sequence: {behind}\r\n"
-            messages.append(self._message(event, (lines + "Nats-Batch-Commit: 1\r\n" * (n == last)).encode()))
+                lines += b"Nats-Expected-Last-Sequence: %d\r\n" % behind
+            messages.append(self._message(event, lines))
         return (await self._send(messages, {last - 1}, timeout_s))[last - 1]
 
     def _message(self, event: Outgoing, more: bytes) -> tuple[str, bytes, bytes]:
@@ -76,15 +76,8 @@ class Sender:
         if top is not None:
             lines += f"{TOP_HEADER}: {top}\r\n".encode()
         if after is not None:
-            more += (
-                f"Nats-Expected-Last-Subject-Sequence: {after}\r\n"
-                f"Nats-Expected-Last-Subject-Sequence-Subject: {self._form.stream_filter(row.stream, row.slot)}\r\n"
-            ).encode()
-        headers = b"%b%b%b%b%b" % (FIRST_LINE, lines, self._tail, more, END_OF_HEADERS)
-        limit = self._conn.max_payload
-        if limit is not None and len(headers) + len(body) > limit:
-            raise EventTooLarge(row.type, row.stream, len(headers) + len(body), limit)
-        return subject, headers, body
+            more += expectation_lines(after, self._form.stream_filter(row.stream, row.slot))
+        return subject, whole_headers(self._conn, row, lines + self._tail + more, body), body
 
     async def _send(
         self, messages: Sequence[tuple[str, bytes, bytes]], answered: set[int], timeout_s: float
@@ -131,6 +124,27 @@ class Sender:
         for wait in self._waits.values():
             if not wait.done.done():
                 wait.done.set_result(None)
+
+
+def batch_lines(batch: str, number: int, last: int) -> bytes:
+    """The header lines of message `number` of an atomic batch, counted from 1; the last one commits it."""
+    lines = f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n"
+    return (lines + "Nats-Batch-Commit: 1\r\n" * (number == last)).encode()
+
+
+def expectation_lines(after: int, subjects: str) -> bytes:
+    """The header lines with which a message is refused unless that is the last sequence of these subjects; 0: none."""
+    return (
+        f"Nats-Expected-Last-Subject-Sequence: {after}\r\nNats-Expected-Last-Subject-Sequence-Subject: {subjects}\r\n"
+    ).encode()
+
+
+def whole_headers(conn: Connection, event: StoredEvent, lines: bytes, body: bytes) -> bytes:
+    """The header block of an event's message. Raises EventTooLarge for a message that the server does not take."""
+    headers = b"%b%b%b" % (FIRST_LINE, lines, END_OF_HEADERS)
+    if conn.max_payload is not None and (size := len(headers) + len(body)) > conn.max_payload:
+        raise EventTooLarge(event.type, event.stream, size, conn.max_payload)
+    return headers
 
 
 class _Wait:
