@@ -57,8 +57,6 @@ class Connection:
         """Largest message (headers and body) in bytes that the server takes; None before the first connection."""
         self.problem: str | None = "not connected yet"
         """Why there is no connection; None while there is one."""
-        self.violation: str | None = None
-        """The last permissions violation that the server reported, in its words."""
         self.blocks: list[Block] = []
         """Who deals with blocks of frames before they are taken apart; see `Block`."""
         self._inbox_root = f"_INBOX_{name}"
@@ -311,7 +309,6 @@ class Connection:
             asked[1].set_result(Message(subject, reply, headers, body))
 
     def _violated(self, words: str) -> None:
-        self.violation = words
         log.error("NATS at %s: %s", self.settings.shown, words)
         for subject, answer in self._asked.values():
             if f'"{subject}"'.lower() in words.lower() and not answer.done():
