@@ -105,7 +105,7 @@ def error_of(fault: Fault, stream: str) -> EvsyncError:
         case Kind.FULL:
             return StreamFull(
                 f"stream {stream} is full: {fault.text}. The events wait in the log; raise the stream's limits "
-                f"(`nats stream edit {stream}`) and the relay goes on by itself",
+                f"(`nats stream edit {stream}`), or the account's or server's, and the relay goes on by itself",
                 stream=stream,
                 position=fault.position,
             )
