@@ -16,7 +16,7 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.tail import as_utc
 from evsync.cli.terminal import console, counted, plain, print_json, print_lines, reporting, table
-from evsync.errors import BrokerError, RelayError
+from evsync.errors import BrokerError, BrokerUnavailable, ConfigurationError, EvsyncError, RelayError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.verification import check_state
@@ -118,14 +118,13 @@ async def _relay(connection: Connection, store: Store) -> tuple[dict[str, Any], 
         return found | {"reason": str(e)}, await store.head()
     head = await store.head()  # not from before: while a service writes, its stream may be further by now
     if state is None:
-        other = await streams.occupant(connection, identity)
-        reason = (
-            f"stream {other.name} has the log's subjects and is not its stream: it belongs to another incarnation of "
-            "the log, or to another store under the same name"
-            if other
-            else "no relay has made the stream yet"
-        )
-        return found | {"state": "faulty" if other else "behind", "confirmed": 0, "lag": head, "reason": reason}, head
+        try:
+            other: EvsyncError = await streams.occupied(connection, identity)
+        except ConfigurationError as e:
+            other = e
+        free = isinstance(other, BrokerUnavailable)
+        reason = "no relay has made the stream yet" if free else str(other)
+        return found | {"state": "behind" if free else "faulty", "confirmed": 0, "lag": head, "reason": reason}, head
     problem: str | None = None
     try:
         streams.check_config(state.config, identity)

@@ -218,7 +218,7 @@ async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) 
             state = await create(conn, stream_config(identity, replicas=replicas))
         except BrokerRefused as e:
             if e.err_code == SUBJECTS_OVERLAP:
-                raise await _occupied(conn, identity) from e
+                raise await occupied(conn, identity) from e
             raise
     check_config(state.config, identity)
     return state
@@ -287,8 +287,11 @@ def check_owner(state: StreamState, identity: LogIdentity) -> None:
         )
 
 
-async def _occupied(conn: Connection, identity: LogIdentity) -> OtherIncarnation | BrokerUnavailable:
-    """Who has the subjects, as an error that says what to do."""
+async def occupied(conn: Connection, identity: LogIdentity) -> OtherIncarnation | BrokerUnavailable:
+    """What is wrong where a stream that is not the log's has its subjects, as an error that says what to do.
+
+    Raises ConfigurationError as `check_owner`.
+    """
     state = await occupant(conn, identity)
     if state is None:
         return BrokerUnavailable(f"the subjects {subjects(identity)} were taken a moment ago, and now they are free")

@@ -137,3 +137,16 @@ async def test_status_tells_what_is_wrong_with_a_stream(shop: Shop, nats_server:
     found = relay_of(shop)
     assert (found["state"], found["lag"]) == ("faulty", 0)
     assert "discard = 'old'" in found["reason"]
+
+
+async def test_status_says_what_to_do_about_the_stream_of_another_store(
+    shop: Shop, nats_server: EmbeddedServer
+) -> None:
+    """As the relay does, which cannot make a stream of its own while that one has the subjects."""
+    shop.evsync("stream", "rebuild", "tests.cli_shop:stock")
+    for file in shop.directory.glob("stock.db*"):
+        file.unlink()
+    await shop.save(item("sku-1", 4))
+    relay = relay_of(shop)
+    assert (relay["state"], relay["lag"]) == ("faulty", 1)
+    assert "have it made anew: `evsync stream rebuild`" in relay["reason"]
