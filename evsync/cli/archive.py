@@ -15,7 +15,7 @@ from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.stream import connected, mirrored, tell
-from evsync.cli.terminal import agree, plain, print_json, print_lines, progress, reporting, say
+from evsync.cli.terminal import agree, counted, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream.trimming import trim_stream
 from evsync.operations.trimming import TrimReport, check_end, trim_store, verified_copies
@@ -112,8 +112,8 @@ def _show(report: TrimReport, json: bool) -> None:
         return
     print_lines(
         plain(
-            f"log {report.log}: trimmed up to position {report.position}; {report.dropped:,} events of "
-            f"{report.streams:,} streams left the store"
+            f"log {report.log}: trimmed up to position {report.position}; {counted(report.dropped, 'event')} of "
+            f"{counted(report.streams, 'stream')} left the store"
         ),
         f"{report.kept:,} streams keep their older events: there is no snapshot that holds them",
     )

@@ -13,7 +13,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, of_shards
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
+from evsync.cli.terminal import counted, plain, print_json, print_lines, progress, reporting, table
 from evsync.codec.events import EventCodec
 from evsync.config import Deployment, resolve
 from evsync.errors import ConfigurationError, StoreUnavailable
@@ -201,8 +201,8 @@ def _tell(report: StoreReport) -> None:
     given = f", {report.given:,} of them by another library" if report.given else ""
     print_lines(
         plain(
-            f"{report.log}: {report.checked:,} events of {report.streams:,} streams read{given}, "
-            + (f"{len(report.problems)} problems" if report.problems else "all is well")
+            f"{report.log}: {counted(report.checked, 'event')} of {counted(report.streams, 'stream')} read{given}, "
+            + (counted(len(report.problems), "problem") if report.problems else "all is well")
         ),
         plain(f"incarnation {report.incarnation}; the log's head is {report.head:,}"),
         *(plain(str(problem)) for problem in report.problems),

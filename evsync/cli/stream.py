@@ -11,7 +11,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, Yes, of_shards
-from evsync.cli.terminal import agree, plain, print_json, print_lines, progress, reporting, say
+from evsync.cli.terminal import agree, counted, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream import streams
 from evsync.jetstream.connection import Connection
@@ -154,7 +154,7 @@ def tell(log: Store, report: StreamReport, done: str, json: bool) -> bool:
     else:
         print_lines(
             f"{report.stream}: {report.compared} messages {done}, "
-            + (f"{len(report.problems)} problems" if report.problems else "no difference"),
+            + (counted(len(report.problems), "problem") if report.problems else "no difference"),
             f"positions {report.first} to {report.last}; the log's head is {report.head}",
             *(plain(str(problem)) for problem in report.problems),
         )

@@ -10,7 +10,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
+from evsync.cli.terminal import counted, plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ConfigurationError
 from evsync.operations.trust import VerifyReport, projection_of, stored_projections
 from evsync.operations.trust import verify as verify_projection
@@ -80,12 +80,13 @@ def _show(report: VerifyReport) -> None:
 def _verdict(log: LogReport) -> str:
     end = max((g.position for g in log.groups), default=0)
     if log.ok:
-        return f"exactly the {log.events:,} events up to position {end}, once" if log.groups else "nothing applied yet"
+        events = counted(log.events, "event")
+        return f"exactly the {events} up to position {end}, once" if log.groups else "nothing applied yet"
     if any(f.kind == "unread" for f in log.findings):
         return f"NOT known up to position {end}: the log cannot be read so far"
     wrong = sum(not g.ok for g in log.groups)
     groups = f"{wrong} of {len(log.groups)} groups differ" if wrong else "the sums are right"
-    return f"NOT exactly the {log.events:,} events up to position {end}; {groups}"
+    return f"NOT exactly the {counted(log.events, 'event')} up to position {end}; {groups}"
 
 
 def _events(finding: Finding) -> Any:

@@ -261,7 +261,7 @@ stock = Service("stock", aggregates=[Item], snapshots=SnapshotPolicy(every_event
     run("backup", "run", "trimmed:stock")
     before = run("tail", "trimmed:stock", "--after", "0")
     shown = run(*trim, "--yes").splitlines()
-    assert shown[0] == "log stock.main: trimmed up to position 4; 3 events of 1 streams left the store"
+    assert shown[0] == "log stock.main: trimmed up to position 4; 3 events of 1 stream left the store"
     info = json.loads(run("store", "info", "trimmed:stock", "--json"))
     assert (info["head"], info["events"], info["trimmed"]) == (4, 1, 4)
     assert "trimmed up to" in run("store", "info", "trimmed:stock")

@@ -56,7 +56,7 @@ async def test_damage_ends_with_1_and_says_what_to_do(shop: Shop) -> None:
     with closing(sqlite3.connect(shop.directory / "stock.db", isolation_level=None)) as c:
         c.execute("DELETE FROM events WHERE position = 2")
     seen = shop.evsync("store", "check", "tests.cli_shop:stock", code=1).stdout
-    assert "stock.main: 2 events of 1 streams read, 2 problems\n" in seen
+    assert "stock.main: 2 events of 1 stream read, 2 problems\n" in seen
     assert "position 2: this position is missing; the next event stands at 3\n" in seen
     assert seen.splitlines()[-1].startswith("Stop what writes to this store, keep a copy of it as it is, and restore")
     report = shop.evsync("store", "check", "tests.cli_shop:stock", "--json", code=1).stdout

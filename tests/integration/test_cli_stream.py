@@ -57,7 +57,7 @@ async def test_a_stream_is_compared_and_made_anew(shop: Shop, nats_server: Embed
         conn.publish("evsync.stock.main.0.Item.Listed.sku-9", "", b"", b"not an event")
         await eventually(lambda: _reaches(shop, nats_server, 4), "the message did not arrive")
     done = shop.evsync("stream", "check", "tests.cli_shop:stock", code=1)
-    assert "4 messages compared with the log, 1 problems" in done.stdout
+    assert "4 messages compared with the log, 1 problem" in done.stdout
     assert "sequence 4 of stream" in done.stdout
     [mended] = shop.json("stream", "rebuild", "tests.cli_shop:stock", "--yes", "--allow-loss")
     assert (mended["ok"], mended["compared"], mended["first"], mended["last"], mended["head"]) == (True, 3, 1, 3, 3)
