@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,10 +19,12 @@ from evsync.jetstream.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.verification import StreamReport, check_stream
 from evsync.opening import is_on_nats, urls_by_shard
-from evsync.ports import Store
+from evsync.ports import Progress, Store
 from evsync.service import Service
 
 CONNECT_S = 3.0
+
+Work = Callable[[Store, Connection, Progress], Awaitable[StreamReport]]
 
 app = typer.Typer(
     name="stream", help="Check the stream that mirrors a service's log, or make it anew.", no_args_is_help=True
@@ -39,7 +42,8 @@ def check(target: Target, shard: OneShard = None, json: Json = False, debug: Deb
         evsync stream check shop.users:users
     """
     with reporting(debug):
-        if not asyncio.run(_check(load(target), shard, json)):
+        done = "compared with the log"
+        if not asyncio.run(_each(load(target), shard, json, check_stream, "Comparing", done)):
             raise typer.Exit(1)
 
 
@@ -68,31 +72,20 @@ def rebuild(
         service = load(target)
         if not yes:  # outside of the event loop: a connection would not outlive the wait
             _ask(asyncio.run(_planned(service, shard)))
-        if not asyncio.run(_rebuild(service, shard, allow_loss, json)):
+        work, done = partial(rebuild_stream, allow_loss=allow_loss), "published anew and compared with the log"
+        if not asyncio.run(_each(service, shard, json, work, "Publishing", done)):
             raise typer.Exit(1)
 
 
-async def _check(service: Service, shard: str | None, json: bool) -> bool:
-    """Whether every stream is as its log."""
+async def _each(service: Service, shard: str | None, json: bool, work: Work, doing: str, done: str) -> bool:
+    """Do this to every stream; whether all of them are as their logs then."""
     same = True
     async with service.inspect():
         logs, connection = mirrored(service, shard), await connected(service)
         for log in logs.values():
-            with progress(f"Comparing {log.identity.name}") as advance:
-                report = await check_stream(log, connection, advance)
-            same &= tell(log, report, "compared with the log", json)
-    return same
-
-
-async def _rebuild(service: Service, shard: str | None, allow_loss: bool, json: bool) -> bool:
-    """Whether every stream is as its log now."""
-    same = True
-    async with service.inspect():
-        logs, connection = mirrored(service, shard), await connected(service)
-        for log in logs.values():
-            with progress(f"Publishing {log.identity.name}") as advance:
-                report = await rebuild_stream(log, connection, advance, allow_loss=allow_loss)
-            same &= tell(log, report, "published anew and compared with the log", json)
+            with progress(f"{doing} {log.identity.name}") as advance:
+                report = await work(log, connection, advance)
+            same &= tell(log, report, done, json)
     return same
 
 

@@ -102,9 +102,9 @@ class _Walk:
         if is_missing(after, before, name, "history"):
             yield Change(self._type, path, "default lost", "stored events may lack the field", ("history",))
         elif name in before.get("required", ()) and name not in after.get("required", ()):
-            yield Change(self._type, path, "default added", f"it is {_default(now)}")
-        elif _default(was) != _default(now):
-            yield Change(self._type, path, "default changed", f"from {_default(was)} to {_default(now)}")
+            yield Change(self._type, path, "default added", f"it is {_shown_default(now)}")
+        elif _shown_default(was) != _shown_default(now):
+            yield Change(self._type, path, "default changed", f"from {_shown_default(was)} to {_shown_default(now)}")
 
     def value(self, path: tuple[str, ...], old: Side, new: Side) -> Iterator[Change]:
         """The differences of two values' schemas: as far inside as both are built alike."""
@@ -161,7 +161,7 @@ def _without_null(old: Side, new: Side) -> tuple[Side, Side]:
     return found[0], found[1]
 
 
-def _default(schema: Schema) -> str:
+def _shown_default(schema: Schema) -> str:
     return json.dumps(schema["default"], ensure_ascii=False) if "default" in schema else "unknown"
 
 

@@ -84,7 +84,7 @@ class _Module:
                 aliases.append(f"{self._classes[name]}: TypeAlias = {self._alias(schema)}\n")
         # Defaults are evaluated where they stand, so that what they name must stand before.
         if aliases:
-            yield "".join(aliases).removesuffix("\n") + "\n"
+            yield "".join(aliases)
         yield from models
 
     def _alias(self, schema: Schema) -> str:
