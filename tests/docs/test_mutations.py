@@ -51,3 +51,10 @@ def test_the_page_about_the_tests_lists_the_mutations() -> None:
     """As `python -m tests.mutations --table` prints them."""
     section = page("docs/testing.md").section("What was broken")
     assert table() in section + "\n"
+
+
+def test_every_law_that_was_broken_is_among_the_laws() -> None:
+    """With one of the tests that notice it, in the table of the page on the architecture."""
+    named = page("docs/architecture.md").code_words
+    kept = {m.law for m in MUTATIONS for test in m.tests if test.split("::")[-1].partition("[")[0] in named}
+    assert {m.law for m in MUTATIONS} - kept == set()
