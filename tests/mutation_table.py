@@ -288,7 +288,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "Loading with a snapshot is a full replay; one that does not fit is void",
         "evsync/aggregates/repository.py", "a snapshot that is later than the time asked for is used",
-        "return base.aggregate if until is None or base.latest_us <= until else None", "return base.aggregate",
+        "return base.aggregate if until is None or base.snapshot.latest_us <= until else None", "return base.aggregate",
         "tests/integration/test_snapshots.py::test_loading_with_a_snapshot_is_a_full_replay",
     ),
     _break(

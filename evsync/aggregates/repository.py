@@ -98,9 +98,9 @@ class Repository:
         if self._cache is not None and until is None and (cached := self._cache.get(stream, version)) is not None:
             return cached
         base = await self._snapshots.load(stream) if self._snapshots is not None else None
-        if base is None or (version is not None and version < base.version):
+        if base is None or (version is not None and version < base.snapshot.version):
             return None
-        return base.aggregate if until is None or base.latest_us <= until else None
+        return base.aggregate if until is None or base.snapshot.latest_us <= until else None
 
     async def _load(self, cls: type[A], stream: str, *, version: int | None = None, until: int | None = None) -> A:
         """The aggregate after the events behind what is kept, or all, up to a version or a time. Raises NotFound."""

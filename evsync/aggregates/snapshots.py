@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from evsync.aggregates.replay import fold
 from evsync.aggregates.shapes import shape_of
@@ -46,15 +46,11 @@ class SnapshotPolicy:
         return after // self.every_events > before // self.every_events
 
 
-class Loaded:
+class Loaded(NamedTuple):
     """An aggregate made from a snapshot, to be folded further."""
 
-    __slots__ = ("aggregate", "commands", "latest_us", "version")
-
-    def __init__(self, aggregate: AnyAggregate, snapshot: Snapshot) -> None:
-        self.aggregate, self.version, self.latest_us = aggregate, snapshot.version, snapshot.latest_us
-        ids = snapshot.commands
-        self.commands = [ids[i : i + _COMMAND_BYTES] for i in range(0, len(ids), _COMMAND_BYTES)]
+    aggregate: AnyAggregate
+    snapshot: Snapshot
 
 
 class Streams(Protocol):
@@ -110,7 +106,7 @@ class Snapshots:
 
     async def _take(self, stream: str) -> None:
         base = await self.load(stream)
-        events = await self._store.read_stream(stream, after_version=base.version if base else 0)
+        events = await self._store.read_stream(stream, after_version=base.snapshot.version if base else 0)
         if not events:
             return
         aggregate = fold(self._codec, stream, map(change_of, events), base.aggregate if base else None)
@@ -123,8 +119,8 @@ class Snapshots:
                 version=events[-1].version,
                 type=kind,
                 shape=shape_of(type(aggregate)),
-                latest_us=max([base.latest_us if base else 0, *(e.time_us for e in events)]),
-                commands=b"".join(_last_commands(base.commands if base else [], events)),
+                latest_us=max([base.snapshot.latest_us if base else 0, *(e.time_us for e in events)]),
+                commands=b"".join(_last_commands(base.snapshot.commands if base else b"", events)),
                 state=freeze_aggregate(aggregate),
             )
         except CodecError as e:
@@ -141,5 +137,6 @@ class Snapshots:
         return Loaded(thaw_aggregate(cls, snapshot.state), snapshot)
 
 
-def _last_commands(before: Sequence[bytes], events: Iterable[StoredEvent]) -> list[bytes]:
-    return list(dict.fromkeys([*before, *(command_of(e.id) for e in events)]))[-COMMANDS:]
+def _last_commands(before: bytes, events: Iterable[StoredEvent]) -> list[bytes]:
+    earlier = (before[i : i + _COMMAND_BYTES] for i in range(0, len(before), _COMMAND_BYTES))
+    return list(dict.fromkeys([*earlier, *(command_of(e.id) for e in events)]))[-COMMANDS:]

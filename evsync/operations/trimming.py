@@ -141,7 +141,7 @@ async def _compare(store: Store, copy: Copy, position: int) -> None:
 async def _superfluous(store: Store, codec: EventCodec, snapshots: Snapshots | None, stream: str, last: int) -> int:
     """The version up to which a stream's events are not needed for its aggregate; 0 if they all are."""
     if snapshots is not None and (kept := await snapshots.load(stream)) is not None:
-        return kept.version
+        return kept.snapshot.version
     [end] = await store.read_stream(stream, after_version=last - 1, to_version=last)
     with contextlib.suppress(CodecError):  # what cannot be read stays
         # Only an event with a way of its own can discard its aggregate.
