@@ -50,7 +50,7 @@ async def _reset_projection(runtime: Runtime, projection: Projection[Any]) -> st
     def drop(connection: sa.Connection) -> None:
         found = set(sa.inspect(connection).get_table_names())
         for table in _BOOKKEEPING:
-            if table in found:  # without its lease, a worker that is at work rolls back and stands by
+            if table in found:  # without its lease, a worker that is at work rolls back and begins anew
                 kept = sa.table(table, sa.column("projection"))
                 connection.execute(sa.delete(kept).where(kept.c.projection == projection.name))
         model.metadata.drop_all(connection)

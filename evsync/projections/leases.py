@@ -16,7 +16,7 @@ from evsync.projections import parked_rows
 from evsync.projections.bookkeeping import LEASES, WORKERS, are_stored, check_model, read_checkpoints, superseded
 from evsync.projections.halt import write_note
 from evsync.projections.parking import ParkedStream
-from evsync.projections.read_model import Claim, Fenced, Holding, Observation, Worker
+from evsync.projections.read_model import Claim, DatabaseAway, Fenced, Holding, Observation, Worker
 from evsync.projections.shares import Lease, decide
 from evsync.projections.table_plan import TablePlan
 from evsync.records import Checkpoint
@@ -32,8 +32,9 @@ def balance(
 
     Tokens of groups that are taken are raised first and their checkpoints read afterwards, in this one transaction.
     Without a holding nothing is taken to be held: groups that still stand under the claim's name are taken anew.
-    `plan` is `plan_of_workers`. Raises Fenced, and ConfigurationError where other code has made the model since: who
-    cannot work on it is not to be counted among its workers.
+    `plan` is `plan_of_workers`. Raises Fenced, DatabaseAway where the read model is to be prepared anew, and
+    ConfigurationError where other code has made the model since: who cannot work on it is not to be counted among its
+    workers.
     """
     held = dict(holding.tokens) if holding is not None else {}
     known = holding.checkpoints if holding is not None else ()
@@ -45,8 +46,8 @@ def balance(
     plan.write(connection, tuple(WORKERS.c.keys()), (), [worker])
     _let_run(connection, claim, held, now)
     leases = _read_leases(connection, claim, now)
-    if len(leases) != claim.groups:  # somebody has deleted them: to be enrolled again
-        return Holding({}, (), ())
+    if len(leases) != claim.groups:
+        raise DatabaseAway(f"the leases of projection {claim.projection!r} are gone: lost, or deleted by a reset")
     change = decide(claim.owner, _present(connection, claim, now), leases, held)
     if change.give:
         connection.execute(_of(claim, change.give).where(LEASES.c.owner == claim.owner).values(expires=0))

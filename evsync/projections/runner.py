@@ -266,7 +266,6 @@ class ProjectionRunner:
                 return False
             except DatabaseAway:
                 failures += 1
-                self._tenure.unprepared = True
                 await asyncio.sleep(pause_s(failures))
             else:
                 failures = 0

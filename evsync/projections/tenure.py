@@ -118,8 +118,8 @@ class Tenure:
             known = self._known() if self._certain else None
             holding = await self._session.balance(known, self._trouble())
         except DatabaseAway as e:
-            # One that comes back may have lost what it had stored last.
-            self._certain, self.reason = False, str(e)
+            # One that comes back may have lost what it had stored last, the read model's beginning too.
+            self._certain, self.unprepared, self.reason = False, True, str(e)
             raise
         self._certain, self.reason = True, None
         if not holding.tokens:

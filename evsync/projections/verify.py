@@ -131,8 +131,8 @@ class _Tally:
         missing = [g for g in range(self.groups) if self.checkpoints and g not in self.checkpoints]
         if gone := ", ".join(str(g) for g in missing if g in self.begun):
             text = (
-                f"no checkpoint of group {gone}, which a worker has had: it was deleted, unless that worker has only "
-                "just begun (look again in a moment)"
+                f"no checkpoint of group {gone}, which a worker has had: it was deleted, unless that worker has not "
+                "got past its first batch (look again in a moment; `evsync status` says what stands in its way)"
             )
             found.append(Finding("gone", text))
         if absent := ", ".join(str(g) for g in missing if g not in self.begun):

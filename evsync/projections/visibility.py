@@ -78,8 +78,10 @@ class Visibility:
             self._look()
 
     def lost(self) -> None:
-        """This process's runner has no groups any more."""
+        """This process's runner has no groups any more: what it has told may be what its database has lost."""
         self._held = ()
+        self._known.clear()
+        self._shown.clear()
         if any(self._waiters.values()):
             self._look()
 

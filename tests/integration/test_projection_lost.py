@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
+from evsync.errors import NotVisible
 from evsync.projections import ProjectionRunner, ViewsDatabase
-from evsync.projections.bookkeeping import NAMES
+from evsync.projections.bookkeeping import CHECKPOINTS, LEASES, NAMES, PARKED, WORKERS
 from tests.integration.test_projection_parking import url, views
 from tests.integration.test_projection_runner import at, running
 from tests.projection_logs import Ledger, ListSource, bank_events, fold_bank
@@ -57,6 +58,29 @@ async def test_batches_that_the_database_has_lost_are_applied_again(views: Views
         assert await views.read(ledger.rows) == fold_bank(source.events)
 
 
+async def test_nothing_is_visible_that_the_database_is_known_to_have_lost(views: ViewsDatabase) -> None:
+    """Also what was visible before: who waits for it again waits until it has been applied again."""
+    source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
+    runner = ProjectionRunner(ledger.projection, views, [source], lease_s=60)
+    await runner.open()
+    while await runner.step():
+        pass
+    await views.write(keep(ledger))
+    more(source, 30)
+    while await runner.step():
+        pass
+    await runner.wait(at(70), 10)
+    await views.write(put_back(ledger))
+    assert not await runner.balance()
+    await runner.wait(at(40), 10)
+    with pytest.raises(NotVisible, match="up to position 40, 30 events short of 70"):
+        await runner.wait(at(70), 0.05)
+    while await runner.step():
+        pass
+    await runner.wait(at(70), 10)
+    await runner.close()
+
+
 async def test_a_takeover_that_the_database_has_lost_is_made_again(views: ViewsDatabase) -> None:
     """With the tokens that it had before, for they were lost too: these say nothing of what has been applied."""
     source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
@@ -70,4 +94,28 @@ async def test_a_takeover_that_the_database_has_lost_is_made_again(views: ViewsD
         await views.write(put_back(ledger))
         more(source, 30)
         await runner.wait(at(100), 10)
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
+async def test_a_model_whose_beginning_the_database_has_lost_is_begun_anew(views: ViewsDatabase, others: bool) -> None:
+    """Its tables and all that is known of it are gone, as after a reset; what is kept of other projections may not be.
+
+    The worker enrolls the projection again, and does not stand by for ever, though there is nobody to stand by for.
+    """
+    source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
+
+    def lose(connection: sa.Connection) -> None:
+        ledger.metadata.drop_all(connection)
+        for table in (CHECKPOINTS, LEASES, PARKED, WORKERS):
+            if others:
+                connection.execute(sa.delete(table))
+            else:
+                table.drop(connection)
+
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source], lease_s=1)):
+        await runner.wait(at(40), 10)
+        await views.write(lose)
+        more(source, 30)
+        await runner.wait(at(70), 10)
         assert await views.read(ledger.rows) == fold_bank(source.events)
