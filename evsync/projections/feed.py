@@ -105,7 +105,7 @@ class Feed:
     async def _ask(self, share: Share | None, after: int, span: int, timeout_s: float) -> Stretch:
         reader = self._reader
         if share is not None and isinstance(reader, ReadsShares):
-            found = await reader.read_share(after, span, share)
+            found = _shortened(await reader.read_share(after, span, share), after, self.limit)
             if found.events:
                 self._width = min((found.events[-1].position - after) / len(found.events), WIDEST)
                 return found
@@ -120,6 +120,18 @@ class Feed:
             if incarnation_at(found, reader.ancestry, after) == incarnation:
                 return
             raise restored_before(reader.log, after, incarnation, found, reader.ancestry)
+
+
+def _shortened(found: Stretch, after: int, limit: int) -> Stretch:
+    """A stretch behind a position that has far more events than it was to have, up to where a commit of these ends.
+
+    So it is where a worker's events are dense again behind a part of the log that was others'.
+    """
+    if len(found.events) <= 2 * limit:
+        return found
+    n = next((n for n, e in enumerate(found.events, 1) if n >= limit and not e.remaining), len(found.events))
+    events = found.events[:n]
+    return found._replace(events=events, left_out=events[-1].position - after - n)
 
 
 async def connect(source: LogSource, report: Report) -> Sequence[LogReader]:

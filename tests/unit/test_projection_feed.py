@@ -17,6 +17,7 @@ from evsync.projections.feed import Feed
 from evsync.projections.followed_log import FollowedLog
 from evsync.projections.read_model import Holding
 from evsync.records import Checkpoint, StoredEvent
+from evsync.testing.contracts.samples import check_stretch
 from tests.projection_logs import INCARNATION, ListReader, ListSource, bank_events
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +124,28 @@ async def test_a_stretch_is_as_long_as_the_worker_has_few_groups() -> None:
         assert len((await feed.next(0, "", 1.0)).events) == pytest.approx(40, abs=10)
     assert lengths[None] == 40
     assert 60 < lengths[share(0, 1)] < 100 < lengths[share(3)] < 240
+
+
+async def test_no_batch_is_many_times_as_large_as_it_was_to_be_where_a_workers_events_are_dense_again() -> None:
+    """Law: behind a part of the log that was others' a stretch has at most twice its limit and one commit, and goes on
+    being all of it: to the end of a commit, with every other event counted."""
+    mine, sizes = share(0), [1, 3, 2] * 200
+    ends = accumulate(sizes)
+    commits = [(end, end - n) for end, size in zip(ends, sizes, strict=True) for n in range(size - 1, -1, -1)]
+    log = [
+        e._replace(remaining=end - position, slot=1 if position <= 600 or position % 5 == 0 else 0)
+        for (end, position), e in zip(commits, bank_events(len(commits), 1), strict=True)
+    ]
+    feed = Feed(ListReader(ListSource("bank", log)), 25, lambda reason: None)
+    feed.share, after, largest = mine, 0, 0
+    while after < len(log):
+        found = await feed.next(after, "", 0.0)
+        largest = max(largest, len(found.events))
+        if found.events[-1].remaining == 0:  # a list knows nothing of commits
+            check_stretch(log, after, mine, found)
+        after = found.events[-1].position
+    assert 25 <= largest <= 2 * 25 + 3
+    await feed.close()
 
 
 async def test_what_was_read_for_the_groups_of_before_is_not_applied_to_those_of_now() -> None:
