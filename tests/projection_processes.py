@@ -46,6 +46,15 @@ class Workers:
         """What the process has written so far."""
         return (self._directory / f"worker-{self.processes.index(process)}.log").read_text()
 
+    def until(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
+        """As `until`, and what everybody said and has where it does not come to that."""
+        try:
+            until(condition, timeout_s)
+        except AssertionError as e:
+            said = "\n".join(f"{p.pid} ({p.poll()}): {self.said(p)[-2_000:]}" for p in self.processes)
+            rows = [row for t in ("leases", "workers", "checkpoints") for row in self.read(f"SELECT * FROM evsync_{t}")]
+            raise AssertionError(f"{e}\n{said}\n" + "\n".join(map(str, rows))) from e
+
     def position(self) -> int:
         """The least of the stored checkpoints: 0 before there are any."""
         found = self.read('SELECT min(position) AS least, count(DISTINCT "group") AS n FROM evsync_checkpoints')

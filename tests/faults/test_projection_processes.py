@@ -31,13 +31,13 @@ def test_a_process_killed_again_and_again_while_it_catches_up_applies_each_event
     for _ in range(5):
         process = workers.start()
         goal = reached + chance.randrange(1, EVENTS // 7)
-        until(lambda goal=goal: workers.position() >= goal)  # type: ignore[misc]
+        workers.until(lambda goal=goal: workers.position() >= goal)  # type: ignore[misc]
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         before, reached = reached, workers.assert_is_a_fold_over_the_log()
         assert reached >= goal > before
     workers.start(batch=1_000)
-    until(lambda: workers.position() == EVENTS)
+    workers.until(lambda: workers.position() == EVENTS)
     assert workers.assert_is_a_fold_over_the_log() == EVENTS
 
 
