@@ -29,8 +29,8 @@ def test_a_process_killed_again_and_again_while_it_catches_up_applies_each_event
     chance = random.Random(1)
     reached = 0
     for _ in range(5):
-        process = workers.start()
-        goal = reached + chance.randrange(1, EVENTS // 7)
+        process = workers.start(pace_ms=8)
+        goal = reached + chance.randrange(1, (EVENTS - reached) // 7)
         workers.until(lambda goal=goal: workers.position() >= goal)  # type: ignore[misc]
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
