@@ -238,8 +238,10 @@ class SlotStore(Protocol):
         """How much there is. Reads everything: for people who ask."""
         ...
 
-    async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
-        """Import the events of some slots, behind what is expected to have arrived of each."""
+    async def import_events(
+        self, events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None = None
+    ) -> bool:
+        """Import slots' events, behind what is expected to have arrived of each, read from the store of `source`."""
         ...
 
     async def close_slots(
@@ -254,7 +256,7 @@ class SlotStore(Protocol):
     async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
         """Open slots whose whole history has arrived, unless one is known in that epoch or a later one.
 
-        Appends a SLOT_OPENED for each.
+        Appends a SLOT_OPENED for each. Raises WrongStore, as import_events, where a source was restored since.
         """
         ...
 

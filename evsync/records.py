@@ -341,6 +341,11 @@ SLOTS_STREAM = "evsync/slots"
 SLOT_CLOSED, SLOT_OPENED = "evsync.SlotClosed", "evsync.SlotOpened"
 """What follows the service in the types of the events that say where a slot's events go on, and came from."""
 
+FENCES_STREAM = "evsync/fences"
+"""The stream of a log's SHARD_RESTORED events."""
+SHARD_RESTORED = "evsync.ShardRestored"
+"""What follows the service in the type of the event by which a shard says that another one was restored beside it."""
+
 CHECKPOINTS_EVENT = "evsync.CheckpointsStored"
 """What follows the service in the type of the event by which a store that has nothing but events keeps checkpoints."""
 RESTORED_EVENT = "evsync.LogRestored"

@@ -17,7 +17,7 @@ from evsync.archive.marks import Dependent, lowered
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived
 from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotRows, StoredEvent
-from evsync.stores.slot_steps import SlotEvent, folded, slot_event
+from evsync.stores.slot_steps import SlotEvent, folded, is_of, slot_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,16 @@ def ends_that_fit(logs: Mapping[str, Surveyed]) -> dict[str, int]:
                     "together: name it too"
                 )
             if said.history is None:
-                source = logs[said.shard].identity
-                there = source.incarnation_at(said.closed_at) == said.incarnation
-                dependents.append(Dependent(shard, said.before, said.shard, said.closed_at if there else sys.maxsize))
+                dependents.append(Dependent(shard, said.before, said.shard, _closed_at(said, logs[said.shard])))
     return lowered({shard: log.end for shard, log in logs.items()}, dependents)
+
+
+def _closed_at(opened: SlotEvent, log: Surveyed) -> int:
+    """Where a log says that a slot was closed which was opened so; beyond its end if it has lost that."""
+    if log.identity.incarnation_at(opened.closed_at) == opened.incarnation:
+        return opened.closed_at
+    found = (s for s in log.said if s.history is not None and (s.slot, s.epoch) == (opened.slot, opened.epoch))
+    return next((s.position for s in found if is_of(opened, s, log.identity)), sys.maxsize)
 
 
 def plan_shards(logs: Mapping[str, Surveyed], ends: Mapping[str, int]) -> dict[str, ShardPlan]:
@@ -106,7 +112,7 @@ def plan_shards(logs: Mapping[str, Surveyed], ends: Mapping[str, int]) -> dict[s
                 raise _contradiction(of_kind[each.slot, each.epoch], (shard, each))
     groups: dict[str, list[tuple[int, int, int, str]]] = defaultdict(list)
     for slot in dict.fromkeys(slot for slot, _ in (*closed, *opened)):
-        for to, at, epoch, source in _arrivals(slot, first, closed, opened, plans):
+        for to, at, epoch, source in _arrivals(slot, first, closed, opened, plans, logs):
             groups[to].append((at, slot, epoch, source))
     if left := [*closed.values(), *opened.values()]:
         raise _contradiction(left[0])
@@ -131,6 +137,7 @@ def _arrivals(
     closed: dict[tuple[int, int], tuple[str, SlotEvent]],
     opened: dict[tuple[int, int], tuple[str, SlotEvent]],
     plans: Mapping[str, ShardPlan],
+    logs: Mapping[str, Surveyed],
 ) -> Iterator[tuple[str, int, int, str]]:
     """Follow a slot from shard to shard: to which shard, and where, which epoch's events came, and from which log.
 
@@ -147,7 +154,7 @@ def _arrivals(
         if (came := opened.pop((slot, epoch), None)) is None:
             return  # on its way
         to, said = came
-        if (to, said.shard, said.closed_at) != (left[1].shard, shard, left[1].position):
+        if (to, said.shard) != (left[1].shard, shard) or not is_of(said, left[1], logs[shard].identity):
             raise _contradiction(left, came)
         known = max((e for e, s in stays if s == to), default=0)
         for e, source in stays:

@@ -12,6 +12,7 @@ from evsync.archive.copies import Copy, incarnations_of, read_copies
 from evsync.archive.followers import Followers
 from evsync.archive.marks import MarkedLog
 from evsync.archive.ownership import Following, ShardPlan, Surveyed, ends_that_fit, plan_shards
+from evsync.archive.rescue import FencedStore, OwnLog, Rescue
 from evsync.archive.segments import Header
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
 from evsync.ports import BackupTarget, LogReader, Progress, StoreRestore, unheard
@@ -71,6 +72,8 @@ class RestoreReport:
     """Time of the latest of them."""
     checkpoints: int
     """Of reactions."""
+    from_shards: int = 0
+    """Events that its archive does not have, and the shards do that live on: they are behind the position."""
     left_out: int = 0
     """Events of a shard that its archive has, and that other shards' archives do not fit."""
     worked_around: list[str] = field(default_factory=list)
@@ -185,6 +188,39 @@ async def restore_shards(
     return {shard: reports[shard] for shard in parts}
 
 
+async def restore_beside(
+    part: Part,
+    stores: Mapping[str, FencedStore],
+    *,
+    until: Until,
+    clock: Callable[[], float] = time.time,
+    tell: Progress = unheard,
+) -> RestoreReport:
+    """Fill the store of one shard, beside the others' that live on. Completes the store.
+
+    The others are fenced first: from then on they take no slot that the log has lost. Then what they have of the log
+    is written behind its end, in one commit with the event that says where it was restored. Raises as
+    `restore_shards`, and ArchiveIncomplete where what the others say does not fit the archive.
+    """
+    parent, own = part.archive.identity, OwnLog()
+    total, done = await part.archive.end(), 0
+
+    def read(events: int) -> None:
+        nonlocal done
+        done += events
+        tell(done, max(total, done))
+
+    filling = _Filling(part, None, {}, own)
+    await filling.fill(until, read)
+    identity = parent.restored(filling.position, new_incarnation())
+    for store in stores.values():
+        await store.fence(identity)
+    rescue = Rescue(identity, filling.position, own, stores)
+    await rescue.plan()
+    await rescue.bring(part.into)
+    return await filling.complete(int(clock() * 1_000_000), identity, rescue)
+
+
 async def _planned(parts: Mapping[str, Part], until: Until, read: Callable[[int], None]) -> dict[str, ShardPlan | None]:
     """What becomes of each shard. Raises ArchiveIncomplete."""
     logs = {shard: await _survey(part, until, read) for shard, part in parts.items()}
@@ -227,11 +263,15 @@ async def _survey(part: Part, until: Until, read: Callable[[int], None]) -> Surv
 class _Filling:
     """One log on its way into its store, and what of it others have to hold into theirs."""
 
-    def __init__(self, part: Part, plan: ShardPlan | None, into: Mapping[str, StoreRestore]) -> None:
+    def __init__(
+        self, part: Part, plan: ShardPlan | None, into: Mapping[str, StoreRestore], own: OwnLog | None = None
+    ) -> None:
         self._part, self._plan, self._into = part, plan, into
+        identity = part.archive.identity
+        self._following = own or Following(identity.name, identity.slots, plan)
         self._followers = Followers()
         self._worked_around: dict[str, None] = {}
-        self._position = self._restores = self._latest_us = self._from_stream = 0
+        self.position = self._restores = self._latest_us = self._from_stream = 0
         self._began = time.monotonic()
 
     async def fill(self, until: Until, read: Callable[[int], None]) -> None:
@@ -239,15 +279,14 @@ class _Filling:
         part, identity = self._part, self._part.archive.identity
         until = part.until(until) if self._plan is None else Until(position=self._plan.end)
         total = await part.archive.end()
-        following = Following(identity.name, identity.slots, self._plan)
         async for header, events, ends in _events(part, until, self._worked_around):
-            imports = following.see(events)
+            imports = self._following.see(events)
             await part.into.load(events)
             for shard, arrived in imports.items():
                 await self._into[shard].import_events(arrived)
             self._count(header, events, ends)
             read(len(events))
-        position = self._position
+        position = self.position
         if until.position is not None and until.position > max(total, position):
             raise ArchiveIncomplete(
                 f"position {until.position} is not in the archive of log {identity.name}, which ends at {position} "
@@ -268,21 +307,28 @@ class _Filling:
         elif not ends:
             self._followers.at(header.checkpoints)
         if events:
-            self._position = events[-1].position
+            self.position = events[-1].position
             self._latest_us = max(self._latest_us, *(e.time_us for e in events))
 
-    async def complete(self, now_us: int) -> RestoreReport:
+    async def complete(
+        self, now_us: int, identity: LogIdentity | None = None, rescue: Rescue | None = None
+    ) -> RestoreReport:
         """Say in the log that it was restored, and make of it a store that can be opened."""
-        part, parent, position = self._part, self._part.archive.identity, self._position
-        identity = parent.restored(position, new_incarnation())
+        part, parent, position = self._part, self._part.archive.identity, self.position
+        identity = identity or parent.restored(position, new_incarnation())
         if not part.archive.copies:
             identity = replace(identity, ancestry=())
-        await part.into.load([restored_event(identity, position, self._restores + 1, now_us)])
+        slots = self._plan.slots if self._plan is not None else None
+        rows = [restored_event(identity, position, self._restores + 1, now_us)]
+        if rescue is not None:
+            rows = rescue.rows(rows[0])
+            slots = rescue.slots(rows)
+        await part.into.load(rows)
         if part.marked is not None:
             self._followers = Followers()
             self._followers.at(part.marked.checkpoints)
         checkpoints = self._followers.checkpoints()
-        await part.into.complete(identity, checkpoints, self._plan.slots if self._plan is not None else None)
+        await part.into.complete(identity, checkpoints, slots)
         return RestoreReport(
             log=identity.name,
             parent=parent.incarnation,
@@ -292,6 +338,7 @@ class _Filling:
             from_stream=self._from_stream,
             latest_us=self._latest_us,
             checkpoints=sum(map(len, checkpoints.values())),
+            from_shards=rescue.found if rescue is not None else 0,
             left_out=self._plan.left_out if self._plan is not None else 0,
             worked_around=list(self._worked_around),
             seconds=time.monotonic() - self._began,

@@ -23,7 +23,8 @@ from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.connection import Connection
 from evsync.jetstream.settings import NatsSettings
-from evsync.operations.recovery import archives_of, restore_logs
+from evsync.opening import urls_by_shard
+from evsync.operations.recovery import archives_of, restore_logs, restore_shard
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime, to_time_us
 from evsync.service import Service
@@ -65,7 +66,8 @@ def restore(
     stops with an error that says what mends it. An existing store is never touched. May be broken off and begun again.
 
     The shards of a service are restored together: to a mark, or up to where their logs fit, so that each slot is in one
-    of them with its whole history.
+    of them with its whole history. Or one of them alone, beside the others that live on: it gets back, too, what these
+    hold of it that its archive has not, and from then on they take nothing of the lost store.
 
     \b
         evsync restore shop.users:users --to sqlite:///restored.db
@@ -75,6 +77,7 @@ def restore(
         evsync restore shop.users:users --to sqlite:///restored.db --mark monday
         evsync restore shop.users:users --to a=sqlite:///a2.db \\
             --to "b=postgresql://localhost/shop?schema=b2"
+        evsync restore shop.users:users --to a=sqlite:///a2.db
     """
     if mark is not None and (position is not None or at is not None or incarnation is not None or from_stream):
         raise typer.BadParameter(
@@ -91,7 +94,8 @@ def restore(
                 f"--position and --incarnation are of one log, and service {service.name!r} has {len(stores)} shards: "
                 "nothing was restored. Use --mark or --at, which are of all"
             )
-        reports = asyncio.run(_restore(service, stores, until, mark, places or [], incarnation, from_stream))
+        others = _others(service, stores)
+        reports = asyncio.run(_restore(service, stores, others, until, mark, places or [], incarnation, from_stream))
     for shard, report in reports.items():
         if json:
             print_json(asdict(report))
@@ -103,6 +107,8 @@ def _show(report: RestoreReport, to: str) -> None:
     stream = f", {report.from_stream:,} of them from the stream" if report.from_stream else ""
     restored = f"{report.events:,} events of incarnation {report.parent} restored" if report.parent else "no event"
     lines = [f"log {report.log}: {restored}{stream}, up to position {report.position}"]
+    if report.from_shards:
+        lines.append(f"{report.from_shards:,} later events are brought back from the other shards, which hold them")
     if report.left_out:
         lines.append(f"{report.left_out:,} later events are left out: other shards' logs do not reach as far")
     if report.events:
@@ -129,13 +135,21 @@ def _stores(service: Service, to: Sequence[str]) -> dict[str, str]:
         if shard in found:
             raise ConfigurationError(f"--to names two stores for shard {shard!r}: nothing was restored")
         found[shard] = url
-    if found.keys() != set(shards):
+    unknown = [shard for shard in found if shard not in shards]
+    if unknown or (len(found) > 1 and len(found) < len(shards)):
         raise ConfigurationError(
             f"the shards of service {service.name!r} are {', '.join(shards)}, and --to names {', '.join(found)}: "
-            f"{_EACH.format(' '.join(f'--to {s}=URL' for s in shards))}. One shard is not restored beside others that "
-            "live on: these may have slots, and events, that came from it later"
+            f"{_EACH.format(' '.join(f'--to {s}=URL' for s in shards))}, or one alone, beside the others that live on"
         )
-    return {shard: found[shard] for shard in shards}
+    return {shard: found[shard] for shard in shards if shard in found}
+
+
+def _others(service: Service, restored: Mapping[str, str]) -> dict[str, str]:
+    """The stores of the shards that live on."""
+    shards = shards_of(service)
+    if len(shards) == len(restored):
+        return {}
+    return {shard: url for shard, url in urls_by_shard(service.settings()["store"]).items() if shard not in restored}
 
 
 _SHARD = re.compile(r"([a-z][a-z0-9_-]*)=")
@@ -145,6 +159,7 @@ _EACH = "all are restored together, each into a store of its own ({})"
 async def _restore(
     service: Service,
     to: Mapping[str, str],
+    others: Mapping[str, str],
     until: Until,
     mark: str | None,
     places: list[str],
@@ -161,6 +176,12 @@ async def _restore(
             if from_stream:
                 connection = await _connect(service)
             with progress("Restoring") as advance:
+                if others:
+                    ((shard, (archive, part)),) = logs.items()
+                    report = await restore_shard(
+                        shard, archive, part, to[shard], others, until, connection=connection, tell=advance
+                    )
+                    return {shard: report}
                 return await restore_logs(logs, to, until, connection=connection, tell=advance)
         finally:
             if connection is not None:
@@ -173,6 +194,8 @@ async def _marked(
     """The parts of a mark that are of these shards. Raises ConfigurationError where it is of others."""
     mark = await find_mark(targets, f"{service}.{shards[0]}", name)
     parts = {log.partition(".")[2]: part for log, part in mark.logs.items() if log.partition(".")[0] == service}
+    if len(shards) == 1 and shards[0] in parts:
+        return {shards[0]: parts[shards[0]]}
     if parts.keys() != set(shards):
         raise ConfigurationError(
             f"mark {name!r} is of shards {', '.join(parts)} of service {service!r}, and its stores are those of "

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from evsync.jetstream.store_slots import Slots
 from evsync.ports import Arrived, Place, SlotSize
-from evsync.records import History, Opening, SlotState, StoredEvent
+from evsync.records import History, LogIdentity, Opening, SlotState, StoredEvent
 
 T = TypeVar("T")
 
@@ -45,7 +45,9 @@ class MovableSlots:
         """How much there is. Reads everything."""
         return await self._ask(self._slots.size)
 
-    async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
+    async def import_events(
+        self, events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None = None
+    ) -> bool:
         """Import events behind what is expected to have arrived; False if that is not so."""
         return await self._ask(lambda: self._slots.bring(events, expected))
 

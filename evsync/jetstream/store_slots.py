@@ -214,7 +214,7 @@ class Slots:
     async def bring(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
         """See SlotStore.import_events. What is stored is what `imports` finds to be expected."""
         found = await self._found(list(expected))
-        return importing(events, expected, found) is not None and await self.imports.bring(events, expected)
+        return importing(events, expected, None, found) is not None and await self.imports.bring(events, expected)
 
     async def close(
         self, closing: Mapping[int, int], to: str, histories: Mapping[int, History], *, again: bool

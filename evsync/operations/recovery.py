@@ -18,7 +18,8 @@ import msgpack
 
 from evsync.aggregates.repository import Repository
 from evsync.archive.marks import MarkedLog
-from evsync.archive.restore import Archive, Part, RestoreReport, Until, restore_shards
+from evsync.archive.rescue import FencedStore
+from evsync.archive.restore import Archive, Part, RestoreReport, Until, restore_beside, restore_shards
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveIncomplete, ConfigurationError, NotFound, TargetUnavailable
 from evsync.homes import ShardedStores
@@ -31,6 +32,7 @@ from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
 from evsync.records import OWN_STREAMS, LogIdentity, is_control
 from evsync.sharding.handover import bring_about, placement_of
 from evsync.shards import open_home, open_shards
+from evsync.stores.trimmed import Trimmed
 
 READ_EVENTS = 2_000
 
@@ -82,6 +84,46 @@ async def restore_logs(
         async with opened_shards(next(iter(logs.values()))[0].identity.service, to) as (stores, home):
             await bring_about(stores, placement_of(await home.look()))
     return reports
+
+
+async def restore_shard(
+    shard: str,
+    archive: Archive,
+    marked: MarkedLog | None,
+    to: str,
+    others: Mapping[str, str],
+    until: Until,
+    *,
+    connection: Connection | None = None,
+    tell: Progress = unheard,
+) -> RestoreReport:
+    """Restore the archived log of one shard into a new store at a URL, beside the others at theirs, which live on.
+
+    See `restore_beside`, and `restore_logs`. Raises ConfigurationError too for stores that cannot take part in it.
+    """
+    if any(is_on_nats(url) for url in (to, *others.values())):
+        raise ConfigurationError(NO_SHARDS)
+    identity = archive.identity
+    async with AsyncExitStack() as stack:
+        stores = await open_shards(others, identity.service, stack, create=False)
+        living = {name: store for name, store in stores.items() if isinstance(store, FencedStore)}
+        for name, store in stores.items():
+            trimmed = await store.trimmed() if isinstance(store, Trimmed) else 0
+            if name not in living or trimmed or store.identity.slots != identity.slots:
+                raise ConfigurationError(
+                    f"shard {shard!r} cannot be restored beside shard {name!r}, whose store is trimmed, or of a kind "
+                    "or a number of slots that does not fit. Nothing was restored. Restore all shards together"
+                )
+        tail = None
+        if connection is not None:
+            tail = await stream_of(connection, identity)
+            stack.push_async_callback(tail.close)
+        into = await restore_store(to, service=identity.service, shard=shard, slots=identity.slots)
+        stack.push_async_callback(into.close)
+        report = await restore_beside(Part(archive, into, marked, tail), living, until=until, tell=tell)
+    async with opened_shards(identity.service, {**others, shard: to}) as (all_stores, home):
+        await bring_about(all_stores, placement_of(await home.look()))
+    return report
 
 
 @asynccontextmanager

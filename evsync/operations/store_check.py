@@ -17,6 +17,7 @@ from evsync.inspection import Inspectable, Unreadable
 from evsync.interop import states
 from evsync.ports import Progress, SlotStore, unheard
 from evsync.records import (
+    RESTORES_STREAM,
     SLOT_OPENED,
     SLOTS_STREAM,
     LogIdentity,
@@ -107,6 +108,7 @@ class LogCheck:
         self._identity, self._read = identity, read
         self._before: StoredEvent | None = None
         self._at_start = True  # of a commit, for certain
+        self._brought_back = False  # the events of this commit, by a restore
         self._versions = _Versions(begin_anywhere=trimmed > 0)
         self.came: set[int] = set()
         """Slots that were opened here: their streams go on behind events that are in the logs of other shards."""
@@ -156,11 +158,18 @@ class LogCheck:
 
     def _commit(self, e: StoredEvent) -> Iterator[Problem]:
         before, start, self._before = self._before, self._at_start, e
+        if before is None or not before.remaining:
+            self._brought_back = e.stream == RESTORES_STREAM
         self._at_start = False
         if e.remaining < 0 or len(e.id) != 16:
             yield Problem(e.position, "ids", f"remaining = {e.remaining}, id {e.id.hex()}: no event has these", RESTORE)
             self._before = None
         elif before is not None and before.remaining:
+            if self._brought_back:  # by a restore: they have kept the ids that they had
+                if e.remaining != before.remaining - 1:
+                    text = f"{before.remaining - 1} more events of its commit should follow, and it says {e.remaining}"
+                    yield Problem(e.position, "commits", text, RESTORE)
+                return
             if e.id == command_of(e.id) != command_of(before.id):
                 text = f"{before.remaining} more events of the commit before should follow, and another begins here"
                 yield Problem(e.position, "commits", text, RESTORE)

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from evsync.errors import Conflict, OtherIncarnation
 from evsync.ports import LogReader
+from evsync.projections.barrier import place_of
 from evsync.projections.batch import digest_of
 from evsync.projections.feed import Feed
 from evsync.projections.status import State
-from evsync.records import Checkpoint, StoredEvent, service_of
+from evsync.records import Checkpoint, Position, StoredEvent, service_of
 
 ReadCheckpoints = Callable[[str], Awaitable[Sequence[Checkpoint]]]
 """The checkpoints that commits have stored under a follower's name."""
@@ -40,6 +41,10 @@ class AnsweredLog:
         """How often the event after `seen` was to blame."""
         self._conflict: tuple[str, int] | None = None
         """Stream and version of the last conflict since `seen`."""
+
+    def place_of(self, closed: Position) -> int:
+        """Up to where the log has to be answered for a slot that was closed there: see `barrier.place_of`."""
+        return place_of(closed, self.reader.incarnation, self.reader.ancestry)
 
     async def load(self, read: ReadCheckpoints) -> bool:
         """Compare with what is stored; if that is not where this process left it, go on from there.

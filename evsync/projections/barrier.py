@@ -7,18 +7,26 @@ barrier points to a commit that is earlier in time than its own, so barriers can
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from evsync.codec.values import unpack
-from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Checkpoint, StoredEvent
+from evsync.records import (
+    SLOT_CLOSED,
+    SLOT_OPENED,
+    SLOTS_STREAM,
+    Ancestor,
+    Checkpoint,
+    Position,
+    StoredEvent,
+    incarnation_at,
+)
 
 LOOK_S = 0.01
 """How often a follower looks whether a barrier is met."""
 
-Applied = Callable[[str, int], int | None]
-"""How far a log has been applied for a slot; None where the log is not followed (yet)."""
+Applied = Callable[[str, int, Position], bool]
+"""Whether a log has been applied, for a slot, up to where it was closed there. Not if it is not followed (yet)."""
 
 
 class Barrier(NamedTuple):
@@ -54,9 +62,9 @@ def up_to_barrier(events: Sequence[StoredEvent], applied: Applied) -> Reach:
             if event.type.endswith(SLOT_CLOSED):
                 further[f"{event.type.partition('.')[0]}.{said['to']}"] = None
             elif event.type.endswith(SLOT_OPENED):
-                done = applied(said["from"], event.slot)
-                if done is None or done < said["position"]:
-                    return Reach(events[:begin], Barrier(said["from"], said["position"]), (*further, said["from"]))
+                closed = Position(said["from"], said["incarnation"], said["position"])
+                if not applied(closed.log, event.slot, closed):
+                    return Reach(events[:begin], Barrier(closed.log, closed.number), (*further, closed.log))
         if event.remaining == 0:
             begin = place + 1
     return Reach(events, None, tuple(further))
@@ -71,18 +79,35 @@ class Followed(Protocol):
         """That a position of the log as it is now has; None where that is not known."""
         ...
 
+    def place_of(self, closed: Position) -> int:
+        """Up to where the log has to be applied for a slot that was closed there: see `place_of`."""
+        ...
+
 
 def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
     """How far one worker has applied these logs. It has a group in all logs or in none: others' groups are passed."""
 
-    def applied(log: str, slot: int) -> int | None:
+    def applied(log: str, slot: int, closed: Position) -> bool:
         if (found := logs.get(log)) is None:
-            return None
+            return False
         checkpoint = found.checkpoints.get(slot % groups)
         if checkpoint is None:
-            return sys.maxsize
+            return True
         # Ahead of a log that was restored, a position says nothing of what stands there now.
         now = found.incarnation_of(checkpoint.position) if checkpoint.incarnation else None
-        return checkpoint.position if now in (None, checkpoint.incarnation) else -1
+        return now in (None, checkpoint.incarnation) and checkpoint.position >= found.place_of(closed)
 
     return applied
+
+
+def place_of(closed: Position, incarnation: str | None, ancestry: Sequence[Ancestor]) -> int:
+    """Up to where a log has to be applied for a slot that was closed at a position of it, or of what it was.
+
+    A log that was restored alone, beside the slot's new shard, and has lost that position, says so again in the commit
+    that begins its next incarnation; a commit is applied whole.
+    """
+    if incarnation is None or not ancestry:
+        return closed.number
+    if incarnation_at(incarnation, ancestry, closed.number) == closed.incarnation:
+        return closed.number
+    return next((a.last for a in ancestry if a.incarnation == closed.incarnation), ancestry[-1].last) + 1

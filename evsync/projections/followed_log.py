@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable, Mapping
 
 from evsync.ports import LogReader, Share, Stretch
-from evsync.projections.barrier import Applied, Reach, up_to_barrier
+from evsync.projections.barrier import Applied, Reach, place_of, up_to_barrier
 from evsync.projections.batch import check_batch, restored_before
 from evsync.projections.feed import Feed
 from evsync.projections.read_model import Holding
-from evsync.records import Checkpoint, incarnation_at, service_of
+from evsync.records import Checkpoint, Position, incarnation_at, service_of
 
 QUICK_S = 0.05
 """A batch that was full and took less is followed by a larger one. Where handlers take their time batches stay small,
@@ -62,6 +62,10 @@ class FollowedLog:
         """That a position of the log as it is now has, or will have; None where that is not known."""
         now = self._reader.incarnation
         return None if now is None else incarnation_at(now, self._reader.ancestry, number)
+
+    def place_of(self, closed: Position) -> int:
+        """Up to where the log has to be applied for a slot that was closed there: see `barrier.place_of`."""
+        return place_of(closed, self._reader.incarnation, self._reader.ancestry)
 
     def fits(self, after: int, stretch: Stretch) -> bool:
         """Whether what was read behind `after` is still what comes next: groups may have been taken since."""

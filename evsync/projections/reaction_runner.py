@@ -252,10 +252,10 @@ class ReactionRunner:
         finally:
             await log.feed.drop()
 
-    def _answered(self, log: str, _: int) -> int | None:
-        """How far a log has been answered; see `up_to_barrier`."""
+    def _answered(self, log: str, _: int, closed: Position) -> bool:
+        """Whether a log has been answered so far; see `up_to_barrier`."""
         found = self._logs.get(log)
-        return found.seen.position if found is not None else None
+        return found is not None and found.seen.position >= found.place_of(closed)
 
     async def _recover(self, log: AnsweredLog) -> None:
         """After a failed attempt: pause, or stand by for the other process; then go on from what is stored."""

@@ -194,7 +194,7 @@ class _Handover:
         for event in events:
             by_slot.setdefault(event.slot, []).append(event.id)
         expected = {slot: self._arrived[slot] for slot in by_slot}
-        if not await self._to.import_events(events, expected):
+        if not await self._to.import_events(events, expected, self._source.identity):
             return False
         self._arrived |= {slot: expected[slot].with_ids(ids) for slot, ids in by_slot.items()}
         self._imported += len(events)

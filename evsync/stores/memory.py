@@ -9,6 +9,7 @@ from operator import attrgetter, itemgetter
 from evsync.errors import Conflict, StoreUnavailable
 from evsync.ports import Arrived, Capabilities, Share, SlotSize, Stretch
 from evsync.records import (
+    FENCES_STREAM,
     OWN_STREAMS,
     SLOTS_STREAM,
     Change,
@@ -176,6 +177,7 @@ class MemoryStore(Steps):
                     for e in self._log[seen:]
                     if e.slot in wanted and not e.stream.startswith(OWN_STREAMS)
                 ],
+                fences=(fences[-1].version, fences[-1].data) if (fences := self._streams.get(FENCES_STREAM)) else None,
             )
         )  # fmt: skip
         if change is None:

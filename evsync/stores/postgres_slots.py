@@ -17,7 +17,16 @@ from psycopg import AsyncConnection, sql
 
 from evsync.errors import SlotMoved, StoreUnavailable
 from evsync.ports import Arrived, SlotSize
-from evsync.records import OWN_STREAMS, SLOTS_STREAM, Change, History, SlotRows, SlotState, StoredEvent
+from evsync.records import (
+    FENCES_STREAM,
+    OWN_STREAMS,
+    SLOTS_STREAM,
+    Change,
+    History,
+    SlotRows,
+    SlotState,
+    StoredEvent,
+)
 from evsync.stores.postgres_connections import Connections, replaced, words
 from evsync.stores.postgres_schema import COLUMN_TYPES, COLUMNS
 from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
@@ -78,6 +87,7 @@ _LOG = """
 _LATER = f"""
     SELECT slot, id FROM {{schema}}.events WHERE position > %s AND slot = ANY(%s) AND {_NOT_OWN} ORDER BY position
 """
+_FENCES = "SELECT version, data FROM {schema}.events WHERE stream = %s ORDER BY version DESC LIMIT 1"
 _INSERT = f"INSERT INTO {{schema}}.events ({COLUMNS}) VALUES ({', '.join(['%b'] * len(StoredEvent._fields))})"
 _IMPORT = f'COPY {{schema}}.imports ("at", {COLUMNS}) FROM STDIN (FORMAT binary)'
 _PUT_ARRIVALS = """
@@ -90,7 +100,7 @@ _PUT_STATES = """
     ON CONFLICT (slot) DO UPDATE SET (epoch, "to", position, length, digest) =
         (excluded.epoch, excluded."to", excluded.position, excluded.length, excluded.digest)
 """
-_MOVED = "UPDATE {schema}.log SET (head, moves) = (%s, moves + 1)"
+_MOVED = "UPDATE {schema}.log SET (head, moves) = (%s, moves + %s)"
 
 
 class MovableSlots(Steps):
@@ -235,6 +245,7 @@ class MovableSlots(Steps):
                 head=head,
                 version=version,
                 later=[] if seen is None else [(slot, id) for slot, id in await rows(_LATER, seen, slots)],
+                fences=next(((v, data) for v, data in await rows(_FENCES, FENCES_STREAM)), None),
             )
             if (change := decide(found)) is None:
                 return None
@@ -249,8 +260,9 @@ class MovableSlots(Steps):
                 states = [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in change.states.items()]
                 await rows(_PUT_STATES, *_columns(states))
                 await rows("DELETE FROM {schema}.arrivals WHERE slot = ANY(%s)", change.opened)
+            if change.rows:
                 await cursor.executemany(self._sql(_INSERT), change.rows)
-                await rows(_MOVED, head + len(change.rows))
+                await rows(_MOVED, head + len(change.rows), int(bool(change.states)))
                 await rows("SELECT pg_notify(%s, %s)", self._channel, str(head + len(change.rows)))
             return change
 

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from evsync.codec.values import unpack
-from evsync.errors import DecodingError
+from evsync.codec.values import pack, unpack
+from evsync.errors import DecodingError, WrongStore
 from evsync.records import (
+    FENCES_STREAM,
+    SHARD_RESTORED,
     SLOT_CLOSED,
     SLOT_OPENED,
     SLOTS_STREAM,
+    Ancestor,
     Append,
     Commit,
     History,
@@ -30,6 +33,7 @@ from evsync.records import (
     StoredEvent,
     new_command,
 )
+from evsync.sharding.slots import slot_of
 from evsync.stores.plan import plan
 
 
@@ -48,6 +52,8 @@ class Found:
     """Of SLOTS_STREAM."""
     later: Sequence[tuple[int, bytes]] = ()
     """Slots and ids of the log's events of these slots behind the position asked for, in order."""
+    fences: tuple[int, bytes] | None = None
+    """Version and data of the last event of FENCES_STREAM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +96,12 @@ class Steps:
         """
         raise NotImplementedError
 
-    async def import_events(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
+    async def import_events(
+        self, events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None = None
+    ) -> bool:
         """Import the events behind what is expected to have arrived; False, and nothing done, if that is not so."""
-        return await self._step(list(expected), partial(importing, events, expected), logged=False) is not None
+        decide = partial(importing, events, expected, source)
+        return await self._step(list(expected), decide, logged=False) is not None
 
     async def close_slots(
         self, closing: Mapping[int, int], to: str, seen: int, histories: Mapping[int, History]
@@ -105,9 +114,20 @@ class Steps:
         """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
         return await self._step(list(opening), partial(open_, self.identity, opening)) is not None
 
+    async def fence(self, restored: LogIdentity) -> None:
+        """Take slots from a shard's log, from now on, only as it was restored."""
+        await self._step([], partial(fence, self.identity, restored))
 
-def importing(events: Sequence[StoredEvent], expected: Mapping[int, History], found: Found) -> SlotChange | None:
-    """Import events behind what is expected to have arrived; None where that is not so."""
+
+def importing(
+    events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None, found: Found
+) -> SlotChange | None:
+    """Import events behind what is expected to have arrived; None where that is not so.
+
+    Raises WrongStore where the log that they are read from was restored since: what it has may be lost.
+    """
+    if source is not None and (now := fenced(found.fences, source.name)) and now.incarnation != source.incarnation:
+        raise _replaced(source.name, source.incarnation, now)
     if any(slot in found.states and found.states[slot].to is None for slot in expected):
         return None  # it is open here: somebody has finished the move
     if dict(found.arrived) != dict(expected):
@@ -136,7 +156,13 @@ def close(
 
 
 def open_(identity: LogIdentity, opening: Mapping[int, Opening], found: Found) -> SlotChange | None:
-    """Open slots whose whole history has arrived; None if one is further on or not complete."""
+    """Open slots whose whole history has arrived; None if one is further on or not complete.
+
+    Raises WrongStore where the log that one was closed in has lost that in a restore since.
+    """
+    for o in opening.values():
+        if (now := fenced(found.fences, o.source)) and now.incarnation_at(o.position) != o.incarnation:
+            raise _replaced(o.source, o.incarnation, now)
     if any(slot in found.states and found.states[slot].epoch >= o.epoch for slot, o in opening.items()):
         return None
     if dict(found.arrived) != {slot: o.history for slot, o in opening.items()}:
@@ -147,6 +173,33 @@ def open_(identity: LogIdentity, opening: Mapping[int, Opening], found: Found) -
     }
     rows = _control(identity, SLOT_OPENED, said, found)
     return SlotChange(rows=rows, states={slot: SlotState(o.epoch) for slot, o in opening.items()})
+
+
+def fence(identity: LogIdentity, restored: LogIdentity, found: Found) -> SlotChange:
+    """Say that another shard's log was restored, and as what."""
+    version, data = found.fences or (0, pack({}))
+    now = {"incarnation": restored.incarnation, "ancestry": [[a.incarnation, a.last] for a in restored.ancestry]}
+    said = pack({**unpack(data), restored.name: now})  # of all logs: the last event of a stream is never trimmed away
+    new = NewEvent(f"{identity.service}.{SHARD_RESTORED}", time.time_ns() // 1000, said, None)
+    append = Append(FENCES_STREAM, slot_of(FENCES_STREAM, identity.slots), version, [new])
+    commit = Commit(new_command(), [append])
+    return SlotChange(rows=plan(identity, found.head, {FENCES_STREAM: version}, {}, [commit]).rows)
+
+
+def fenced(fences: tuple[int, bytes] | None, log: str) -> LogIdentity | None:
+    """As what a log was restored last beside this one; None: it never was."""
+    if fences is None or (said := unpack(fences[1]).get(log)) is None:
+        return None
+    service, _, shard = log.partition(".")
+    ancestry = tuple(Ancestor(incarnation, last) for incarnation, last in said["ancestry"])
+    return LogIdentity(service, shard, said["incarnation"], ancestry=ancestry)
+
+
+def _replaced(log: str, incarnation: str, now: LogIdentity) -> WrongStore:
+    return WrongStore(
+        f"log {log} was restored since, as incarnation {now.incarnation}, and what was moved here is of incarnation "
+        f"{incarnation}: it was refused. Let every process use the store that was restored, and start it again"
+    )
 
 
 class SlotEvent(NamedTuple):
@@ -160,11 +213,18 @@ class SlotEvent(NamedTuple):
     history: History | None
     """All that the slot had when it was closed; None: it was opened."""
     closed_at: int = 0
-    """Of one that was opened: the position of the SlotClosed in the log that it came from, …"""
+    """Of one that was opened: the position of the SlotClosed in the log that it came from, … Of one that was closed,
+    and lost, and brought back when the log was restored: the position that it had, …"""
     incarnation: str = ""
     """… and the incarnation there."""
     before: int = 0
     """The position before its commit."""
+
+
+def is_of(opened: SlotEvent, closed: SlotEvent, log: LogIdentity) -> bool:
+    """Whether a slot was opened by what says in the log that it was closed, or said so before that was restored."""
+    now = (closed.position, log.incarnation_at(closed.position))
+    return (opened.closed_at, opened.incarnation) in (now, (closed.closed_at, closed.incarnation))
 
 
 def slot_event(event: StoredEvent) -> SlotEvent | None:
@@ -176,7 +236,8 @@ def slot_event(event: StoredEvent) -> SlotEvent | None:
         before = event.position - int.from_bytes(event.id[14:]) - 1
         if event.type.endswith(SLOT_CLOSED):
             history = History(said["length"], said["digest"])
-            return SlotEvent(event.position, event.slot, said["epoch"], said["to"], history, before=before)
+            was_at = said.get("position", 0), said.get("incarnation", "")
+            return SlotEvent(event.position, event.slot, said["epoch"], said["to"], history, *was_at, before)
         shard = said["from"].partition(".")[2]
         return SlotEvent(
             event.position, event.slot, said["epoch"], shard, None, said["position"], said["incarnation"], before

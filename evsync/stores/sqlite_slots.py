@@ -9,12 +9,22 @@ import sqlite3
 from collections.abc import Sequence
 
 from evsync.ports import Arrived, Place, SlotSize
-from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotRows, SlotState, StoredEvent
+from evsync.records import (
+    FENCES_STREAM,
+    OWN_STREAMS,
+    SLOTS_STREAM,
+    History,
+    LogIdentity,
+    SlotRows,
+    SlotState,
+    StoredEvent,
+)
 from evsync.stores import sqlite_statements as statements
 from evsync.stores.slot_steps import Decide, Found, SlotChange, unmoved
 from evsync.stores.sqlite_schema import COLUMNS
 
 _NOT_OWN = f"substr(stream, 1, {len(OWN_STREAMS)}) <> '{OWN_STREAMS}'"
+_FENCES = "SELECT version, data FROM events WHERE stream = ? ORDER BY version DESC LIMIT 1"
 _IMPORT = f'INSERT INTO imports (number, "at", {COLUMNS}) VALUES (?, ?{", ?" * len(StoredEvent._fields)})'
 
 
@@ -98,6 +108,7 @@ def carry_out(
             head=head,
             version=version,
             later=later,
+            fences=c.execute(_FENCES, (FENCES_STREAM,)).fetchone(),
         )
     )
     if change is None:

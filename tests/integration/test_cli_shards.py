@@ -287,9 +287,9 @@ def test_shards_are_not_restored_apart_nor_from_what_does_not_fit(
         return " ".join(shards.said(names, "restore", *options, service, code=code).split())
 
     assert "does not say which: all are restored together" in refused("ab", "--to", "sqlite:///new.db")
-    alone = refused("ab", *a)
-    assert "the shards of service 'shop' are a, b, and --to names a: all are restored together" in alone
-    assert "(--to a=URL --to b=URL). One shard is not restored beside others that live on" in alone
+    some = refused("abc", *a, *b)
+    assert "the shards of service 'shop' are a, b, c, and --to names a, b: all are restored together" in some
+    assert "(--to a=URL --to b=URL --to c=URL), or one alone, beside the others that live on" in some
     assert "two stores for shard 'a'" in refused("ab", *a, *a, *b)
     assert "--position and --incarnation are of one log" in refused("ab", *a, *b, "--position", "3")
     assert "cannot be restored into a JetStream stream" in refused("ab", *a, "--to", "b=nats://127.0.0.1:1")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evsync.projections.barrier import Barrier, applied_in, up_to_barrier
-from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Checkpoint, StoredEvent
+from evsync.projections.barrier import Barrier, applied_in, place_of, up_to_barrier
+from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Ancestor, Checkpoint, Position, StoredEvent
 from tests.projection_logs import stored
 
 GROUPS = 4
@@ -37,12 +37,16 @@ class Log:
         """The same everywhere."""
         return self.incarnation
 
+    def place_of(self, closed: Position) -> int:
+        """It was never restored."""
+        return place_of(closed, self.incarnation, ())
+
 
 @given(st.integers(0, 20), st.integers(1, 20))
 def test_nothing_is_given_from_where_a_slot_came_until_it_is_applied_there(applied: int, there: int) -> None:
     """What stands before is; with the place reached, all is."""
     events = [paid(1), paid(2), opened(3, 7, "bank.a", there), paid(4)]
-    reach = up_to_barrier(events, lambda log, slot: applied)
+    reach = up_to_barrier(events, lambda log, slot, closed: applied >= closed.number)
     if applied >= there:
         assert (reach.events, reach.barrier) == (events, None)
     else:
@@ -59,8 +63,8 @@ def test_a_log_that_is_not_followed_yet_is_waited_for() -> None:
 def test_a_commit_that_holds_a_barrier_waits_whole() -> None:
     """Several slots are opened in one commit: the first ones wait for the last."""
     events = [paid(1), opened(2, 7, "bank.a", 3, remaining=1), opened(3, 8, "bank.c", 9), paid(4)]
-    assert up_to_barrier(events, lambda log, slot: 5).events == events[:1]
-    assert up_to_barrier(events, lambda log, slot: 9).events == events
+    assert up_to_barrier(events, lambda log, slot, closed: closed.number <= 5).events == events[:1]
+    assert up_to_barrier(events, lambda log, slot, closed: closed.number <= 9).events == events
 
 
 def test_each_slot_waits_for_its_own_group() -> None:
@@ -77,8 +81,16 @@ def test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count() -> No
         assert (up_to_barrier([opened(1, 7, "bank.a", 5)], applied).barrier is not None) is waits
 
 
+def test_where_a_slot_was_closed_in_what_a_log_has_lost_the_commit_of_the_restore_is_waited_for() -> None:
+    """It says so again; what the log still has of the incarnation stands where it stood."""
+    ancestry = (Ancestor("x", 10), Ancestor("y", 20))
+    for incarnation, number, place in (("x", 9, 9), ("x", 15, 11), ("y", 15, 15), ("y", 25, 21), ("lost", 3, 21)):
+        assert place_of(Position("bank.a", incarnation, number), "z", ancestry) == place
+    assert place_of(Position("bank.a", "x", 9), None, ancestry) == 9, "nothing is known yet"
+
+
 def test_where_a_slot_goes_is_told() -> None:
     """So that a shard that was added is found."""
     closed = stored(1, f"bank.{SLOT_CLOSED}", SLOTS_STREAM, 1, epoch=2, to="b")
-    reach = up_to_barrier([closed, paid(2)], lambda log, slot: None)
+    reach = up_to_barrier([closed, paid(2)], lambda log, slot, closed: False)
     assert (list(reach.events), list(reach.further)) == ([closed, paid(2)], ["bank.b"])

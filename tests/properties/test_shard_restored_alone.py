@@ -1,0 +1,112 @@
+"""Laws of one shard that is restored beside others that live on, for any moves, broken off or not, and backups."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from evsync.archive.restore import Archive, Part, Until, restore_beside
+from evsync.errors import ArchiveIncomplete, WrongStore
+from evsync.operations.store_check import LogCheck
+from evsync.ports import Store
+from evsync.records import OWN_STREAMS, StoredEvent
+from evsync.sharding.handover import Move, bring_about, carry_out, placement_of
+from evsync.sharding.truth import check_all_there, truth
+from evsync.stores.memory import MemoryRestore, MemoryStore
+from tests.archiving import read_all
+from tests.properties.test_shards_restored import SHARDS, SLOTS, STEPS, Bank, history, says
+
+
+async def restored_alone(bank: Bank, lost: str) -> Store:
+    """The shard, from its archive and what the others have of it."""
+    others = {shard: store for shard, store in bank.stores.items() if shard != lost and isinstance(store, MemoryStore)}
+    into = MemoryRestore()
+    await restore_beside(Part(await Archive.find([bank.target], f"bank.{lost}"), into), others, until=Until())
+    assert into.store is not None
+    return into.store
+
+
+def key(e: StoredEvent) -> tuple[bytes, str, int]:
+    """What an event keeps, in whatever log it is."""
+    return e.id, e.stream, e.version
+
+
+async def own_of(store: Store, slot: int) -> list[tuple[bytes, str, int]]:
+    """A slot's events that are in the store's log."""
+    return [key(e) for e in await read_all(store) if e.slot == slot and not e.stream.startswith(OWN_STREAMS)]
+
+
+@settings(max_examples=250, deadline=None)
+@given(STEPS, STEPS, st.sampled_from(SHARDS))
+def test_a_shard_restored_alone_has_all_that_is_anywhere_of_it(
+    before: Sequence[tuple[str, int, int | str]], after: Sequence[tuple[str, int, int | str]], lost: str
+) -> None:
+    """Each event that is in its archive, or that another shard holds, is in one log, once, and in the history of its
+    slot, in order; each slot is open in one shard; slots move on. Who still has the lost store moves nothing of it."""
+
+    async def check() -> None:
+        bank = Bank()
+        for step in before:
+            await bank.take(*step)
+        await bank.backup(lost)
+        if not any(name.startswith(f"bank.{lost}/") for name in bank.target.kept):
+            return
+        archived = {slot: await own_of(bank.stores[lost], slot) for slot in range(SLOTS)}
+        for step in after:
+            if step[0] != "backup":
+                await bank.take(*step)
+        zombie = bank.stores[lost]
+        others = {shard: store for shard, store in bank.stores.items() if shard != lost}
+        held = {
+            shard: [[key(e) for e in await history(s, slot)] for slot in range(SLOTS)] for shard, s in others.items()
+        }
+        was = {slot: [key(e) for e in await history(zombie, slot)] for slot in range(SLOTS)}
+        try:
+            restored = await restored_alone(bank, lost)
+        except ArchiveIncomplete as e:
+            if "others have come back since" not in str(e):
+                raise
+            event("refused")
+            return
+        event("restored")
+        stores = bank.stores = {shard: restored if shard == lost else s for shard, s in bank.stores.items()}
+        for to in others:
+            for slot in range(SLOTS):
+                with contextlib.suppress(WrongStore):
+                    await carry_out({**stores, lost: zombie}, Move(lost, to, (slot,)))
+        await check_all_there(stores)
+        await bring_about(stores, placement_of(await truth(stores)))
+        for slot, now in (await truth(stores)).items():
+            assert now.is_open
+            found = [key(e) for e in await history(stores[now.shard], slot)]
+            of_others = max((histories[slot] for histories in held.values()), key=len)
+            whole = max(was[slot], of_others, key=len)
+            assert found == whole[: len(found)]
+            assert set(of_others) <= set(found)
+            assert set(archived[slot]) <= set(found)
+            logs = Counter([k for store in stores.values() for k in await own_of(store, slot)])
+            assert logs == Counter(found), "each is in one log, once"
+            for store in stores.values():
+                has = [key(e) for e in await history(store, slot)]
+                assert has == found[: len(has)]
+        for store in stores.values():
+            log = LogCheck(store.identity, lambda _: None)
+            assert [p for e in await read_all(store) for p in log.see(e) if p.law != "slots"] == []
+        for slot, shard in ((0, "b"), (1, "c"), (2, "a"), (0, "a"), (1, lost)):
+            await bank.save(slot, 2)
+            await bank.take("move", slot, shard)
+        for slot, now in (await truth(stores)).items():
+            versions = [e.version for e in await stores[now.shard].read_stream(f"stream-{slot}")]
+            assert versions == list(range(1, len(versions) + 1))
+        await bank.backup(*SHARDS)
+        again, left_out = await bank.restored()
+        assert left_out == [0, 0, 0], "restored together later, nothing is left out"
+        for shard, store in stores.items():
+            assert await says(again[shard]) == await says(store)
+
+    asyncio.run(check())
