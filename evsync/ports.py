@@ -241,7 +241,8 @@ class SlotStore(Protocol):
     async def import_events(
         self, events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None = None
     ) -> bool:
-        """Import slots' events, behind what is expected to have arrived of each, read from the store of `source`."""
+        """Import slots' events, behind what is expected to have arrived of each, from the store of `source`: see
+        `check_fence`."""
         ...
 
     async def close_slots(
@@ -253,10 +254,10 @@ class SlotStore(Protocol):
         """
         ...
 
-    async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
+    async def open_slots(self, opening: Mapping[int, Opening], source: LogIdentity | None = None) -> bool:
         """Open slots whose whole history has arrived, unless one is known in that epoch or a later one.
 
-        Appends a SLOT_OPENED for each. Raises WrongStore, as import_events, where a source was restored since.
+        Appends a SLOT_OPENED for each. Raises as import_events.
         """
         ...
 

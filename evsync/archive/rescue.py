@@ -18,7 +18,9 @@ import msgpack
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived, Place, Store, StoreRestore
 from evsync.records import (
+    FENCES_STREAM,
     OWN_STREAMS,
+    SHARD_RESTORED,
     SLOT_CLOSED,
     SLOT_OPENED,
     SLOTS_STREAM,
@@ -29,6 +31,7 @@ from evsync.records import (
     StoredEvent,
     event_id,
 )
+from evsync.sharding.slots import slot_of
 from evsync.stores.slot_steps import SlotEvent, folded, is_of, slot_event
 
 READ_EVENTS = 500
@@ -53,6 +56,8 @@ class OwnLog:
 
     def __init__(self) -> None:
         self.said: list[SlotEvent] = []
+        self.fences = 0
+        """The version of FENCES_STREAM."""
         self.stays: dict[tuple[int, int], History] = defaultdict(History)
         """By slot and epoch, of the events that it got there."""
         self._epochs: dict[int, int] = {}
@@ -63,6 +68,8 @@ class OwnLog:
             if (said := slot_event(event)) is not None:
                 self.said.append(said)
                 self._epochs[said.slot] = said.epoch
+            elif event.stream == FENCES_STREAM:
+                self.fences = event.version
             elif not event.stream.startswith(OWN_STREAMS):
                 key = event.slot, self._epochs.get(event.slot, 1)
                 self.stays[key] = self.stays[key].with_ids((event.id,))
@@ -155,14 +162,16 @@ class Rescue:
 
     def rows(self, restored: StoredEvent) -> list[StoredEvent]:
         """The commit that begins with the event which says that the log was restored."""
-        items = sorted((item for slot in self._stays for item in self._items(slot)), key=lambda item: item[0])
+        found = sorted((item for slot in self._stays for item in self._items(slot)), key=lambda item: item[0])
+        items = [self._fence(), *(row for _, row in found)]
         rows = [restored._replace(remaining=len(items))]
         version = len(self._own.said)
-        for index, (_, item) in enumerate(items, 1):
+        for index, item in enumerate(items, 1):
             row = item
-            if item.stream == SLOTS_STREAM:
-                version += 1
-                row = item._replace(version=version, id=event_id(restored.id, index), time_us=restored.time_us)
+            if item.stream.startswith(OWN_STREAMS):
+                version += item.stream == SLOTS_STREAM
+                own = version if item.stream == SLOTS_STREAM else item.version
+                row = item._replace(version=own, id=event_id(restored.id, index), time_us=restored.time_us)
             rows.append(
                 row._replace(
                     position=restored.position + index,
@@ -185,6 +194,12 @@ class Rescue:
             if not stays[-1].opened and not stays[-1].told_of and not (len(stays) > 1 and stays[-2].left)
         }
         return SlotRows(found.states, {**found.arrived, **coming})
+
+    def _fence(self) -> StoredEvent:
+        """From the others, too, this one takes slots only as they are, or as what they become from now on."""
+        data = msgpack.packb({store.identity.name: store.identity.incarnation for store in self._stores.values()})
+        row = self._control(slot_of(FENCES_STREAM, self._log.slots), SHARD_RESTORED, {})
+        return row._replace(stream=FENCES_STREAM, version=self._own.fences + 1, data=data)
 
     # ---- what is said
 

@@ -57,7 +57,7 @@ class MovableSlots:
         """Close slots of a log that has not begun. Raises ConfigurationError as `check_leaving`."""
         return await self._told(lambda again: self._slots.close(closing, to, histories, again=again))
 
-    async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
+    async def open_slots(self, opening: Mapping[int, Opening], source: LogIdentity | None = None) -> bool:
         """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
         return await self._told(lambda again: self._slots.open(opening, again=again))
 

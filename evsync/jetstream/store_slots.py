@@ -214,7 +214,9 @@ class Slots:
     async def bring(self, events: Sequence[StoredEvent], expected: Mapping[int, History]) -> bool:
         """See SlotStore.import_events. What is stored is what `imports` finds to be expected."""
         found = await self._found(list(expected))
-        return importing(events, expected, None, found) is not None and await self.imports.bring(events, expected)
+        return importing(self._identity, events, expected, None, found) is not None and await self.imports.bring(
+            events, expected
+        )
 
     async def close(
         self, closing: Mapping[int, int], to: str, histories: Mapping[int, History], *, again: bool
@@ -235,7 +237,7 @@ class Slots:
         found = await self._found(list(opening))
         if again and all(found.states.get(slot) == SlotState(o.epoch) for slot, o in opening.items()):
             return True
-        change = open_(self._identity, opening, found)
+        change = open_(self._identity, opening, None, found)
         return change is not None and await self._say(change.rows)
 
     async def _found(self, slots: Sequence[int]) -> Found:

@@ -139,7 +139,7 @@ class _Handover:
             slot: Opening(s.epoch, log.name, log.incarnation_at(s.position), s.position, s.history)
             for slot, s in closed.items()
         }
-        if not await self._to.open_slots(opening):
+        if not await self._to.open_slots(opening, log):
             return False
         self.opened |= opening.keys()
         self._done("opened")

@@ -24,7 +24,7 @@ from evsync.records import (
     change_of,
 )
 from evsync.stores.plan import CheckpointKey, check_follows, doubtful, keys_of, plan, streams_of
-from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
+from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
 
 _version = attrgetter("version")
@@ -164,7 +164,7 @@ class MemoryStore(Steps):
     async def _step(
         self, slots: Sequence[int], decide: Decide, *, seen: int | None = None, logged: bool = True
     ) -> SlotChange | None:
-        head, wanted = len(self._log), set(slots)
+        head, wanted, fences = len(self._log), set(slots), self._streams.get(FENCES_STREAM, [])
         change = decide(
             Found(
                 moves=self._moves,
@@ -177,7 +177,7 @@ class MemoryStore(Steps):
                     for e in self._log[seen:]
                     if e.slot in wanted and not e.stream.startswith(OWN_STREAMS)
                 ],
-                fences=(fences[-1].version, fences[-1].data) if (fences := self._streams.get(FENCES_STREAM)) else None,
+                fence=next((Fence(e.version, e.incarnation, e.data) for e in fences[-1:]), None),
             )
         )  # fmt: skip
         if change is None:

@@ -29,7 +29,7 @@ from evsync.records import (
 )
 from evsync.stores.postgres_connections import Connections, replaced, words
 from evsync.stores.postgres_schema import COLUMN_TYPES, COLUMNS
-from evsync.stores.slot_steps import Decide, Found, SlotChange, Steps, unmoved
+from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
 
 MANY = 2**63 - 1
@@ -87,7 +87,9 @@ _LOG = """
 _LATER = f"""
     SELECT slot, id FROM {{schema}}.events WHERE position > %s AND slot = ANY(%s) AND {_NOT_OWN} ORDER BY position
 """
-_FENCES = "SELECT version, data FROM {schema}.events WHERE stream = %s ORDER BY version DESC LIMIT 1"
+_FENCE = """
+    SELECT version, incarnation, data FROM {schema}.events WHERE stream = %s ORDER BY version DESC LIMIT 1
+"""
 _INSERT = f"INSERT INTO {{schema}}.events ({COLUMNS}) VALUES ({', '.join(['%b'] * len(StoredEvent._fields))})"
 _IMPORT = f'COPY {{schema}}.imports ("at", {COLUMNS}) FROM STDIN (FORMAT binary)'
 _PUT_ARRIVALS = """
@@ -245,7 +247,7 @@ class MovableSlots(Steps):
                 head=head,
                 version=version,
                 later=[] if seen is None else [(slot, id) for slot, id in await rows(_LATER, seen, slots)],
-                fences=next(((v, data) for v, data in await rows(_FENCES, FENCES_STREAM)), None),
+                fence=next(map(Fence._make, await rows(_FENCE, FENCES_STREAM)), None),
             )
             if (change := decide(found)) is None:
                 return None

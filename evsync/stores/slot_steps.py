@@ -21,7 +21,6 @@ from evsync.records import (
     SLOT_CLOSED,
     SLOT_OPENED,
     SLOTS_STREAM,
-    Ancestor,
     Append,
     Commit,
     History,
@@ -35,6 +34,14 @@ from evsync.records import (
 )
 from evsync.sharding.slots import slot_of
 from evsync.stores.plan import plan
+
+
+class Fence(NamedTuple):
+    """The last event of FENCES_STREAM."""
+
+    version: int
+    incarnation: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +59,7 @@ class Found:
     """Of SLOTS_STREAM."""
     later: Sequence[tuple[int, bytes]] = ()
     """Slots and ids of the log's events of these slots behind the position asked for, in order."""
-    fences: tuple[int, bytes] | None = None
-    """Version and data of the last event of FENCES_STREAM."""
+    fence: Fence | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +106,7 @@ class Steps:
         self, events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None = None
     ) -> bool:
         """Import the events behind what is expected to have arrived; False, and nothing done, if that is not so."""
-        decide = partial(importing, events, expected, source)
+        decide = partial(importing, self.identity, events, expected, source)
         return await self._step(list(expected), decide, logged=False) is not None
 
     async def close_slots(
@@ -110,24 +116,24 @@ class Steps:
         change = await self._step(list(closing), partial(close, self.identity, closing, to, histories), seen=seen)
         return None if change is None else {slot: change.states[slot] for slot in closing}
 
-    async def open_slots(self, opening: Mapping[int, Opening]) -> bool:
+    async def open_slots(self, opening: Mapping[int, Opening], source: LogIdentity | None = None) -> bool:
         """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
-        return await self._step(list(opening), partial(open_, self.identity, opening)) is not None
+        return await self._step(list(opening), partial(open_, self.identity, opening, source)) is not None
 
     async def fence(self, restored: LogIdentity) -> None:
         """Take slots from a shard's log, from now on, only as it was restored."""
-        await self._step([], partial(fence, self.identity, restored))
+        await self._step([], partial(fence, self.identity, {restored.name: restored.incarnation}))
 
 
 def importing(
-    events: Sequence[StoredEvent], expected: Mapping[int, History], source: LogIdentity | None, found: Found
+    identity: LogIdentity,
+    events: Sequence[StoredEvent],
+    expected: Mapping[int, History],
+    source: LogIdentity | None,
+    found: Found,
 ) -> SlotChange | None:
-    """Import events behind what is expected to have arrived; None where that is not so.
-
-    Raises WrongStore where the log that they are read from was restored since: what it has may be lost.
-    """
-    if source is not None and (now := fenced(found.fences, source.name)) and now.incarnation != source.incarnation:
-        raise _replaced(source.name, source.incarnation, now)
+    """Import events behind what is expected to have arrived; None where that is not so. Raises as `check_fence`."""
+    check_fence(found.fence, identity, source)
     if any(slot in found.states and found.states[slot].to is None for slot in expected):
         return None  # it is open here: somebody has finished the move
     if dict(found.arrived) != dict(expected):
@@ -155,14 +161,11 @@ def close(
     return SlotChange(rows=rows, states={**known, **closed} if found.moves == 0 else closed, arrived=full)
 
 
-def open_(identity: LogIdentity, opening: Mapping[int, Opening], found: Found) -> SlotChange | None:
-    """Open slots whose whole history has arrived; None if one is further on or not complete.
-
-    Raises WrongStore where the log that one was closed in has lost that in a restore since.
-    """
-    for o in opening.values():
-        if (now := fenced(found.fences, o.source)) and now.incarnation_at(o.position) != o.incarnation:
-            raise _replaced(o.source, o.incarnation, now)
+def open_(
+    identity: LogIdentity, opening: Mapping[int, Opening], source: LogIdentity | None, found: Found
+) -> SlotChange | None:
+    """Open slots whose whole history has arrived; None if one is further on or not complete. Raises as `check_fence`."""
+    check_fence(found.fence, identity, source)
     if any(slot in found.states and found.states[slot].epoch >= o.epoch for slot, o in opening.items()):
         return None
     if dict(found.arrived) != {slot: o.history for slot, o in opening.items()}:
@@ -175,30 +178,29 @@ def open_(identity: LogIdentity, opening: Mapping[int, Opening], found: Found) -
     return SlotChange(rows=rows, states={slot: SlotState(o.epoch) for slot, o in opening.items()})
 
 
-def fence(identity: LogIdentity, restored: LogIdentity, found: Found) -> SlotChange:
-    """Say that another shard's log was restored, and as what."""
-    version, data = found.fences or (0, pack({}))
-    now = {"incarnation": restored.incarnation, "ancestry": [[a.incarnation, a.last] for a in restored.ancestry]}
-    said = pack({**unpack(data), restored.name: now})  # of all logs: the last event of a stream is never trimmed away
-    new = NewEvent(f"{identity.service}.{SHARD_RESTORED}", time.time_ns() // 1000, said, None)
-    append = Append(FENCES_STREAM, slot_of(FENCES_STREAM, identity.slots), version, [new])
-    commit = Commit(new_command(), [append])
+def fence(identity: LogIdentity, restored: Mapping[str, str], found: Found) -> SlotChange:
+    """Say that other shards' logs were restored, and as what."""
+    version = found.fence.version if found.fence is not None else 0
+    data = pack({**fenced(found.fence, identity), **restored})  # of all: the last event of a stream is never trimmed
+    new = NewEvent(f"{identity.service}.{SHARD_RESTORED}", time.time_ns() // 1000, data, None)
+    commit = Commit(new_command(), [Append(FENCES_STREAM, slot_of(FENCES_STREAM, identity.slots), version, [new])])
     return SlotChange(rows=plan(identity, found.head, {FENCES_STREAM: version}, {}, [commit]).rows)
 
 
-def fenced(fences: tuple[int, bytes] | None, log: str) -> LogIdentity | None:
-    """As what a log was restored last beside this one; None: it never was."""
-    if fences is None or (said := unpack(fences[1]).get(log)) is None:
-        return None
-    service, _, shard = log.partition(".")
-    ancestry = tuple(Ancestor(incarnation, last) for incarnation, last in said["ancestry"])
-    return LogIdentity(service, shard, said["incarnation"], ancestry=ancestry)
+def fenced(fence: Fence | None, identity: LogIdentity) -> dict[str, str]:
+    """The incarnations as which other shards' logs were restored beside this one, as it is now."""
+    return unpack(fence.data) if fence is not None and fence.incarnation == identity.incarnation else {}
 
 
-def _replaced(log: str, incarnation: str, now: LogIdentity) -> WrongStore:
-    return WrongStore(
-        f"log {log} was restored since, as incarnation {now.incarnation}, and what was moved here is of incarnation "
-        f"{incarnation}: it was refused. Let every process use the store that was restored, and start it again"
+def check_fence(fence: Fence | None, identity: LogIdentity, source: LogIdentity | None) -> None:
+    """Raise WrongStore where the log that slots come from was restored since: what it has may be lost."""
+    now = fenced(fence, identity).get(source.name) if source is not None else None
+    if source is None or now in (None, source.incarnation, *(a.incarnation for a in source.ancestry)):
+        return
+    raise WrongStore(
+        f"log {source.name} was restored since, as incarnation {now}, and this store of it is of incarnation "
+        f"{source.incarnation}: nothing is taken from it. Let every process use the store that was restored, and start "
+        "it again"
     )
 
 

@@ -20,11 +20,11 @@ from evsync.records import (
     StoredEvent,
 )
 from evsync.stores import sqlite_statements as statements
-from evsync.stores.slot_steps import Decide, Found, SlotChange, unmoved
+from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, unmoved
 from evsync.stores.sqlite_schema import COLUMNS
 
 _NOT_OWN = f"substr(stream, 1, {len(OWN_STREAMS)}) <> '{OWN_STREAMS}'"
-_FENCES = "SELECT version, data FROM events WHERE stream = ? ORDER BY version DESC LIMIT 1"
+_FENCE = "SELECT version, incarnation, data FROM events WHERE stream = ? ORDER BY version DESC LIMIT 1"
 _IMPORT = f'INSERT INTO imports (number, "at", {COLUMNS}) VALUES (?, ?{", ?" * len(StoredEvent._fields)})'
 
 
@@ -108,7 +108,7 @@ def carry_out(
             head=head,
             version=version,
             later=later,
-            fences=c.execute(_FENCES, (FENCES_STREAM,)).fetchone(),
+            fence=next(map(Fence._make, c.execute(_FENCE, (FENCES_STREAM,))), None),
         )
     )
     if change is None:
