@@ -9,11 +9,13 @@ from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.homes import ShardedStores, one_number_of_slots
 from evsync.opening import open_store
 from evsync.ports import Store
+from evsync.records import FENCES_STREAM
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import bring_about
 from evsync.sharding.slots import SLOTS
 from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.group_commit import GroupCommit
+from evsync.stores.slot_steps import Fence, check_fence
 
 
 async def open_shards(
@@ -81,7 +83,16 @@ async def open_home(
         stack.push_async_callback(commits[shard].close)
     home = ShardedStores(stores, commits, now)
     await check_all_there(stores)
+    await _check_fences(stores)
     return home
+
+
+async def _check_fences(stores: Mapping[str, Store]) -> None:
+    """Raise WrongStore for a store in whose place another one was restored, beside the others."""
+    for store in stores.values():
+        for event in (await store.read_stream(FENCES_STREAM))[-1:]:
+            for other in stores.values():
+                check_fence(Fence(event.version, event.incarnation, event.data), store.identity, other.identity)
 
 
 async def _place(stores: Mapping[str, Store], plan: Router) -> None:

@@ -960,9 +960,46 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "Restored shards fit: no slot is open twice, or nowhere, or without its history",
         "evsync/projections/barrier.py", "what was applied before a restore counts for a barrier",
-        "checkpoint.position if now in (None, checkpoint.incarnation) else -1", "checkpoint.position",
+        "return now in (None, checkpoint.incarnation) and checkpoint", "return checkpoint",
         "tests/unit/test_projection_barrier.py"
         "::test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/archive/rescue.py", "what others hold from behind the end is not brought back",
+        "                    stay.found.append(event)\n", "                    pass\n",
+        "tests/properties/test_shard_restored_alone.py"
+        "::test_a_shard_restored_alone_has_all_that_is_anywhere_of_it",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/archive/rescue.py", "slots that live elsewhere by now stay open",
+        "            if stay.left is not None and stay.end is not None:\n                key",
+        "            if False:\n                key",
+        "tests/properties/test_shard_restored_alone.py"
+        "::test_a_shard_restored_alone_has_all_that_is_anywhere_of_it",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/archive/restore.py", "the other shards are not fenced",
+        "        await store.fence(identity)\n", "        pass\n",
+        "tests/integration/test_shard_restored_alone.py::test_what_others_hold_of_a_lost_shard_comes_back_with_it",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/archive/rescue.py", "a commit may wait for what waits for itself",
+        "            elif before is None:\n", "            elif False:\n",
+        "tests/integration/test_shard_restored_alone.py"
+        "::test_a_shard_whose_slots_came_and_went_both_ways_is_not_restored_alone",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/projections/barrier.py", "a slot that was closed in what a log has lost is waited for where it stood",
+        "    if incarnation is None or not ancestry:\n", "    if True:\n",
+        "tests/unit/test_projection_barrier.py::test_where_a_slot_was_closed_in_what_a_log_has_lost_"
+        "the_commit_of_the_restore_is_waited_for",
+        "tests/integration/test_shard_restored_alone.py"
+        "::test_who_follows_a_shard_that_was_restored_alone_goes_on_unless_it_is_ahead",
     ),
     _break(
         "A process that has slept through a restore changes nothing",

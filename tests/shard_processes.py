@@ -11,11 +11,16 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from evsync.archive.backup import Backups
+from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.errors import StoreUnavailable
+from evsync.operations.recovery import archives_of, restore_shard
 from evsync.sharding.handover import Step, bring_about
+from evsync.stores.slot_steps import Steps
+from evsync.stores.sqlite_restore import SqliteRestore
 from tests.integration.test_shards import Counted, home, opened
 
 
@@ -73,10 +78,34 @@ async def backup(directory: Path, stores: Mapping[str, str], targets: list[str],
     print("archived", flush=True)
 
 
+async def restore(directory: Path, stores: Mapping[str, str], argument: tuple[str, str, str], die_after: int) -> None:
+    """Restore one shard into a new store from its archive, beside the others; killed when it is about to take so many
+    of its steps (0: never)."""
+    shard, to, target = argument
+    steps = 0
+
+    def counted(method: Any) -> Any:
+        async def step(*arguments: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return await method(*arguments)
+
+        return step
+
+    for kind, name in ((Steps, "fence"), (SqliteRestore, "load"), (SqliteRestore, "complete"), (Steps, "open_slots")):
+        setattr(kind, name, counted(getattr(kind, name)))
+    archives = await archives_of([open_target(str(directory / target))], "counts", {shard: None})
+    others = {name: url for name, url in stores.items() if name != shard}
+    await restore_shard(shard, archives[shard], None, to, others, Until())
+    print("restored", flush=True)
+
+
 if __name__ == "__main__":
     what, where, stores, argument, *rest = sys.argv[1:]
     place = Path(where), json.loads(stores), json.loads(argument)
     if what == "write":
         asyncio.run(write(*place))
     else:
-        asyncio.run((move if what == "move" else backup)(*place, int(rest[0])))
+        asyncio.run({"move": move, "backup": backup, "restore": restore}[what](*place, int(rest[0])))

@@ -164,7 +164,7 @@ def close(
 def open_(
     identity: LogIdentity, opening: Mapping[int, Opening], source: LogIdentity | None, found: Found
 ) -> SlotChange | None:
-    """Open slots whose whole history has arrived; None if one is further on or not complete. Raises as `check_fence`."""
+    """Open slots whose whole history has arrived; None if one is further on or not. Raises as `check_fence`."""
     check_fence(found.fence, identity, source)
     if any(slot in found.states and found.states[slot].epoch >= o.epoch for slot, o in opening.items()):
         return None

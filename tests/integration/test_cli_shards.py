@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import sqlite3
@@ -224,6 +225,12 @@ shop = Service('shop', aggregates=[Cart], backups=BackupPolicy(targets=['disk'],
 class Archived(Shards):
     """One that is backed up, with shards `a` and `b`."""
 
+    async def more(self, *names: str) -> None:
+        """Carts that no backup has."""
+        async with shop.open(store=self.stores(*names), run="none"):
+            for n in range(20):
+                await shop.save(Cart(id=f"later-{n}"))
+
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(directory)
         (directory / "archived_shop.py").write_text(ARCHIVED)
@@ -273,6 +280,21 @@ def test_shards_are_archived_looked_at_and_restored_together(tmp_path: Path, mon
         ]
         checked = shards.shop.evsync("store", "check", TARGET, EVSYNC_SHOP_STORE=json.dumps(to)).stdout
         assert checked.count("all is well") == 2
+
+
+def test_one_shard_is_restored_beside_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the other holds of it; what is said tells how much; the lost store is not opened any more."""
+    shards, service = Archived(tmp_path, monkeypatch), "archived_shop:shop"
+    shards.said("ab", "backup", "run", service)
+    asyncio.run(shards.more("a", "b"))
+    shards.said("ab", "shards", "drain", service, "a")
+    to = f"sqlite:///{tmp_path}/new-a.db"
+    said = shards.said("ab", "restore", "--to", f"a={to}", service)
+    assert re.search(r"^\d+ later events are brought back from the other shards, which hold them$", said, re.MULTILINE)
+    assert "log shop.a was restored since" in " ".join(shards.said("ab", "status", service, code=1).split())
+    found = {**shards.stores("a", "b"), "a": to}
+    checked = shards.shop.evsync("store", "check", TARGET, EVSYNC_SHOP_STORE=json.dumps(found)).stdout
+    assert checked.count("all is well") == 2
 
 
 def test_shards_are_not_restored_apart_nor_from_what_does_not_fit(

@@ -8,7 +8,7 @@ import pytest
 
 from evsync import Service
 from evsync.archive.restore import RestoreReport, Until
-from evsync.errors import ConfigurationError, OtherIncarnation, WrongStore
+from evsync.errors import ArchiveIncomplete, ConfigurationError, OtherIncarnation, WrongStore
 from evsync.operations.recovery import archives_of, restore_shard
 from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
@@ -64,6 +64,9 @@ async def test_what_others_hold_of_a_lost_shard_comes_back_with_it(place: Place,
         await move_all(service, all_in(lost))  # into the lost store: to be taken for the restored one's
         with pytest.raises(WrongStore, match="was restored since, as incarnation"):
             await move_all(service, all_in(other))
+    with pytest.raises(WrongStore, match=f"log counts.{lost} was restored since"):
+        async with place.opened("s", "p", run="none"):
+            pass
     urls = {shard: place.url(to if shard == lost else shard) for shard in ("s", "p")}
     service = counts()
     async with service.open(store=urls, views=place.views):
@@ -143,3 +146,18 @@ async def test_who_follows_a_shard_that_was_restored_alone_goes_on_unless_it_is_
     async with service.open(store=urls, views=place.views):
         await check_order(service, done)
         await check_whole(service)
+
+
+async def test_a_shard_whose_slots_came_and_went_both_ways_is_not_restored_alone(place: Place) -> None:
+    """What it would have to say in one commit of those that came and left again waits in the other shard's log for what
+    it says of those that had left. It is told what to do; nothing is made."""
+    target, done = MemoryTarget(), Counter[str]()
+    async with place.opened("s", "s2", run="none") as service:
+        await add_to_each(service, done)
+        await backup(service.stores, target, "s")
+        for placement in (all_in("s2"), all_in("s"), all_in("s2")):
+            await move_all(service, placement)
+            await add_to_each(service, done)
+    with pytest.raises(ArchiveIncomplete, match=r"others have come back since.*restore all shards together"):
+        await restored(place, target, "s", "s-new", "s2")
+    assert not list(place.directory.glob("s-new*"))
