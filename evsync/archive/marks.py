@@ -22,7 +22,7 @@ from evsync.archive.segments import FollowerCheckpoint
 from evsync.codec.values import unpack
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.ports import BackupTarget
-from evsync.records import SLOT_OPENED, Checkpoint, LogIdentity, StoredEvent, decode_meta
+from evsync.records import RESTORES_STREAM, SLOT_OPENED, Checkpoint, LogIdentity, StoredEvent, decode_meta
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 FORMAT = 1
@@ -75,8 +75,12 @@ def dependents_of(
     A reaction's checkpoint, where a slot came from, and a causation id, if `positions` tells where that event stands.
     What a source has lost in a restore since is passed over: no mark can have it.
     """
+    restored: int | None = None  # the place before a commit in which events have kept the ids that they had
     for event in events:
-        before = event.position - int.from_bytes(event.id[14:]) - 1
+        if event.stream == RESTORES_STREAM:
+            restored = event.position - 1
+        before = restored if restored is not None else event.position - int.from_bytes(event.id[14:]) - 1
+        restored = restored if event.remaining else None
         for on, incarnation, needs in _needs(event):
             if on in identities and on != log and identities[on].incarnation_at(needs) == incarnation:
                 yield Dependent(log, before, on, needs)
