@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from evsync import Contract, Event, NamedAggregate, Projection, Service, SqlModel, Tables, event
 from evsync.errors import AcrossShards, ConfigurationError, StoreUnavailable, WrongStore
 from evsync.homes import ShardedStores
-from evsync.records import History, Opening
+from evsync.records import History, LogIdentity, Opening
 from evsync.sharding import HashRing, RangeRouter, Router, slot_of
 from evsync.sharding.handover import BEGINNING, Move, Step, bring_about, carry_out, moves_between
 from evsync.sharding.truth import truth
@@ -288,8 +288,8 @@ async def test_two_movers_who_want_different_things_come_to_an_end(tmp_path: Pat
         stores = home(service).slot_stores
         open_slots = stores["b"].open_slots
 
-        async def open_and_lose(opening: Mapping[int, Opening]) -> bool:
-            opened = await open_slots(opening)
+        async def open_and_lose(opening: Mapping[int, Opening], source: LogIdentity | None = None) -> bool:
+            opened = await open_slots(opening, source)
             await bring_about(stores, back)
             return opened
 
