@@ -109,7 +109,8 @@ async def restore_shard(
         living = {name: store for name, store in stores.items() if isinstance(store, FencedStore)}
         for name, store in stores.items():
             trimmed = await store.trimmed() if isinstance(store, Trimmed) else 0
-            if name not in living or trimmed or store.identity.slots != identity.slots:
+            lasts = name in living and store.capabilities.durable
+            if not lasts or trimmed or store.identity.slots != identity.slots:
                 raise ConfigurationError(
                     f"shard {shard!r} cannot be restored beside shard {name!r}, whose store is trimmed, or of a kind "
                     "or a number of slots that does not fit. Nothing was restored. Restore all shards together"
