@@ -161,3 +161,26 @@ async def test_a_shard_whose_slots_came_and_went_both_ways_is_not_restored_alone
     with pytest.raises(ArchiveIncomplete, match=r"others have come back since.*restore all shards together"):
         await restored(place, target, "s", "s-new", "s2")
     assert not list(place.directory.glob("s-new*"))
+
+
+@pytest.mark.parametrize(
+    ("to", "other", "said"),
+    [
+        ("sqlite:///new.db", "nats://127.0.0.1:1", "cannot be restored into a JetStream stream"),
+        ("nats://127.0.0.1:1", "sqlite:///s2.db", "cannot be restored into a JetStream stream"),
+        ("sqlite:///new.db", "memory://", "cannot be restored beside shard 's2'"),
+    ],
+)
+async def test_beside_stores_that_cannot_take_part_no_shard_is_restored(
+    place: Place, to: str, other: str, said: str
+) -> None:
+    """It is said, and nothing is made."""
+    target = MemoryTarget()
+    async with place.opened("s", "s2", run="none") as service:
+        await move_all(service, HashRing(["s", "s2"]))
+        await backup(service.stores, target, "s")
+    archives = await archives_of([target], "counts", {"s": None})
+    to = to.replace("new.db", f"{place.directory}/new.db")
+    with pytest.raises(ConfigurationError, match=said):
+        await restore_shard("s", archives["s"], None, to, {"s2": other}, Until())
+    assert not list(place.directory.glob("new*"))
