@@ -50,9 +50,8 @@ class Shards(ListSource):
         closed = stored(end, f"bank.{SLOT_CLOSED}", SLOTS_STREAM, end, slot=slot, to="b", epoch=2)
         self.append(closed._replace(slot=slot))
         begin = len(self.b.events) + 1
-        opened = stored(
-            begin, f"bank.{SLOT_OPENED}", SLOTS_STREAM, begin, position=end, epoch=2, **{"from": "bank.main"}
-        )
+        where = {"from": "bank.main", "incarnation": self.incarnation, "position": end}
+        opened = stored(begin, f"bank.{SLOT_OPENED}", SLOTS_STREAM, begin, epoch=2, **where)
         self.b.append(opened._replace(slot=slot))
 
     def pay(self, stream: str, version: int) -> None:
