@@ -26,7 +26,7 @@ SLOTS_PER_STEP = 64
 """Slots that are closed at once."""
 EVENTS_PER_READ = 500
 """Few, because writers of the new shard wait while they are imported."""
-REST = 2.5
+REST = 3.0
 """While writers go on, copying rests this many times as long as it works: they have the disk and the processor too."""
 BEGINNING: Place = (0, 0)
 
