@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from evsync.errors import NotVisible
 from evsync.projections import ProjectionRunner, ViewsDatabase
 from evsync.projections.bookkeeping import CHECKPOINTS, LEASES, NAMES, PARKED, WORKERS
+from evsync.projections.read_model import DatabaseAway
 from tests.integration.test_projection_parking import url, views
 from tests.integration.test_projection_runner import at, running
 from tests.projection_logs import Ledger, ListSource, bank_events, fold_bank
@@ -119,3 +121,38 @@ async def test_a_model_whose_beginning_the_database_has_lost_is_begun_anew(views
         more(source, 30)
         await runner.wait(at(70), 10)
         assert await views.read(ledger.rows) == fold_bank(source.events)
+
+
+async def test_a_token_that_was_raised_again_says_nothing_of_what_was_applied(
+    views: ViewsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the very one that was lost, and with it what was applied under it: that is not to be seen any more."""
+    source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
+    first = ProjectionRunner(ledger.projection, views, [source])
+    await first.open()
+    assert await first.step()
+    await first.close()
+    await views.write(keep(ledger))
+    runner = ProjectionRunner(ledger.projection, views, [source])
+    await runner.open()
+    more(source, 30)
+    assert await runner.step()
+    [log] = runner._logs.values()
+    assert (log.position, before := dict(log._tokens)) == (70, runner._tenure.holding.tokens)  # type: ignore[union-attr]
+    await views.write(put_back(ledger))
+    balance = runner._session.balance
+    away = iter([True])
+
+    async def once_away(*given: Any) -> Any:
+        if next(away, False):
+            raise DatabaseAway("it has failed")
+        return await balance(*given)
+
+    monkeypatch.setattr(runner._session, "balance", once_away)
+    with pytest.raises(DatabaseAway):
+        await runner.balance()
+    assert await runner.balance()
+    assert (dict(log._tokens), log.position) == (before, 40)
+    assert await runner.step()
+    assert await views.read(ledger.rows) == fold_bank(source.events)
+    await runner.close()
