@@ -19,7 +19,7 @@ from evsync.sharding.handover import Move, bring_about, carry_out, placement_of
 from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.memory import MemoryRestore, MemoryStore
 from tests.archiving import read_all
-from tests.properties.test_shards_restored import SHARDS, SLOTS, STEPS, Bank, history, says
+from tests.properties.test_shards_restored import SHARDS, SLOTS, STEPS, Bank, history
 
 
 async def restored_alone(bank: Bank, lost: str) -> Store:
@@ -113,7 +113,14 @@ def test_a_shard_restored_alone_has_all_that_is_anywhere_of_it(
         again, left_out = await bank.restored()
         assert left_out == [0, 0, 0], "restored together later, nothing is left out"
         for shard, store in stores.items():
-            assert await says(again[shard]) == await says(store)
+            states = await store.slot_states()
+            assert await again[shard].slot_states() == states
+            for slot in range(SLOTS):
+                has = [key(e) for e in await history(store, slot)]
+                found = [key(e) for e in await history(again[shard], slot)]
+                # What was copied for a move that the lost shard alone knew of is left where it is; no log tells of it.
+                is_open = slot in states and states[slot].to is None
+                assert found == (has if is_open else has[: len(found)])
         bank.stores = again
         await go_on(bank, lost)
 
