@@ -31,6 +31,7 @@ from evsync.stores.postgres_connections import Connections, replaced, words
 from evsync.stores.postgres_schema import COLUMN_TYPES, COLUMNS
 from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
+from evsync.tasks import end_task
 
 MANY = 2**63 - 1
 CHANGES_PER_READ = 2_048
@@ -196,8 +197,7 @@ class MovableSlots(Steps):
                 yield changes
                 changes = await following
             finally:
-                following.cancel()
-                await asyncio.wait([following])
+                await end_task(following)
 
     async def _of_stream(
         self,

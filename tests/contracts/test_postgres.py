@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from contextlib import aclosing
 
 import pytest
 
 from evsync.ports import Store
+from evsync.records import Commit, new_command
+from evsync.sharding.slots import slot_of
 from evsync.stores.postgres import PostgresStore
+from evsync.stores.postgres_slots import CHANGES_PER_READ
 from evsync.stores.postgres_trimmed import TrimmablePostgresStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
+from evsync.testing.contracts.samples import append
+from tests.relaying import eventually
 
 
 class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContract, SlotStoreContract):
@@ -35,3 +42,31 @@ class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContr
     def url_of(self, store: Store) -> str:
         assert isinstance(store, PostgresStore)
         return f"{self.database}&schema={store.schema}"
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("beyond", [-1, 0, 1, CHANGES_PER_READ, CHANGES_PER_READ + 7])
+    async def test_a_stream_of_any_length_is_read_in_slices(
+        self, beyond: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Each event once, in order, up to the version asked for; who stops in the middle leaves nothing under way."""
+        events = CHANGES_PER_READ + beyond
+        store = await self.new_store()
+        assert isinstance(store, TrimmablePostgresStore)
+        await store.append([Commit(new_command(), [append("long", 0, events)])])
+        slot = slot_of("long")
+        for last in (None, events - 3, CHANGES_PER_READ):
+            expected = list(range(3, min(events, last or events) + 1))
+            for slices in (
+                store.read_changes("long", after_version=2, to_version=last),
+                store.read_open("long", slot, after_version=2, to_version=last),
+            ):
+                found = [changes async for changes in slices]
+                assert [version for changes in found for _, version, *_ in changes] == expected
+                assert all(len(changes) <= CHANGES_PER_READ for changes in found)
+        tasks = asyncio.all_tasks()
+        async with aclosing(store.read_open("long", slot)) as begun:  # type: ignore[type-var]
+            assert await anext(begun)
+        await eventually(lambda: asyncio.all_tasks() <= tasks, "what was asked for ahead is answered")
+        assert caplog.messages == [], "no connection was lost"
+        assert await store.head() == events
+        await store.close()
