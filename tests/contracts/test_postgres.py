@@ -44,7 +44,7 @@ class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContr
         return f"{self.database}&schema={store.schema}"
 
     @pytest.mark.anyio
-    @pytest.mark.parametrize("beyond", [-1, 0, 1, CHANGES_PER_READ, CHANGES_PER_READ + 7])
+    @pytest.mark.parametrize("beyond", [-1, 2, 3, CHANGES_PER_READ + 2, CHANGES_PER_READ + 7])
     async def test_a_stream_of_any_length_is_read_in_slices(
         self, beyond: int, caplog: pytest.LogCaptureFixture
     ) -> None:
