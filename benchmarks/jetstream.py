@@ -16,7 +16,7 @@ from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
 from benchmarks.workload import Account, orders, save_all, shop
 from evsync import Service
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from benchmarks.workload import OrderPlaced, customers, full_log, reports, sqlit
 from evsync import Event, Projection, Service, SqlModel, Tables
 from evsync.config import Deployment
 from evsync.ports import LogReader
-from evsync.projections.engines import Place
+from evsync.projections.models.engines import Place
 from evsync.sources import StoreSource
 from evsync.testing.postgres import PostgresServer
 

@@ -7,8 +7,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from evsync.config import broker_files
 from evsync.errors import ConfigurationError
-from evsync.jetstream.store import JetStreamStore
-from evsync.jetstream.store_restore import JetStreamRestore
+from evsync.jetstream.store.restore import JetStreamRestore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.ports import Store, StoreRestore
 from evsync.sharding.slots import SLOTS
 from evsync.stores import open_store as open_database

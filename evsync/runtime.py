@@ -28,9 +28,9 @@ from evsync.config import Deployment, broker_files
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
 from evsync.homes import Home, OneStore
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.relay import Relay
-from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import broker_of, first_url, open_store, shards_on_nats, urls_by_shard, views_beside
@@ -45,9 +45,9 @@ from evsync.projections import (
     SqlModel,
     ViewsDatabase,
 )
-from evsync.projections.bookkeeping import version_of
 from evsync.projections.lag import Lags
-from evsync.projections.read_model import DatabaseAway
+from evsync.projections.models.bookkeeping import version_of
+from evsync.projections.models.read_model import DatabaseAway
 from evsync.projections.status import FollowerStatus
 from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag, service_of
 from evsync.shards import open_home, open_shards

@@ -28,11 +28,12 @@ from evsync.archive.policy import Keep
 from evsync.archive.restore import Archive, Until
 from evsync.archive.targets import open_target
 from evsync.errors import EvsyncError
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.store_sends import Sender
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.store.sends import Sender
 from evsync.operations.recovery import restore_log
-from evsync.stores import sqlite_schema, trimmed
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores import trimmed
+from evsync.stores.sqlite import schema as sqlite_schema
+from evsync.stores.sqlite.store import SqliteStore
 from tests.vault import a_vault, trim
 
 SEGMENT_EVENTS = 10

@@ -35,11 +35,11 @@ from typing import Any
 from uuid import uuid4
 
 from evsync.errors import BrokerError, BrokerRefused, BrokerUnavailable
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.frames import header_block, status_of
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import header_block, status_of
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.messages import parse_headers
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
 
 FENCES = ("subject", "wildcard", "sequence")
 SLOTS, PROCESSES, TASKS = 3, 3, 3

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreUnavailable
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.records import Commit, StoredEvent
 from evsync.stores.group_commit import GroupCommit
 from evsync.testing.contracts.samples import append, check_log, commit, reaction, whole_log

@@ -61,14 +61,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Of many writers exactly one wins each version",
-        "evsync/stores/postgres_schema.py", "appends do not lock the counter",
+        "evsync/stores/postgres/schema.py", "appends do not lock the counter",
         "moved FROM {schema}.log FOR UPDATE;", "moved FROM {schema}.log;",
         _POSTGRES + "test_several_processes_append_to_one_log",
         _POSTGRES + "test_a_reader_that_follows_misses_nothing",
     ),
     _break(
         "Of many writers exactly one wins each version",
-        "evsync/stores/postgres_schema.py", "a version that is beyond the expected one is no conflict",
+        "evsync/stores/postgres/schema.py", "a version that is beyond the expected one is no conflict",
         "WHERE v.actual <> a.expected", "WHERE v.actual < a.expected",
         _POSTGRES + "test_a_conflict_keeps_out_its_own_commit_only",
     ),
@@ -99,13 +99,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A checkpoint is stored with its commit, and only from the place that it presupposes",
-        "evsync/stores/postgres_schema.py", "a checkpoint that has moved on is no conflict",
+        "evsync/stores/postgres/schema.py", "a checkpoint that has moved on is no conflict",
         "WHERE coalesce(c.position, 0) <> k.after", "WHERE coalesce(c.position, 0) < k.after",
         _POSTGRES + "test_two_processes_cannot_react_twice",
     ),
     _break(
         "A checkpoint is stored with its commit, and only from the place that it presupposes",
-        "evsync/stores/postgres_schema.py", "the checkpoint of a commit that is kept out is stored",
+        "evsync/stores/postgres/schema.py", "the checkpoint of a commit that is kept out is stored",
         "        WHERE commits IS NULL OR k.commit <> ALL (commits)\n", "",
         _POSTGRES + "test_a_conflict_of_a_stream_keeps_the_checkpoint_out",
     ),
@@ -118,64 +118,64 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "What was acknowledged is on the disk",
-        "evsync/stores/sqlite_schema.py", "commits do not wait for the disk",
+        "evsync/stores/sqlite/schema.py", "commits do not wait for the disk",
         "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL",
         "tests/faults/test_sqlite_faults.py::test_a_commit_is_on_the_disk_when_it_returns",
     ),
     _break(
         "An outcome that is not known has an error of its own",
-        "evsync/stores/sqlite.py", "a disk that fails within a commit is said to have stored nothing",
+        "evsync/stores/sqlite/store.py", "a disk that fails within a commit is said to have stored nothing",
         "if primary_code(e) in BUSY or primary_code(e) == sqlite3.SQLITE_FULL:", "if primary_code(e):",
         "tests/faults/test_sqlite_faults.py::test_a_disk_that_fails_within_a_commit_leaves_its_outcome_unknown",
     ),
     _break(
         "An outcome that is not known has an error of its own",
-        "evsync/stores/postgres.py", "a connection that broke in an append is said to have stored nothing",
+        "evsync/stores/postgres/store.py", "a connection that broke in an append is said to have stored nothing",
         "if c.closed or not state or state.startswith(_GOING_DOWN):", "if False:",
         "tests/faults/test_postgres_faults.py::test_a_process_killed_between_commit_and_reply_finds_its_command",
     ),
     _break(
         "A file that is replaced under a store takes no commits",
-        "evsync/stores/sqlite_movable.py", "the file is not looked at",
+        "evsync/stores/sqlite/movable.py", "the file is not looked at",
         "if file_id(self._name) != self._file:", "if False:",
         "tests/faults/test_sqlite_faults.py::test_a_file_that_is_replaced_while_open_is_noticed",
     ),
     _break(
         "The latest snapshot of a stream is kept, and one of another shape takes its place",
-        "evsync/stores/sqlite_statements.py", "an older snapshot takes the place of a newer one",
+        "evsync/stores/sqlite/statements.py", "an older snapshot takes the place of a newer one",
         "snapshots.shape <> excluded.shape OR snapshots.version < excluded.version", "true",
         _SQLITE + "test_the_latest_snapshot_of_a_stream_is_kept",
     ),
     _break(
         "The latest snapshot of a stream is kept, and one of another shape takes its place",
-        "evsync/stores/sqlite_statements.py", "shapes are not compared",
+        "evsync/stores/sqlite/statements.py", "shapes are not compared",
         "snapshots.shape <> excluded.shape OR snapshots.version < excluded.version",
         "snapshots.version < excluded.version",
         _SQLITE + "test_a_snapshot_of_another_shape_takes_the_place",
     ),
     _break(
         "A store that is the stream expects where each aggregate's stream ends",
-        "evsync/jetstream/store_append.py", "what is remembered of a stream makes a conflict",
+        "evsync/jetstream/store/append.py", "what is remembered of a stream makes a conflict",
         "if unsure := {*streams_of(refused)} - self._looked_up:", "if unsure := set():",
         "tests/faults/test_jetstream_store.py::test_what_one_process_remembers_another_may_have_changed",
         _JETSTREAM + "test_several_processes_append_to_one_log",
     ),
     _break(
         "A store that is the stream expects where each aggregate's stream ends",
-        "evsync/jetstream/store_append.py", "a commit whose answer was lost is taken for one that was not sent",
+        "evsync/jetstream/store/append.py", "a commit whose answer was lost is taken for one that was not sent",
         "if stored is None or stored.id != row.id:", "if True:",
         _JETSTREAM + "test_an_unknown_outcome_is_found_by_its_command",
         "tests/faults/test_jetstream_store.py::test_what_gets_lost_on_the_way_is_found_out",
     ),
     _break(
         "A store of another service or a newer evsync is refused",
-        "evsync/stores/sqlite_schema.py", "nobody looks whose store it is",
+        "evsync/stores/sqlite/schema.py", "nobody looks whose store it is",
         "if (identity.service, identity.shard) != (service, shard):", "if False:",
         "tests/faults/test_sqlite_files.py::test_a_store_of_another_service_or_shard_is_refused",
     ),
     _break(
         "A store of another service or a newer evsync is refused",
-        "evsync/stores/sqlite_schema.py", "nobody looks who wrote it",
+        "evsync/stores/sqlite/schema.py", "nobody looks who wrote it",
         "    if schema > SCHEMA:\n", "    if False:\n",
         "tests/faults/test_sqlite_files.py::test_a_store_of_a_newer_evsync_is_refused",
     ),
@@ -420,7 +420,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "An append is refused where its slot is not open",
-        "evsync/stores/sqlite_movable.py", "versions that came with a slot do not count",
+        "evsync/stores/sqlite/movable.py", "versions that came with a slot do not count",
         "statements.VERSION_MOVED, [(s, s) for s in streams]", "statements.VERSION, [(s,) for s in streams]",
         _SQLITE + "test_a_slot_moves_with_its_history",
     ),
@@ -483,19 +483,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "An append is refused where its slot is not open",
-        "evsync/stores/postgres_schema.py", "a slot that never came takes appends",
+        "evsync/stores/postgres/schema.py", "a slot that never came takes appends",
         """WHERE s.slot IS NULL OR s."to" IS NOT NULL""", """WHERE s."to" IS NOT NULL""",
         _POSTGRES + "test_an_append_to_a_slot_that_has_left_is_refused",
     ),
     _break(
         "An append is refused where its slot is not open",
-        "evsync/stores/postgres_schema.py", "versions that came with a slot do not count",
+        "evsync/stores/postgres/schema.py", "versions that came with a slot do not count",
         "    IF moved THEN\n        {conflicts_over_imports}\n", "    IF moved THEN\n        {conflicts}\n",
         _POSTGRES + "test_a_slot_moves_with_its_history",
     ),
     _break(
         "A follower waits where a slot came from, until that log is applied up to there",
-        "evsync/projections/barrier.py", "the barrier is met at once",
+        "evsync/projections/running/barrier.py", "the barrier is met at once",
         "if not applied(closed.log, event.slot, closed):", "if False:",
         "tests/unit/test_projection_barrier.py::"
         "test_nothing_is_given_from_where_a_slot_came_until_it_is_applied_there",
@@ -657,13 +657,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
-        "evsync/projections/followed_log.py", "a batch is applied for groups that it was not read for",
+        "evsync/projections/running/followed_log.py", "a batch is applied for groups that it was not read for",
         "and (share is None or self.checkpoints.keys() <= share.groups)", "",
         "tests/unit/test_projection_feed.py::test_what_was_read_for_the_groups_of_before_is_not_applied_to_those_of_now",
     ),
     _break(
         "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
-        "evsync/projections/feed.py", "what was read ahead for fewer groups is used",
+        "evsync/projections/running/feed.py", "what was read ahead for fewer groups is used",
         "return share is None or share.serves(self.share)", "return True",
         "tests/unit/test_projection_feed.py::test_what_was_read_ahead_for_fewer_groups_is_read_anew",
     ),
@@ -675,7 +675,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
-        "evsync/stores/sqlite_statements.py", "evsync's own events are left out",
+        "evsync/stores/sqlite/statements.py", "evsync's own events are left out",
         "WHERE stream >= ?3 AND stream < ?4 AND +position > ?1", "WHERE false",
         "tests/contracts/test_sqlite.py::TestSqliteStore::test_what_is_read_for_a_share_of_the_groups_has_all_of_it",
     ),
@@ -695,20 +695,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Each event takes effect once",
-        "evsync/projections/followed_log.py", "reading goes on at the greatest of the checkpoints",
+        "evsync/projections/running/followed_log.py", "reading goes on at the greatest of the checkpoints",
         "return min((c.position for c in", "return max((c.position for c in",
         "tests/integration/test_projection_runner.py::TestWorkers::test_a_group_that_is_taken_over_far_behind_is_caught_up",
     ),
     _break(
         "Each event takes effect once",
-        "evsync/projections/followed_log.py", "a group that was lost and taken again keeps its old checkpoint",
+        "evsync/projections/running/followed_log.py", "a group that was lost and taken again keeps its old checkpoint",
         "if self._tokens.get(group) == token", "if group in self._tokens",
         "tests/properties/test_projection_batches.py::"
         "test_any_cut_redelivery_failure_and_takeover_gives_the_same_tables",
     ),
     _break(
         "The checkpoint moves in the transaction of the batch",
-        "evsync/projections/sql_model.py", "the batch is committed before its checkpoint",
+        "evsync/projections/models/sql_model.py", "the batch is committed before its checkpoint",
         "        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints",
         "        connection.commit()\n"
         "        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints",
@@ -716,26 +716,26 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "What a database has lost of its last commits is applied again",
-        "evsync/projections/leases.py", "checkpoints are not compared with the stored ones",
+        "evsync/projections/models/leases.py", "checkpoints are not compared with the stored ones",
         "if not are_stored(connection, claim, checkpoints):", "if False:",
         "tests/faults/test_postgres_lost_commits.py::"
         "test_what_a_killed_server_has_lost_is_applied_again_also_by_a_worker_that_did_not_notice",
     ),
     _break(
         "What a database has lost of its last commits is applied again",
-        "evsync/projections/tenure.py", "a token that was raised again says what has been applied",
+        "evsync/projections/running/tenure.py", "a token that was raised again says what has been applied",
         "            for log in self.logs.values():\n                log.forget()\n", "            pass\n",
         "tests/integration/test_projection_lost.py::test_a_token_that_was_raised_again_says_nothing_of_what_was_applied",
     ),
     _break(
         "A worker that was taken over from applies nothing more",
-        "evsync/projections/leases.py", "tokens are not compared",
+        "evsync/projections/models/leases.py", "tokens are not compared",
         "if {row.group: row.token for row in rows} != tokens:", "if False:",
         "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_is_out_as_soon_as_another_has_taken_its_groups",
     ),
     _break(
         "A worker that was taken over from applies nothing more",
-        "evsync/projections/leases.py", "who takes a group does not raise its token",
+        "evsync/projections/models/leases.py", "who takes a group does not raise its token",
         "row.token + 1 for row in rows if row.owner == claim.owner or not _runs(row.expires, now)}\n"
         "    if taken:\n"
         "        connection.execute(\n"
@@ -750,20 +750,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Leases run by the database's clock, and one of a wrong clock is not believed",
-        "evsync/projections/leases.py", "a lease may run for ever",
+        "evsync/projections/models/leases.py", "a lease may run for ever",
         "return now < expires <= now + MAX_LEASE_S", "return now < expires",
         "tests/integration/test_projection_runner.py::TestWorkers::"
         "test_a_lease_that_was_written_by_a_clock_set_back_since_is_not_believed",
     ),
     _break(
         "Workers share the groups evenly",
-        "evsync/projections/shares.py", "nobody gives anything back",
+        "evsync/projections/models/shares.py", "nobody gives anything back",
         "kept = sorted(held)[:share]", "kept = sorted(held)",
         "tests/unit/test_projection_shares.py::test_groups_are_spread_evenly_and_move_no_more_than_they_must",
     ),
     _break(
         "Workers of an older version touch nothing of a newer model",
-        "evsync/projections/leases.py", "who takes groups does not look which version made the model",
+        "evsync/projections/models/leases.py", "who takes groups does not look which version made the model",
         "    if not held:\n        check_model(connection, claim)\n", "",
         "tests/integration/test_projection_upgrade.py::"
         "test_an_old_worker_halts_and_leaves_everything_to_the_new_ones",
@@ -782,7 +782,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "What is counted is what was applied",
-        "evsync/projections/bookkeeping.py", "events that are retried are not counted",
+        "evsync/projections/models/bookkeeping.py", "events that are retried are not counted",
         "replace(found, count=found.count + applied.count, digest=digest)", "found",
         "tests/properties/test_projection_parking.py::test_a_stream_is_applied_up_to_its_bad_event_and_others_whole",
     ),
@@ -800,14 +800,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A stream is applied up to its bad event, and others whole",
-        "evsync/projections/parked_rows.py", "parked events are tried in the wrong order",
+        "evsync/projections/models/parked_rows.py", "parked events are tried in the wrong order",
         "sa.select(PARKED).where(*_waiting(claim)).order_by(PARKED.c.number)",
         "sa.select(PARKED).where(*_waiting(claim)).order_by(PARKED.c.number.desc())",
         "tests/properties/test_projection_parking.py::test_a_stream_is_applied_up_to_its_bad_event_and_others_whole",
     ),
     _break(
         "A stream is applied up to its bad event, and others whole",
-        "evsync/projections/parked_streams.py", "who retries does not fence off the worker",
+        "evsync/projections/models/parked_streams.py", "who retries does not fence off the worker",
         "        parked_rows.raise_token(connection, self._claim, self._find(connection, service, "
         "stream)[0].group)\n",
         "",
@@ -815,13 +815,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Whoever waits for a parked event is told",
-        "evsync/projections/parked_rows.py", "only who waits for that very position",
+        "evsync/projections/models/parked_rows.py", "only who waits for that very position",
         "PARKED.c.commit_end >= position.number", "PARKED.c.position >= position.number",
         "tests/integration/test_projection_parking.py::test_whoever_waits_for_a_commit_hears_of_each_of_its_events",
     ),
     _break(
         "A query after a position shows everything up to it",
-        "evsync/projections/visibility.py", "the group that is furthest speaks for all",
+        "evsync/projections/running/visibility.py", "the group that is furthest speaks for all",
         "least = min(known.values(), key=lambda c: c.position)",
         "least = max(known.values(), key=lambda c: c.position)",
         "tests/integration/test_projection_runner.py::TestWorkers::"
@@ -830,21 +830,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A query after a position shows everything up to it",
-        "evsync/projections/visibility.py", "who waits is woken one event too soon",
+        "evsync/projections/running/visibility.py", "who waits is woken one event too soon",
         "elif shown.number >= position.number:", "elif shown.number >= position.number - 1:",
         "tests/integration/test_projection_runner.py::TestVisible::"
         "test_history_and_new_events_are_applied_and_waited_for",
     ),
     _break(
         "A query can change nothing",
-        "evsync/projections/engines.py", "the connections of queries may write",
+        "evsync/projections/models/engines.py", "the connections of queries may write",
         "PRAGMA query_only = ON", "PRAGMA query_only = OFF",
         "tests/integration/test_projection_runner.py::TestDatabase::test_a_query_can_change_nothing",
     ),
     # ---- reactions
     _break(
         "Each event is answered exactly once",
-        "evsync/projections/reaction_runner.py", "an answer is saved wherever the checkpoint is",
+        "evsync/projections/running/reaction_runner.py", "an answer is saved wherever the checkpoint is",
         "await self._commit(changed, self.reaction.name, checkpoint, log.stored.position)",
         "await self._commit(changed, self.reaction.name, checkpoint, None)",
         "tests/integration/test_projection_reactions.py::TestTwoProcesses::test_each_event_is_answered_once_and_one_of_them_stands_by",
@@ -853,14 +853,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Each event is answered exactly once",
-        "evsync/projections/reaction_runner.py", "an event that was seen is answered again",
+        "evsync/projections/running/reaction_runner.py", "an event that was seen is answered again",
         "            if event.position <= log.seen.position:\n                continue\n", "",
         "tests/properties/test_projection_reactions.py::"
         "test_each_event_is_answered_exactly_once_through_lost_replies_conflicts_and_rivals",
     ),
     _break(
         "Each event is answered exactly once",
-        "evsync/projections/answered_log.py", "what others have stored is not gone on from",
+        "evsync/projections/running/answered_log.py", "what others have stored is not gone on from",
         "if stored.position != self.stored.position or not self.seen.incarnation:", "if not self.seen.incarnation:",
         "tests/integration/test_projection_reactions.py::TestFailures::"
         "test_a_reply_that_is_lost_later_on_is_made_up_for_without_a_restart",
@@ -868,7 +868,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     # ---- rebuild
     _break(
         "Readers of a model that is rebuilt meet the old one or the new one, never less than before",
-        "evsync/projections/exchange.py", "a shadow that is behind the live model takes its place",
+        "evsync/projections/rebuilding/exchange.py", "a shadow that is behind the live model takes its place",
         "if not reaches(shown_by(connection, self.projection, self.shadow, groups=self.groups), "
         "self.shown(connection)):",
         "if False:",
@@ -876,13 +876,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Readers of a model that is rebuilt meet the old one or the new one, never less than before",
-        "evsync/projections/exchange.py", "the exchange does not look whether its groups were taken back",
+        "evsync/projections/rebuilding/exchange.py", "the exchange does not look whether its groups were taken back",
         "        if any(owner != self.owner for owner in owners):\n", "        if False:\n",
         "tests/integration/test_rebuild.py::test_an_exchange_that_finds_the_model_changed_changes_nothing",
     ),
     _break(
         "Readers of a model that is rebuilt meet the old one or the new one, never less than before",
-        "evsync/projections/exchange.py", "tokens begin anew with the new model",
+        "evsync/projections/rebuilding/exchange.py", "tokens begin anew with the new model",
         '"token": (last or 0) + 1, "owner": ""', '"token": 0, "owner": ""',
         "tests/integration/test_rebuild.py::test_tokens_go_on_rising_through_an_exchange",
     ),
@@ -965,7 +965,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Restored shards fit: no slot is open twice, or nowhere, or without its history",
-        "evsync/projections/barrier.py", "what was applied before a restore counts for a barrier",
+        "evsync/projections/running/barrier.py", "what was applied before a restore counts for a barrier",
         "return now in (None, checkpoint.incarnation) and checkpoint", "return checkpoint",
         "tests/unit/test_projection_barrier.py"
         "::test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count",
@@ -1000,7 +1000,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
-        "evsync/projections/barrier.py", "a slot that was closed in what a log has lost is waited for where it stood",
+        "evsync/projections/running/barrier.py",
+        "a slot that was closed in what a log has lost is waited for where it stood",
         "    if incarnation is None or not ancestry:\n", "    if True:\n",
         "tests/unit/test_projection_barrier.py::test_where_a_slot_was_closed_in_what_a_log_has_lost_"
         "the_commit_of_the_restore_is_waited_for",
@@ -1009,7 +1010,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A process that has slept through a restore changes nothing",
-        "evsync/stores/postgres_schema.py", "appends do not look which store it is",
+        "evsync/stores/postgres/schema.py", "appends do not look which store it is",
         "    IF replaced THEN\n", "    IF false THEN\n",
         "tests/integration/test_shards_restored.py::test_a_process_that_has_slept_through_a_restore_changes_nothing",
     ),
@@ -1021,7 +1022,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Who is not ahead of a restored log goes on; who is stops",
-        "evsync/projections/feed.py", "a follower does not ask when the log has grown beyond its position again",
+        "evsync/projections/running/feed.py",
+        "a follower does not ask when the log has grown beyond its position again",
         "if incarnation and found is not None and found != incarnation:", "if False:",
         "tests/integration/test_archive_restore.py::test_followers_that_are_ahead_stop_and_a_command_mends_it",
         "tests/integration/test_projection_runner.py::TestSources::"
@@ -1042,7 +1044,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     # ---- secrets
     _break(
         "No secret is shown",
-        "evsync/jetstream/settings.py", "addresses are shown with user and password",
+        "evsync/jetstream/client/settings.py", "addresses are shown with user and password",
         'return [f"{u.scheme}://{_address(u)}" for u in self._split()]',
         "return [u.geturl() for u in self._split()]",
         "tests/integration/test_connection_security.py::test_a_refused_login_is_told_without_the_secret",

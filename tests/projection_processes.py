@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from evsync.projections.batch import digest_of
-from evsync.projections.engines import Place
+from evsync.projections.models.engines import Place
 from evsync.records import StoredEvent
 from tests.projection_logs import Ledger, bank_events, fold_bank
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from evsync import liveness
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.settings import NatsSettings
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.source import JetStreamSource
 from evsync.ports import LogReader, LogSource
 from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase

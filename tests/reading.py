@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection, Subscription
+from evsync.jetstream.client.connection import Connection, Subscription
+from evsync.jetstream.client.frames import Handler
+from evsync.jetstream.client.pulls import PullPolicy
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.consumer import JetStreamReader, ReaderPolicy
-from evsync.jetstream.frames import Handler
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
-from evsync.jetstream.pulls import PullPolicy
-from evsync.jetstream.settings import NatsSettings
 from evsync.ports import EventLog
 from evsync.records import LogIdentity, StoredEvent
 from tests.relaying import eventually

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.relay import Relay, RelayPolicy
-from evsync.jetstream.settings import NatsSettings
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.relaying import QUICK
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from evsync.errors import BrokerUnavailable, Conflict
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
-from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.verification import check_stream
 from evsync.ports import EventLog, EventStore
 from evsync.records import Append, Commit, LogIdentity, NewEvent, new_command, new_incarnation

@@ -20,7 +20,7 @@ from evsync.errors import StoreUnavailable
 from evsync.operations.recovery import archives_of, restore_shard
 from evsync.sharding.handover import Step, bring_about
 from evsync.stores.slot_steps import Steps
-from evsync.stores.sqlite_restore import SqliteRestore
+from evsync.stores.sqlite.restore import SqliteRestore
 from tests.integration.test_shards import Counted, home, opened
 
 

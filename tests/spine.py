@@ -23,12 +23,12 @@ from typing import Any, NamedTuple, Self
 
 from evsync.codec.values import unpack
 from evsync.config import Deployment
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.rebuild import rebuild_stream
-from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.verification import check_stream
 from evsync.records import StoredEvent
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.relaying import eventually
 from tests.spine_services import TRAIL, is_noted
 

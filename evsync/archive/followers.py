@@ -51,7 +51,7 @@ def checkpoints_in(event: StoredEvent) -> list[FollowerCheckpoint]:
     """The checkpoints that were stored in one commit with the event, as far as it tells of them. Raises DecodingError.
 
     A reaction's answer has its checkpoint among its tags; a JetStream store keeps checkpoints in events (see
-    evsync.jetstream.store_checkpoints).
+    evsync.jetstream.store.checkpoints).
     """
     if event.meta is not None and f'"{REACTION_TAG}":' in event.meta:
         try:

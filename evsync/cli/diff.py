@@ -15,7 +15,7 @@ from evsync.codec.json_form import as_json
 from evsync.operations.trust import DiffReport, projection_of
 from evsync.operations.trust import diff as diff_with_live
 from evsync.operations.trust import diff_with as diff_with_code
-from evsync.projections.diff import LIMIT, TableDifference
+from evsync.projections.checking.diff import LIMIT, TableDifference
 from evsync.service import Service
 
 

@@ -16,8 +16,8 @@ from evsync.cli.terminal import counted, plain, print_json, print_lines, print_t
 from evsync.codec.json_form import as_json
 from evsync.operations.trust import RowReport
 from evsync.operations.trust import explain as explain_row
-from evsync.projections.explain import Cause, Chosen
-from evsync.projections.recorder import Change
+from evsync.projections.checking.explain import Cause, Chosen
+from evsync.projections.checking.recorder import Change
 from evsync.service import Service
 
 

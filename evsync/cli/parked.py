@@ -17,8 +17,8 @@ from evsync.codec.json_form import as_json
 from evsync.codec.values import unpack
 from evsync.errors import ConfigurationError, DecodingError, EvsyncError, Parked
 from evsync.projections import SqlModel
-from evsync.projections.parked_rows import ParkedSummary
-from evsync.projections.parked_streams import ParkedStreams
+from evsync.projections.models.parked_rows import ParkedSummary
+from evsync.projections.models.parked_streams import ParkedStreams
 from evsync.projections.parking import ParkedEvent
 from evsync.records import decode_meta, event_uuid, to_datetime
 from evsync.service import Service

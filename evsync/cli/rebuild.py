@@ -14,7 +14,7 @@ from evsync.cli.terminal import plain, print_json, print_lines, progress, report
 from evsync.errors import redacted
 from evsync.operations.trust import projection_of
 from evsync.operations.trust import rebuild as rebuild_model
-from evsync.projections.rebuild import GRACE_S, RebuildReport, drop_old_copies
+from evsync.projections.rebuilding.rebuild import GRACE_S, RebuildReport, drop_old_copies
 from evsync.service import Service
 
 

@@ -21,8 +21,8 @@ from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting
 from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.settings import NatsSettings
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.opening import urls_by_shard
 from evsync.operations.recovery import archives_of, restore_logs, restore_shard
 from evsync.ports import BackupTarget

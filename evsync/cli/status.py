@@ -18,7 +18,7 @@ from evsync.cli.tail import as_utc
 from evsync.cli.terminal import console, counted, plain, print_json, print_lines, reporting, table
 from evsync.errors import BrokerError, BrokerUnavailable, ConfigurationError, EvsyncError, RelayError
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.verification import check_state
 from evsync.opening import shards_on_nats
 from evsync.ports import Store

@@ -15,7 +15,7 @@ from evsync.cli.options import Debug, Json, OneShard, Target, Yes, of_shards
 from evsync.cli.terminal import agree, counted, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.verification import StreamReport, check_stream
 from evsync.opening import is_on_nats, urls_by_shard

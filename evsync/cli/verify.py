@@ -14,7 +14,7 @@ from evsync.cli.terminal import counted, plain, print_json, print_lines, progres
 from evsync.errors import ConfigurationError
 from evsync.operations.trust import VerifyReport, projection_of, stored_projections
 from evsync.operations.trust import verify as verify_projection
-from evsync.projections.verify import Finding, LogReport
+from evsync.projections.checking.verify import Finding, LogReport
 from evsync.records import StoredEvent
 from evsync.service import Service
 

@@ -31,10 +31,10 @@ from evsync.errors import (
     StreamUnreadable,
 )
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.pulls import PullConsumer, PullPolicy, size_of
+from evsync.jetstream.client.refusals import STREAM_NOT_FOUND
 from evsync.jetstream.messages import MessageFormat
-from evsync.jetstream.pulls import PullConsumer, PullPolicy, size_of
-from evsync.jetstream.refusals import STREAM_NOT_FOUND
 from evsync.records import Ancestor, LogIdentity, StoredEvent, incarnation_at
 
 log = logging.getLogger("evsync.jetstream")

@@ -16,7 +16,7 @@ from evsync.errors import (
     StreamFull,
     StreamInconsistent,
 )
-from evsync.jetstream.refusals import FORBIDDEN, UNAVAILABLE, Refused
+from evsync.jetstream.client.refusals import FORBIDDEN, UNAVAILABLE, Refused
 from evsync.jetstream.streams import StreamState
 
 

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from evsync.errors import EventTooLarge, RelayError
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import status_of
+from evsync.jetstream.client.refusals import Refused
 from evsync.jetstream.faults import Fault, Kind, fault_of
-from evsync.jetstream.frames import status_of
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat
-from evsync.jetstream.refusals import Refused
 from evsync.records import StoredEvent
 
 _TICK_S = 0.01

@@ -6,7 +6,7 @@ import asyncio
 
 from evsync.errors import OtherIncarnation, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.relay import Relay, RelayState
 from evsync.jetstream.verification import StreamReport, check_stream, holds_same, last_event
 from evsync.ports import EventLog, Progress, unheard

@@ -26,7 +26,7 @@ from evsync.errors import (
     RelayError,
 )
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.faults import Doubt, Fault, Kind, error_of, passes
 from evsync.jetstream.flight import Flight
 from evsync.jetstream.messages import MessageFormat

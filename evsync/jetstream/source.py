@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from evsync.errors import BrokerError
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader, ReaderPolicy
 from evsync.ports import LogReader
 

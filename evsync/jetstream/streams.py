@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, OtherIncarnation, StreamMisconfigured
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.refusals import NAME_IN_USE, STREAM_NOT_FOUND, SUBJECTS_OVERLAP
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.refusals import NAME_IN_USE, STREAM_NOT_FOUND, SUBJECTS_OVERLAP
 from evsync.records import Ancestor, LogIdentity
 
 LOG_KEY, INCARNATION_KEY, SLOTS_KEY = "evsync.log", "evsync.incarnation", "evsync.slots"
@@ -25,7 +25,7 @@ RESTORING_KEY = "evsync.restoring"
 WITHOUT_SLOTS_KEY = "evsync.without-slots"
 """In the metadata of a store's stream where no slot was open when it was made: that of a shard that joined later."""
 STORE_KEY = "evsync.store"
-"""In the metadata of a stream that is not a mirror of the log but the log itself (see evsync.jetstream.store)."""
+"""In the metadata of a stream that is not a mirror of the log but the log itself (see evsync.jetstream.store.store)."""
 
 REQUIRED: Mapping[str, Any] = {
     "retention": "limits",

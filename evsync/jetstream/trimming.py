@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from evsync.errors import BrokerRefused, StreamAhead, StreamGone, StreamInconsistent
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.refusals import NAME_IN_USE
 from evsync.jetstream.rebuild import refill
-from evsync.jetstream.refusals import NAME_IN_USE
 from evsync.jetstream.verification import StreamReport
 from evsync.ports import EventLog, Progress, unheard
 

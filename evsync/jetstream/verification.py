@@ -20,8 +20,8 @@ from evsync.errors import (
     StreamHole,
 )
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.gets import DirectGets, Stored, leader_get
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.gets import DirectGets, Stored, leader_get
 from evsync.jetstream.messages import MessageFormat
 from evsync.ports import EventLog, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent

@@ -9,7 +9,7 @@ from evsync.config import Deployment
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.jetstream import permissions, streams
 from evsync.jetstream.permissions import ANY, Grant
-from evsync.jetstream.store_stream import StoreUrl, default_name
+from evsync.jetstream.store.stream import StoreUrl, default_name
 from evsync.opening import is_on_nats, open_store, urls_by_shard
 from evsync.parts import parts_to_run, services_read_by
 from evsync.records import LogIdentity

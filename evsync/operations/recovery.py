@@ -24,9 +24,9 @@ from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveIncomplete, ConfigurationError, NotFound, TargetUnavailable
 from evsync.homes import ShardedStores
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
-from evsync.jetstream.store_restore import NO_SHARDS
+from evsync.jetstream.store.restore import NO_SHARDS
 from evsync.opening import is_on_nats, restore_store
 from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
 from evsync.records import OWN_STREAMS, LogIdentity, is_control

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from evsync.errors import EvsyncError, NotVisible
 from evsync.operations.trust import rebuild
 from evsync.projections import Projection, ProjectionRunner, ViewsDatabase
-from evsync.projections.bookkeeping import version_of
+from evsync.projections.models.bookkeeping import version_of
+from evsync.projections.models.read_model import DatabaseAway
 from evsync.projections.pause import pause_s
-from evsync.projections.read_model import DatabaseAway
-from evsync.projections.rebuild import drop_old_copies
+from evsync.projections.rebuilding.rebuild import drop_old_copies
 
 if TYPE_CHECKING:
     from evsync.runtime import Runtime

@@ -16,15 +16,15 @@ from evsync.jetstream.source import JetStreamSource
 from evsync.opening import shards_on_nats
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections import MemoryModel, Projection, SqlModel
-from evsync.projections.applied import Applied, applied
-from evsync.projections.diff import LIMIT, Side, TableDifference, as_it_is, compare
-from evsync.projections.explain import Chosen, Explanation, parse_key
-from evsync.projections.explain import explain as explain_row
-from evsync.projections.fold import Fold, heads_of
-from evsync.projections.read_model import DatabaseAway
-from evsync.projections.rebuild import GRACE_S, Rebuild, RebuildReport
-from evsync.projections.scratch import scratch
-from evsync.projections.verify import LogReport, Verification
+from evsync.projections.checking.applied import Applied, applied
+from evsync.projections.checking.diff import LIMIT, Side, TableDifference, as_it_is, compare
+from evsync.projections.checking.explain import Chosen, Explanation, parse_key
+from evsync.projections.checking.explain import explain as explain_row
+from evsync.projections.checking.fold import Fold, heads_of
+from evsync.projections.checking.scratch import scratch
+from evsync.projections.checking.verify import LogReport, Verification
+from evsync.projections.models.read_model import DatabaseAway
+from evsync.projections.rebuilding.rebuild import GRACE_S, Rebuild, RebuildReport
 
 if TYPE_CHECKING:
     from evsync.runtime import Runtime

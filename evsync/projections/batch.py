@@ -15,7 +15,7 @@ from evsync.errors import BEGIN_ANEW, DecodingError, OtherIncarnation, StreamHol
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers, Step
-from evsync.projections.read_model import CannotApply, DatabaseAway, Settle
+from evsync.projections.models.read_model import CannotApply, DatabaseAway, Settle
 from evsync.records import RESTORED_EVENT, Ancestor, Checkpoint, StoredEvent
 from evsync.restores import Restored
 

@@ -9,7 +9,7 @@ from evsync.errors import ConfigurationError
 from evsync.projections.contracts import Contract, check_contract
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
-from evsync.projections.read_model import ReadModel
+from evsync.projections.models.read_model import ReadModel
 from evsync.records import check_name
 
 C = TypeVar("C", bound=Contract)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from evsync.projections.models.read_model import Observation
     from evsync.projections.projection import Projection
-    from evsync.projections.read_model import Observation
 
 State = Literal["running", "standby", "halted", "retrying"]
 

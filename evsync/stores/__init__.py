@@ -7,8 +7,8 @@ from evsync.ports import Store, StoreRestore
 from evsync.records import LogIdentity, check_name, new_incarnation
 from evsync.sharding.slots import SLOTS
 from evsync.stores.memory import MemoryStore
-from evsync.stores.sqlite_restore import SqliteRestore
-from evsync.stores.sqlite_trimmed import TrimmableSqliteStore
+from evsync.stores.sqlite.restore import SqliteRestore
+from evsync.stores.sqlite.trimmed import TrimmableSqliteStore
 
 URL_FORMS = """
     sqlite:///events.db            a file, relative to the working directory
@@ -47,7 +47,7 @@ async def open_store(
         )
     if scheme in ("postgresql", "postgres") and rest:
         try:
-            from evsync.stores.postgres_trimmed import TrimmablePostgresStore  # noqa: PLC0415  (its driver is an extra)
+            from evsync.stores.postgres.trimmed import TrimmablePostgresStore  # noqa: PLC0415  (its driver is an extra)
         except ImportError as e:
             raise _no_driver(e) from e
         return await TrimmablePostgresStore.open(
@@ -69,7 +69,7 @@ async def restore_store(url: str, *, service: str, shard: str = "main", slots: i
         return await SqliteRestore.begin(path, service=service, shard=shard, slots=slots)
     if scheme in ("postgresql", "postgres") and rest:
         try:
-            from evsync.stores.postgres_restore import PostgresRestore  # noqa: PLC0415  (its driver is an extra)
+            from evsync.stores.postgres.restore import PostgresRestore  # noqa: PLC0415  (its driver is an extra)
         except ImportError as e:
             raise _no_driver(e) from e
         return await PostgresRestore.begin(url, service=service, shard=shard, slots=slots)

@@ -9,9 +9,9 @@ import pytest
 
 from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.ports import Store
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 from tests.relaying import connected
 

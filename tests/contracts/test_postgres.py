@@ -11,9 +11,9 @@ import pytest
 from evsync.ports import Store
 from evsync.records import Commit, new_command
 from evsync.sharding.slots import slot_of
-from evsync.stores.postgres import PostgresStore
-from evsync.stores.postgres_slots import CHANGES_PER_READ
-from evsync.stores.postgres_trimmed import TrimmablePostgresStore
+from evsync.stores.postgres.slots import CHANGES_PER_READ
+from evsync.stores.postgres.store import PostgresStore
+from evsync.stores.postgres.trimmed import TrimmablePostgresStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 from evsync.testing.contracts.samples import append
 from tests.relaying import eventually

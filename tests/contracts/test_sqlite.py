@@ -16,10 +16,10 @@ import pytest
 from evsync.errors import Conflict
 from evsync.ports import Store
 from evsync.records import Commit
-from evsync.stores import sqlite_pace as pace
 from evsync.stores.group_commit import GroupCommit
-from evsync.stores.sqlite import SqliteStore
-from evsync.stores.sqlite_trimmed import TrimmableSqliteStore
+from evsync.stores.sqlite import pace
+from evsync.stores.sqlite.store import SqliteStore
+from evsync.stores.sqlite.trimmed import TrimmableSqliteStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import event, one, rows_of

@@ -21,7 +21,7 @@ from evsync.jetstream import streams
 from evsync.opening import open_store
 from evsync.operations.store_check import check_store, reader
 from evsync.records import StoredEvent
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.archive_process import Workers, workers
 from tests.archiving import MemoryTarget, copy_of, fill, memory_store, read_all
 from tests.relaying import connected, eventually

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
 from evsync.records import StoredEvent
 from evsync.stores.memory import MemoryStore
 from tests.reading import PATIENT, QUICK, FaultyConnection, batched, consumers, everything, read_on, reading

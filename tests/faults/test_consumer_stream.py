@@ -12,7 +12,7 @@ import pytest
 
 from evsync.errors import ForeignMessage, HistoryGone, OtherIncarnation, RelayError, StreamHole, StreamUnreadable
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer

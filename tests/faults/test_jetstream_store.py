@@ -20,14 +20,14 @@ from evsync.errors import (
     StoreUnavailable,
     WrongStore,
 )
-from evsync.jetstream import store as store_module
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.store import JetStreamStore
-from evsync.jetstream.store_reads import Top
-from evsync.jetstream.store_stream import default_name, store_config
+from evsync.jetstream.store import store as store_module
+from evsync.jetstream.store.reads import Top
+from evsync.jetstream.store.store import JetStreamStore
+from evsync.jetstream.store.stream import default_name, store_config
 from evsync.opening import open_store
 from evsync.records import Commit, LogIdentity
 from evsync.testing.contracts.appender import SHARED

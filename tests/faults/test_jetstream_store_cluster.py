@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.testing.contracts.samples import one, whole_log
 from tests.faults.test_relay_cluster import cluster, leader_of, ready
 from tests.jetstream_stores import Load

@@ -21,7 +21,7 @@ from evsync.errors import ConfigurationError, Conflict, EncodingError, OutcomeUn
 from evsync.records import StoredEvent, command_of
 from evsync.stores import open_store
 from evsync.stores.group_commit import GroupCommit
-from evsync.stores.postgres import PostgresStore
+from evsync.stores.postgres.store import PostgresStore
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import append, check_log, commit, one, whole_log
 from evsync.testing.contracts.samples import event as new_event

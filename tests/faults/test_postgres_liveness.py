@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from evsync import liveness
 from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase
-from evsync.projections import sql_model as module
-from evsync.projections.scratch import scratch
-from evsync.stores.postgres import PostgresStore
+from evsync.projections.checking.scratch import scratch
+from evsync.projections.models import sql_model as module
+from evsync.stores.postgres.store import PostgresStore
 from evsync.testing.contracts.samples import one
 from tests.integration.test_projection_runner import at, running
 from tests.projection_logs import Ledger, ListSource, Paid, bank_events, fold_bank

@@ -15,8 +15,8 @@ import pytest
 
 from evsync.errors import LawBroken, RelayError, StreamDiverged, StreamInconsistent
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.frames import header_block
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import header_block
 from evsync.jetstream.messages import parse_headers
 from evsync.jetstream.relay import RelayState
 from evsync.jetstream.server import find_binary

@@ -11,7 +11,7 @@ import pytest
 
 from evsync.errors import BrokerError
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.server import EmbeddedServer
 from tests.fences import three_servers
 from tests.relaying import caught_up, connected, eventually, mirrored_again, new_log, relaying, save

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.server import EmbeddedServer
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.relaying import connected, eventually, mirrored_again, save
 
 pytestmark = pytest.mark.anyio

@@ -14,11 +14,11 @@ import pytest
 
 from evsync.errors import EventTooLarge, StreamHole
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.relay import RelayState
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.verification import check_stream
 from evsync.stores.memory import MemoryStore
 from tests.relaying import (

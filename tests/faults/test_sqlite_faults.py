@@ -23,8 +23,8 @@ from evsync.errors import (
 )
 from evsync.records import Append, Commit
 from evsync.stores.group_commit import GroupCommit
-from evsync.stores.sqlite import SqliteStore
-from evsync.stores.sqlite_errors import translated
+from evsync.stores.sqlite.errors import translated
+from evsync.stores.sqlite.store import SqliteStore
 from evsync.testing.contracts.appender import SHARED
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import append, check_log, commit, event, one, reaction, whole_log
@@ -196,7 +196,7 @@ import asyncio, json, resource, signal, sys
 from pathlib import Path
 from evsync.errors import OutcomeUnknown
 from evsync.records import command_of
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from evsync.testing.contracts.samples import event, one
 
 async def main(path):
@@ -237,7 +237,7 @@ async def test_a_disk_that_fails_within_a_commit_leaves_its_outcome_unknown(tmp_
 FULL_OF_FILE = """
 import asyncio, json, resource, signal, sys
 from evsync.errors import EvsyncError
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from evsync.testing.contracts.samples import event, one
 from pathlib import Path
 

@@ -15,9 +15,9 @@ import pytest
 
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable, WrongStore
 from evsync.records import LogIdentity
-from evsync.stores import sqlite_schema
-from evsync.stores.sqlite import SqliteStore
-from evsync.stores.sqlite_errors import is_busy
+from evsync.stores.sqlite import schema as sqlite_schema
+from evsync.stores.sqlite.errors import is_busy
+from evsync.stores.sqlite.store import SqliteStore
 from evsync.testing.contracts.case import DEADLINE_S
 from evsync.testing.contracts.samples import event, one, whole_log
 
@@ -84,8 +84,8 @@ def _opened_around(path: Path, at: int) -> tuple[LogIdentity, LogIdentity | None
 
 OPEN_AND_APPEND = """
 import asyncio, sys
-from evsync.stores.sqlite import SqliteStore
-from evsync.stores.sqlite_errors import is_busy
+from evsync.stores.sqlite.store import SqliteStore
+from evsync.stores.sqlite.errors import is_busy
 from evsync.testing.contracts.samples import one
 
 async def main(name):

@@ -25,7 +25,7 @@ from evsync.homes import OneStore
 from evsync.records import LogIdentity, Position, new_incarnation
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from evsync.testing.contracts import LostReply
 from tests.aggregates import Account, Basket, Hoard, Savings
 

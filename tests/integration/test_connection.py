@@ -16,11 +16,11 @@ from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
-from evsync.jetstream.connection import Connection
-from evsync.jetstream.frames import header_block, status_of
-from evsync.jetstream.plain_session import OPTIONS
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import header_block, status_of
+from evsync.jetstream.client.plain_session import OPTIONS
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
 from tests.relaying import connected, eventually
 
 pytestmark = pytest.mark.anyio

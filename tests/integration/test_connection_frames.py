@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-from evsync.jetstream.frames import FrameParser
+from evsync.jetstream.client.frames import FrameParser
 
 Seen = list[tuple[Any, ...]]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
 from tests.relaying import connected, eventually
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from evsync.jetstream.client.pulls import PullPolicy
 from evsync.jetstream.consumer import ReaderPolicy
-from evsync.jetstream.pulls import PullPolicy
 from evsync.jetstream.server import EmbeddedServer
 from evsync.records import StoredEvent
 from tests.reading import PATIENT, batched, consumers, create, everything, publish, read_on, reading

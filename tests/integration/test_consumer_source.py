@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
 from evsync.jetstream.source import JetStreamSource
 from evsync.records import LogIdentity
 from tests.reading import QUICK, everything

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, EvsyncError
 from evsync.projections import Event, Projection, SqlModel, Tables
-from evsync.projections.applied import Applied
-from evsync.projections.engines import Place
-from evsync.projections.explain import Explanation, explain, parse_key
+from evsync.projections.checking.applied import Applied
+from evsync.projections.checking.explain import Explanation, explain, parse_key
+from evsync.projections.models.engines import Place
 from evsync.records import StoredEvent
 from tests.projection_logs import Closed, Ledger, ListSource, Opened, Paid, bank_events, fold_bank, stored
 

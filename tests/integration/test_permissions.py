@@ -19,11 +19,11 @@ import sqlalchemy as sa
 from evsync import Contract, Event, Projection, Service, SnapshotPolicy, SqlModel, Tables
 from evsync.errors import BrokerRefused, ConfigurationError, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.pulls import PullConsumer, PullPolicy
 from evsync.jetstream.permissions import Grant, configuration, password_variable
-from evsync.jetstream.pulls import PullConsumer, PullPolicy
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.jetstream.verification import read_back
 from evsync.operations.grants import grants_of
 from evsync.records import LogIdentity

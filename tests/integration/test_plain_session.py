@@ -9,15 +9,15 @@ import pytest
 from nats.aio.client import Client
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
-from evsync.jetstream import session
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client import session
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import header_block
+from evsync.jetstream.client.plain_session import PlainSession, block_of
+from evsync.jetstream.client.session import Session
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.consumer import JetStreamReader
-from evsync.jetstream.frames import header_block
-from evsync.jetstream.plain_session import PlainSession, block_of
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.session import Session
-from evsync.jetstream.settings import NatsSettings
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.jetstream.streams import stream_name
 from evsync.testing.contracts.samples import one, whole_log
 from tests.integration.test_connection_security import at, certificates, guarded  # noqa: F401  (a fixture)

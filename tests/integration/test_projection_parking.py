@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from evsync.errors import Parked
 from evsync.projections import Event, ProjectionRunner, Tables, ViewsDatabase
-from evsync.projections.rebuild import Rebuild
+from evsync.projections.rebuilding.rebuild import Rebuild
 from evsync.records import Position
 from tests.integration.test_projection_runner import at, running
 from tests.projection_logs import Ledger, ListSource, Opened, fold_bank, stored

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from evsync import Aggregate, Contract, Event, Halted, Projection, Service, SqlModel, Tables, event
 from evsync.errors import ConfigurationError
 from evsync.projections import ProjectionRunner, ViewsDatabase
-from evsync.projections.engines import Place
+from evsync.projections.models.engines import Place
 from tests.projection_logs import ListSource
 
 pytestmark = pytest.mark.anyio

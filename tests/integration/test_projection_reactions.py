@@ -14,7 +14,7 @@ import pytest
 from evsync.errors import Conflict, EvsyncError, Halted, OtherIncarnation, OutcomeUnknown, StoreUnavailable
 from evsync.projections import Event, Reaction, ReactionRunner
 from evsync.projections.batch import digest_of
-from evsync.projections.reaction_runner import LAZY_EVENTS
+from evsync.projections.running.reaction_runner import LAZY_EVENTS
 from evsync.records import Checkpoint, Position
 from evsync.tags import current_tags
 from tests.projection_logs import INCARNATION, ListSource, Opened, Paid

@@ -25,8 +25,8 @@ from evsync.errors import (
     StreamHole,
 )
 from evsync.projections import Event, FollowerStatus, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
-from evsync.projections import engines as database_module
-from evsync.projections.rebuild import Rebuild
+from evsync.projections.models import engines as database_module
+from evsync.projections.rebuilding.rebuild import Rebuild
 from evsync.records import Position
 from tests.projection_logs import INCARNATION, Closed, Ledger, ListSource, Opened, Paid, bank_events, fold_bank, stored
 

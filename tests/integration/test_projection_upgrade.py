@@ -8,7 +8,7 @@ import pytest
 
 from evsync.errors import ConfigurationError
 from evsync.projections import ProjectionRunner, ViewsDatabase
-from evsync.projections.rebuild import Rebuild
+from evsync.projections.rebuilding.rebuild import Rebuild
 from tests.integration.test_projection_runner import at, running, until
 from tests.projection_logs import Ledger, ListSource, bank_events, fold_bank
 

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 from evsync.codec.values import pack, unpack
 from evsync.errors import ConfigurationError, Halted
 from evsync.projections import Event, MemoryModel, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
-from evsync.projections.applied import Applied, applied
-from evsync.projections.exchange import Lost
-from evsync.projections.explain import explain
-from evsync.projections.rebuild import Rebuild, RebuildReport, drop_old_copies
-from evsync.projections.verify import Verification
+from evsync.projections.checking.applied import Applied, applied
+from evsync.projections.checking.explain import explain
+from evsync.projections.checking.verify import Verification
+from evsync.projections.rebuilding.exchange import Lost
+from evsync.projections.rebuilding.rebuild import Rebuild, RebuildReport, drop_old_copies
 from evsync.records import StoredEvent
 from tests.projection_logs import Closed, ListSource, Opened, Paid, bank_events
 

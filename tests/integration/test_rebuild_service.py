@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from evsync import MemoryModel, NotVisible, Projection, Service
 from evsync.errors import ConfigurationError
 from evsync.operations.trust import diff, diff_with
-from evsync.projections.diff import Side, compare
+from evsync.projections.checking.diff import Side, compare
 from tests.command_line import Shop
 from tests.rebuilt_bank import Account, Opened, made
 from tests.relaying import eventually

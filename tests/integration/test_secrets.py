@@ -18,9 +18,9 @@ from evsync.archive.targets import open_target
 from evsync.cli.terminal import print_json
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.jetstream.server import EmbeddedServer
-from evsync.projections.database import ViewsDatabase
-from evsync.projections.read_model import DatabaseAway
-from evsync.stores.postgres import PostgresStore
+from evsync.projections.models.database import ViewsDatabase
+from evsync.projections.models.read_model import DatabaseAway
+from evsync.stores.postgres.store import PostgresStore
 from evsync.testing.postgres import PostgresServer
 from tests.cli_shop import items, stock, view
 from tests.command_line import Shop, item

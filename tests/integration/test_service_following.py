@@ -31,7 +31,7 @@ from evsync.errors import ConfigurationError, OtherIncarnation, StreamAhead, Str
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
 from evsync.records import command_of
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.relaying import connected, eventually
 from tests.spine_services import Account, AccountMoved, AccountOpened, Note
 

@@ -35,7 +35,7 @@ from evsync.errors import (
     WrongStore,
 )
 from evsync.jetstream.server import EmbeddedServer
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.relaying import eventually
 from tests.spine_services import ACCOUNTS, Account, Note
 

@@ -29,7 +29,7 @@ from evsync.records import History, SlotState, StoredEvent
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import BEGINNING, Step, bring_about
 from evsync.shards import open_home, open_shards
-from evsync.stores.postgres_restore import PostgresRestore
+from evsync.stores.postgres.restore import PostgresRestore
 from tests.archiving import MemoryTarget
 from tests.integration.test_shards import Counted, check_order, counts, home, move_all
 from tests.integration.test_shards_mixed import Place, all_in, place

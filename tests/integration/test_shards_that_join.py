@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from evsync import NamedAggregate, Position, Reaction, Service, event
 from evsync.errors import EvsyncError
 from evsync.ports import LogReader
-from evsync.projections import Event, ProjectionRunner, ViewsDatabase, rebuild
-from evsync.projections.rebuild import Rebuild
+from evsync.projections import Event, ProjectionRunner, ViewsDatabase
+from evsync.projections.rebuilding import rebuild
+from evsync.projections.rebuilding.rebuild import Rebuild
 from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, StoredEvent
 from evsync.sharding.slots import slot_of
 from tests.integration.test_projection_reactions import AnswerStore, answering, runner_of

@@ -26,7 +26,7 @@ from evsync.homes import OneStore
 from evsync.records import LogIdentity, Snapshot, new_incarnation
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.memory import MemoryStore
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 from tests.aggregates import Account, Address, Basket, Card, Colour, Hoard, Level, Savings
 
 pytestmark = pytest.mark.anyio

@@ -14,10 +14,10 @@ import pytest
 from evsync import NamedAggregate, Service, event
 from evsync.codec.values import pack
 from evsync.inspection import Inspectable
-from evsync.jetstream.connection import Connection
+from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.settings import NatsSettings
-from evsync.jetstream.store import JetStreamStore
+from evsync.jetstream.store.store import JetStreamStore
 from evsync.opening import open_store
 from evsync.operations.store_check import RESTORE, StoreReport, check_store, reader
 from evsync.ports import Store

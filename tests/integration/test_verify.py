@@ -13,7 +13,7 @@ from evsync.errors import HistoryGone
 from evsync.ports import LogReader
 from evsync.projections import ProjectionRunner, ViewsDatabase
 from evsync.projections.batch import digest_of
-from evsync.projections.verify import LogReport, Verification
+from evsync.projections.checking.verify import LogReport, Verification
 from evsync.records import Checkpoint, StoredEvent
 from tests.projection_logs import Ledger, ListReader, ListSource, bank_events
 

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from evsync.projections.difference import Difference, difference
+from evsync.projections.checking.difference import Difference, difference
 
 MODULUS = 1 << 64
 shares = st.lists(st.integers(0, MODULUS - 1), min_size=1, max_size=40, unique=True)

@@ -20,7 +20,7 @@ from evsync.archive.directory import DirectoryTarget
 from evsync.errors import ConfigurationError, EncodingError, EvsyncError
 from evsync.jetstream.messages import MessageFormat, escape, unescape
 from evsync.jetstream.permissions import Grant, configuration, inbox, reading, relaying
-from evsync.jetstream.store_stream import StoreUrl
+from evsync.jetstream.store.stream import StoreUrl
 from evsync.opening import open_store
 from evsync.records import Snapshot
 from evsync.sharding import HashRing

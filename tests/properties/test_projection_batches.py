@@ -123,8 +123,8 @@ def test_a_stored_digest_comes_back_whole(digests: list[int]) -> None:
     """All 64 bits of a digest survive the database, which knows no unsigned integers."""
 
     async def run() -> None:
-        from evsync.projections import bookkeeping, leases
-        from evsync.projections.read_model import Claim
+        from evsync.projections.models import bookkeeping, leases
+        from evsync.projections.models.read_model import Claim
 
         database = ViewsDatabase("sqlite://")
         claim = Claim("p", 1, max(1, len(digests)), "me", 1.0)

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evsync.projections.engines import Place
-from evsync.projections.tables import Catalog, Tables
+from evsync.projections.models.engines import Place
+from evsync.projections.models.tables import Catalog, Tables
 
 metadata = sa.MetaData()
 parents = sa.Table(

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evsync.jetstream.connection import Subscription
+from evsync.jetstream.client.connection import Subscription
+from evsync.jetstream.client.frames import Block, FrameParser, Handler
 from evsync.jetstream.flight import Flight
-from evsync.jetstream.frames import Block, FrameParser, Handler
 from evsync.jetstream.messages import MessageFormat
 
 INBOX = "_INBOX_users.0123"

@@ -26,7 +26,7 @@ KNOWN_TO_ONE = {"eventsourcing": {"domain", "interop"}, "nats": {"jetstream"}, "
 
 
 def part_of(module: str) -> str:
-    """`evsync.stores.sqlite` belongs to `stores`; a module of its own layer keeps its name."""
+    """`evsync.stores.sqlite.store` belongs to `stores`; a module of its own layer keeps its name."""
     name = module.removeprefix("evsync.")
     return name if any(name in layer for layer in LAYERS) else name.split(".", maxsplit=1)[0]
 

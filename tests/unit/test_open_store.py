@@ -9,7 +9,7 @@ import pytest
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.stores import open_store, restore_store
 from evsync.stores.memory import MemoryStore
-from evsync.stores.sqlite import SqliteStore
+from evsync.stores.sqlite.store import SqliteStore
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evsync.projections.barrier import Barrier, applied_in, place_of, up_to_barrier
+from evsync.projections.running.barrier import Barrier, applied_in, place_of, up_to_barrier
 from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Ancestor, Checkpoint, Position, StoredEvent
 from tests.projection_logs import stored
 

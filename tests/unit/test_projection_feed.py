@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from evsync.errors import StreamHole
 from evsync.ports import Share, Stretch
-from evsync.projections import followed_log
 from evsync.projections.batch import check_batch, end_of, half_of
-from evsync.projections.feed import Feed
-from evsync.projections.followed_log import FollowedLog
-from evsync.projections.read_model import Holding
+from evsync.projections.models.read_model import Holding
+from evsync.projections.running import followed_log
+from evsync.projections.running.feed import Feed
+from evsync.projections.running.followed_log import FollowedLog
 from evsync.records import Checkpoint, StoredEvent
 from evsync.testing.contracts.samples import check_stretch
 from tests.projection_logs import INCARNATION, ListReader, ListSource, bank_events

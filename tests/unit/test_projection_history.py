@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from evsync.errors import StoreUnavailable
-from evsync.projections import history
-from evsync.projections.history import end_of, read_history
+from evsync.projections.checking import history
+from evsync.projections.checking.history import end_of, read_history
 from evsync.records import Ancestor, StoredEvent
 from tests.projection_logs import bank_events
 

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evsync.projections.shares import Lease, decide
+from evsync.projections.models.shares import Lease, decide
 
 
 class Stage:

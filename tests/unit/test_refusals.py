@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evsync.jetstream.refusals import Refused
+from evsync.jetstream.client.refusals import Refused
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evsync.records import Append, Commit, NewEvent, new_command
-from evsync.stores.sqlite_pace import (
+from evsync.stores.sqlite.pace import (
     APPENDS_BETWEEN_CHECKPOINTS,
     BYTES_AT_ONCE,
     COMMITS_AT_ONCE,

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from evsync.errors import ConfigurationError
-from evsync.projections.engines import Place
-from evsync.projections.table_plan import TablePlan
-from evsync.projections.tables import Catalog, Tables
+from evsync.projections.models.engines import Place
+from evsync.projections.models.table_plan import TablePlan
+from evsync.projections.models.tables import Catalog, Tables
 
 metadata = sa.MetaData()
 customers = sa.Table(

@@ -1,0 +1,1 @@
+"""What stands between nats-py and the rest: connections, pulls, direct gets, and what a server's refusals mean."""

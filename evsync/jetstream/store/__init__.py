@@ -1,0 +1,1 @@
+"""JetStream as the event store: the stream is the log."""

@@ -1,0 +1,1 @@
+"""What goes through history again to look at a read model: verify, diff, explain."""

@@ -1,0 +1,1 @@
+"""Read models: where rows, checkpoints, leases and parked events are kept."""

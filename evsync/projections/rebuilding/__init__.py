@@ -1,0 +1,1 @@
+"""Rebuilds: a shadow is filled from history and exchanged for the read model."""

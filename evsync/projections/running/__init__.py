@@ -1,0 +1,1 @@
+"""The runners of projections and reactions, and what they follow."""

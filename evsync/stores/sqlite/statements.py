@@ -1,0 +1,116 @@
+"""The statements of an SQLite store. Each does its work for many rows at once: `store` says why."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import chain
+from typing import Any
+
+from evsync.ports import Share
+from evsync.records import Checkpoint, Snapshot, StoredEvent
+from evsync.stores import checkpoint_rows
+from evsync.stores.sqlite import schema
+
+ROWS_PER_STATEMENT = 64
+"""Rows of one INSERT: 704 parameters, below the 999 that the oldest SQLite in use takes."""
+
+READ_LOG = f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
+# Evsync's own events, which are few, by the index of streams: the sign keeps SQLite from going by the positions.
+END_OF_STRETCH = (
+    "SELECT position + remaining FROM events WHERE position > ?1 AND position <= ?2 AND position + remaining < "
+    f"coalesce((SELECT min(position) FROM events WHERE stream >= ?3 AND stream < ?4 AND +position > ?1), {2**63 - 1}) "
+    "ORDER BY position DESC LIMIT 1"
+)
+READ_STREAM = (
+    f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
+    "ORDER BY version LIMIT ?2"
+)
+READ_CHANGES = (
+    "SELECT position, version, type, time_us, data, meta FROM events WHERE stream = ?3 AND version > ?1 AND "
+    "version <= ?4 ORDER BY version LIMIT ?2"
+)
+
+
+def _over_imports(read: str) -> str:
+    """The same read over imports too, for a store that slots have moved from or to."""
+    imports = read.replace(" FROM events ", " FROM imports ")
+    return f"SELECT * FROM (SELECT * FROM ({read}) UNION ALL SELECT * FROM ({imports})) ORDER BY version LIMIT ?2"
+
+
+READ_STREAM_MOVED, READ_CHANGES_MOVED = _over_imports(READ_STREAM), _over_imports(READ_CHANGES)
+READ_CHECKPOINTS = f"SELECT {checkpoint_rows.COLUMNS} FROM checkpoints WHERE follower = ? ORDER BY 1, 2"
+_SNAPSHOT = ", ".join(Snapshot._fields)
+READ_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?"
+PUT_SNAPSHOT = (
+    f"INSERT INTO snapshots ({_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
+    + " WHERE snapshots.shape <> excluded.shape OR snapshots.version < excluded.version"
+)
+# The head is the greatest position, and no counter of its own: that would be one more page to write at every commit.
+READ_HEAD = "SELECT coalesce((SELECT max(position) FROM events), trimmed) FROM log"
+VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
+TAKEN = "EXISTS (SELECT 1 FROM events WHERE stream = ? AND version = ?)"
+# Over imports too, for a store that slots have moved from or to. Each key is given twice.
+VERSION_MOVED = f"max(coalesce({VERSION}, 0), coalesce({VERSION.replace('events', 'imports')}, 0))"
+TAKEN_MOVED = f"({TAKEN} OR {TAKEN.replace('events', 'imports')})"
+CHECKPOINT = '(SELECT position FROM checkpoints WHERE follower = ? AND log = ? AND "group" = ?)'
+
+MANY = 2**63 - 1
+"""More than any number of rows or versions: SQLite's greatest integer."""
+
+
+@lru_cache(64)
+def read_share(share: Share) -> str:
+    """The events of a share behind position ?1 and up to ?3, the end of a commit, which is among them."""
+    return (
+        f"SELECT {schema.COLUMNS} FROM events WHERE position > ?1 AND position <= ?3 "
+        f"AND ({_of(share)} OR position = ?3) ORDER BY position LIMIT ?2"
+    )
+
+
+@lru_cache(64)
+def count_others(share: Share) -> str:
+    """How many events between two positions are of other groups."""
+    return f"SELECT count(*) FROM events WHERE position > ?1 AND position < ?2 AND NOT ({_of(share)})"
+
+
+def _of(share: Share) -> str:
+    return f"slot % {share.of} IN ({', '.join(map(str, sorted(share.groups)))})"
+
+
+def look_up(c: sqlite3.Connection, expression: str, keys: Sequence[tuple[Any, ...]]) -> tuple[int, int, list[int]]:
+    """The head of the log, how often slots have moved, and the value of the expression for each key (0 for none)."""
+    values: list[int] = []
+    for start in range(0, max(len(keys), 1), ROWS_PER_STATEMENT):
+        part = keys[start : start + ROWS_PER_STATEMENT]
+        head, moves, *found = c.execute(_select(expression, len(part)), list(chain.from_iterable(part))).fetchone()
+        values += [value or 0 for value in found]
+    return head, moves, values
+
+
+@cache
+def _select(expression: str, times: int) -> str:
+    return "SELECT " + ", ".join([f"({READ_HEAD})", "(SELECT moves FROM log)", *[expression] * times])
+
+
+@cache
+def _insert(rows: int) -> str:
+    row = f"({', '.join('?' * len(StoredEvent._fields))})"
+    return f"INSERT INTO events ({schema.COLUMNS}) VALUES {', '.join([row] * rows)}"
+
+
+def store_checkpoint(c: sqlite3.Connection, follower: str, checkpoint: Checkpoint) -> None:
+    """Store a follower's checkpoint in place of the one before."""
+    c.execute(
+        f"INSERT OR REPLACE INTO checkpoints (follower, {checkpoint_rows.COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (follower, *checkpoint_rows.to_row(checkpoint)),
+    )
+
+
+def insert(c: sqlite3.Connection, rows: Sequence[StoredEvent]) -> None:
+    """Write the events."""
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        part = rows[start : start + ROWS_PER_STATEMENT]
+        c.execute(_insert(len(part)), list(chain.from_iterable(part)))
