@@ -247,6 +247,11 @@ def command_of(id: bytes) -> bytes:
     return id[:14] + b"\0\0"
 
 
+def before_commit(event: StoredEvent) -> int:
+    """The position before the event's commit: where its log would end without it."""
+    return event.position - int.from_bytes(event.id[14:]) - 1
+
+
 def event_uuid(id: bytes) -> UUID:
     """The event id as people and other languages see it."""
     return UUID(bytes=id)

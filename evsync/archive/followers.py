@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from evsync.archive.segments import FollowerCheckpoint
 from evsync.codec.values import unpack
 from evsync.errors import DecodingError
+from evsync.ports import EventStore
 from evsync.records import (
     CHECKPOINTS_EVENT,
     REACTION_TAG,
@@ -45,6 +46,11 @@ class Followers:
         known = self._found[kept.follower].get((checkpoint.log, checkpoint.group))
         if known is None or known.position <= checkpoint.position or known.incarnation != checkpoint.incarnation:
             self._found[kept.follower][checkpoint.log, checkpoint.group] = checkpoint
+
+
+async def stored_checkpoints(store: EventStore, followers: Sequence[str]) -> list[FollowerCheckpoint]:
+    """The checkpoints that a store keeps of these reactions."""
+    return [FollowerCheckpoint(f, c) for f in followers for c in await store.checkpoints(f)]
 
 
 def checkpoints_in(event: StoredEvent) -> list[FollowerCheckpoint]:

@@ -12,22 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from evsync.archive.backup import BackupReport, Backups
-from evsync.archive.followers import Followers
-from evsync.archive.marks import (
-    Mark,
-    MarkedLog,
-    check_name,
-    dependents_of,
-    encode_mark,
-    file_of,
-    lowered,
-)
+from evsync.archive.dependence import dependents_of, lowered
+from evsync.archive.followers import Followers, stored_checkpoints
+from evsync.archive.marks import Mark, MarkedLog, check_name, encode_mark, file_of
 from evsync.archive.policy import BackupPolicy
 from evsync.archive.restore import Until
 from evsync.archive.segments import FollowerCheckpoint
 from evsync.errors import ArchiveError, ArchiveIncomplete, ConfigurationError
 from evsync.ports import BackupTarget, Progress, Store, unheard
-from evsync.records import StoredEvent
+from evsync.records import StoredEvent, before_commit
 
 READ_EVENTS = 1_000
 
@@ -81,9 +74,8 @@ class _Look:
 
     async def begin(self) -> None:
         """The first look. Checkpoints before the head: so their answers are at or below it."""
-        store = self.log.store
-        self.checkpoints = [FollowerCheckpoint(f, c) for f in self.log.followers for c in await store.checkpoints(f)]
-        self.seen = await store.head()
+        self.checkpoints = await stored_checkpoints(self.log.store, self.log.followers)
+        self.seen = await self.log.store.head()
 
     async def read(self) -> None:
         """What was appended since the first look, and the last event before; `head` is that of whole commits."""
@@ -96,7 +88,7 @@ class _Look:
         if kept:
             self.head = kept[-1].position
         elif self.events:  # the last commit was cut by the look
-            self.head = self.events[0].position - int.from_bytes(self.events[0].id[14:]) - 1
+            self.head = before_commit(self.events[0])
 
     def part(self, position: int) -> MarkedLog:
         """The log's part of the mark at a position."""

@@ -1,113 +1,27 @@
 """Marks: one place in the logs of several services at which none of them is ahead of what it was made from.
 
-A commit may depend on an event of another log: a reaction answered it. Restored to a mark, no log has an answer whose
-question is gone. A mark is a file beside the segments of each log that it names; docs/archive-format.md has its form.
+Restored to a mark, no log has an answer whose question is gone (see `dependence`). A mark is a file beside the segments
+of each log that it names; docs/archive-format.md has its form.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import Any
 
-from evsync.archive.copies import CopyReport
-from evsync.archive.followers import checkpoints_in
 from evsync.archive.segments import FollowerCheckpoint
-from evsync.codec.values import unpack
+from evsync.archive.verification import CopyReport
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.ports import BackupTarget
-from evsync.records import RESTORES_STREAM, SLOT_OPENED, Checkpoint, LogIdentity, StoredEvent, decode_meta
+from evsync.records import Checkpoint
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 FORMAT = 1
-
-
-# ---- the decision
-
-
-class Dependent(NamedTuple):
-    """A commit, and a position of another log without which it should not be."""
-
-    log: str
-    before: int
-    """Where its log ends without it."""
-    on: str
-    needs: int
-
-
-def lowered(heads: Mapping[str, int], dependents: Sequence[Dependent]) -> dict[str, int]:
-    """The heads, each lowered until no commit at or below it depends on a position beyond its source's.
-
-    The greatest such positions: whatever else keeps the rule within these heads is nowhere higher. Logs that have no
-    head here ask for nothing. Each commit is looked at once for each thing it depends on.
-    """
-    marks = dict(heads)
-    waiting: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
-    for log, before, on, needs in dependents:
-        waiting[on].append((needs, log, before))
-    for of_one in waiting.values():
-        of_one.sort()
-    due = list(marks)
-    while due:
-        source = due.pop()
-        while (of_one := waiting[source]) and of_one[-1][0] > marks[source]:
-            _, log, before = of_one.pop()
-            if before < marks[log]:
-                marks[log] = before
-                due.append(log)
-    return marks
-
-
-def dependents_of(
-    log: str,
-    events: Sequence[StoredEvent],
-    identities: Mapping[str, LogIdentity],
-    positions: Mapping[bytes, tuple[str, int]],
-) -> Iterator[Dependent]:
-    """What these events of a log say of their commits' dependence on the logs in `identities`.
-
-    A reaction's checkpoint, where a slot came from, and a causation id, if `positions` tells where that event stands.
-    What a source has lost in a restore since is passed over: no mark can have it.
-    """
-    restored: int | None = None  # the place before a commit in which events have kept the ids that they had
-    for event in events:
-        if event.stream == RESTORES_STREAM:
-            restored = event.position - 1
-        before = restored if restored is not None else event.position - int.from_bytes(event.id[14:]) - 1
-        restored = restored if event.remaining else None
-        for on, incarnation, needs in _needs(event):
-            if on in identities and on != log and identities[on].incarnation_at(needs) == incarnation:
-                yield Dependent(log, before, on, needs)
-        if (place := positions.get(_causation(event))) is not None and place[0] != log:
-            yield Dependent(log, before, *place)
-
-
-def _needs(event: StoredEvent) -> Iterator[tuple[str, str, int]]:
-    """The places that an event says its commit was made from: log, incarnation, position."""
-    for kept in checkpoints_in(event):
-        yield kept.checkpoint.log, kept.checkpoint.incarnation, kept.checkpoint.position
-    if event.type.partition(".")[2] == SLOT_OPENED:
-        fields: dict[str, Any] = unpack(event.data)
-        yield fields["from"], fields["incarnation"], fields["position"]
-
-
-def _causation(event: StoredEvent) -> bytes:
-    """The id of the event that caused this one, as its tags say; empty where they say none."""
-    if event.meta is None or '"causation_id":' not in event.meta:
-        return b""
-    try:
-        return UUID(decode_meta(event.meta).get("causation_id", "")).bytes
-    except ValueError:
-        return b""  # an id of the user's own kind
-
-
-# ---- the record
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +78,11 @@ def encode_mark(mark: Mark) -> bytes:
             name: {
                 "incarnation": log.incarnation,
                 "position": log.position,
-                "checkpoints": [
-                    [c.follower, c.checkpoint.log, c.checkpoint.group, c.checkpoint.incarnation, c.checkpoint.position,
-                     c.checkpoint.count, f"{c.checkpoint.digest:x}"]
-                    for c in log.checkpoints
-                ],
+                "checkpoints": [_row(kept) for kept in log.checkpoints],
             }
             for name, log in mark.logs.items()
         },
-    }  # fmt: skip
+    }
     return _written({**fields, "sha256": sha256(_written(fields)).hexdigest()})
 
 
@@ -193,7 +103,7 @@ def decode_mark(target: str, name: str, content: bytes | None) -> Mark:
             log: MarkedLog(
                 part["incarnation"],
                 part["position"],
-                tuple(FollowerCheckpoint(kept[0], _checkpoint(*kept[1:])) for kept in part["checkpoints"]),
+                tuple(_of_row(*kept) for kept in part["checkpoints"]),
             )
             for log, part in fields["logs"].items()
         }
@@ -202,8 +112,14 @@ def decode_mark(target: str, name: str, content: bytes | None) -> Mark:
         raise ArchiveDamaged(target, name, f"it is no mark: {type(e).__name__}: {e}") from e
 
 
-def _checkpoint(log: str, group: int, incarnation: str, position: int, count: int, digest: str) -> Checkpoint:
-    return Checkpoint(log, group, incarnation, position, count, int(digest, 16))
+def _row(kept: FollowerCheckpoint) -> list[Any]:
+    *fields, digest = astuple(kept.checkpoint)
+    return [kept.follower, *fields, f"{digest:x}"]  # JSON's numbers do not hold a digest everywhere
+
+
+def _of_row(follower: str, *fields: Any) -> FollowerCheckpoint:
+    *rest, digest = fields
+    return FollowerCheckpoint(follower, Checkpoint(*rest, int(digest, 16)))
 
 
 async def marks_in(target: BackupTarget, log: str) -> list[Mark | ArchiveDamaged]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from evsync.errors import ConfigurationError, TargetUnavailable
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
-
-T = TypeVar("T")
 
 FORM = "s3://bucket/prefix?region=eu-central-1, or &endpoint=https://host:9000 for a server that is not Amazon's"
 _OPTIONS = ("endpoint", "region")
@@ -43,13 +42,14 @@ class ObjectTarget:
 
     async def put(self, name: str, content: bytes, *, replace: bool = False) -> bool:
         """Keep the content under a name; see BackupTarget."""
+        mode: Any = "overwrite" if replace else "create"
         try:
-            mode: Any = "overwrite" if replace else "create"
-            await self._obstore.put_async(self._store, name, content, mode=mode)
+            with self._answering():
+                await self._obstore.put_async(self._store, name, content, mode=mode)
         except self._obstore.exceptions.AlreadyExistsError:
             # A request that was tried again may meet what it has stored itself.
             return await self.get(name) == content
-        except (FileNotFoundError, self._obstore.exceptions.BaseError) as e:  # the former: there is no such bucket
+        except FileNotFoundError as e:  # there is no such bucket
             raise self._unavailable(e) from e
         if await self.get(name) != content:
             await self.delete(name)
@@ -62,34 +62,32 @@ class ObjectTarget:
     async def get(self, name: str, *, most: int | None = None) -> bytes | None:
         """The content under a name, with `most` its first bytes; None if there is none."""
         options: Any = {} if most is None else {"range": (0, most)}
-        try:
+        with suppress(FileNotFoundError), self._answering():
             result = await self._obstore.get_async(self._store, name, options=options)
             return bytes(await result.bytes_async())
-        except FileNotFoundError:
-            return None
-        except self._obstore.exceptions.BaseError as e:
-            raise self._unavailable(e) from e
+        return None
 
     async def list(self, prefix: str) -> Sequence[str]:
         """The names that begin with a prefix, sorted."""
-        try:
+        with self._answering():
             pages = self._obstore.list(self._store, prefix=prefix.rstrip("/") or None)
             return sorted([found["path"] async for page in pages for found in page])
-        except self._obstore.exceptions.BaseError as e:
-            raise self._unavailable(e) from e
 
     async def delete(self, name: str) -> None:
         """Take away what is kept under a name, if anything is."""
-        await self._ask(self._obstore.delete_async(self._store, name))
+        with suppress(FileNotFoundError), self._answering():
+            await self._obstore.delete_async(self._store, name)
 
     async def close(self) -> None:
         """Nothing is held that is not let go of by itself."""
 
-    async def _ask(self, asked: Awaitable[T]) -> T | None:
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Raise TargetUnavailable for what the client raises, but that a name is taken, or is not there."""
         try:
-            return await asked
-        except FileNotFoundError:
-            return None
+            yield
+        except self._obstore.exceptions.AlreadyExistsError:
+            raise
         except self._obstore.exceptions.BaseError as e:
             raise self._unavailable(e) from e
 

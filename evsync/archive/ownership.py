@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from evsync.archive.marks import Dependent, lowered
+from evsync.archive.dependence import Dependent, lowered
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived
 from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotRows, StoredEvent

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from evsync.archive.copies import read_copies
+from evsync.archive.history import Portions, Stretch, read_copies
 from evsync.archive.restore import Archive
-from evsync.archive.segments import Segment
 from evsync.archive.targets import opened_targets
 from evsync.errors import ArchiveIncomplete, redacted
 from evsync.records import LogIdentity, StoredEvent
@@ -44,7 +43,7 @@ class ArchivedPast:
                 return found
         raise ArchiveIncomplete(f"the archive of log {self._identity.name} ends at position {end} in {self._where}")
 
-    async def _segments(self, after: int) -> AsyncIterator[tuple[Segment, list[StoredEvent]]]:
+    async def _segments(self, after: int) -> AsyncIterator[Stretch]:
         async with opened_targets(self._urls) as targets:
             archive = await Archive.find(targets, self._identity.name, self._identity.incarnation)
             async for found in read_copies(archive.copies, after):
@@ -54,21 +53,15 @@ class ArchivedPast:
 class _Reading:
     """A reader's place in the archive."""
 
-    def __init__(self, segments: AsyncIterator[tuple[Segment, list[StoredEvent]]]) -> None:
+    def __init__(self, segments: AsyncIterator[Stretch]) -> None:
         self._segments = segments
-        self._events: list[StoredEvent] = []
-        self._place = 0
+        self._portions = Portions()
 
     async def next(self, limit: int) -> list[StoredEvent]:
         """The next events, whole commits; [] where the archive ends."""
-        if self._place >= len(self._events):
-            self._events, self._place = [], 0
-            async for _, events in self._segments:
-                self._events = events
-                break
-        end = min(self._place + max(limit, 1), len(self._events))
-        if end > self._place:
-            end += self._events[end - 1].remaining  # a segment ends at the end of a commit
-        events = self._events[self._place : end]
-        self._place = end
-        return events
+        if events := self._portions.next(limit):
+            return events
+        async for _, events in self._segments:
+            self._portions = Portions(events)
+            return self._portions.next(limit)
+        return []

@@ -7,9 +7,8 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
-from evsync.archive.copies import read_copies
+from evsync.archive.history import Portions, Stretch, read_copies
 from evsync.archive.restore import Archive
-from evsync.archive.segments import Segment
 from evsync.archive.targets import open_target
 from evsync.errors import ArchiveError, HistoryGone
 from evsync.ports import BackupTarget, LogReader, LogSource
@@ -32,10 +31,9 @@ class ArchivedReader:
     def __init__(self, live: LogReader, targets: Sequence[BackupTarget], *, worth_events: int = WORTH_EVENTS) -> None:
         self._live, self._targets, self._worth = live, targets, worth_events
         self.log = live.log
-        self._segments: AsyncIterator[tuple[Segment, list[StoredEvent]]] | None = None
+        self._segments: AsyncIterator[Stretch] | None = None
         self._ahead: asyncio.Task[list[StoredEvent] | None] | None = None
-        self._events: list[StoredEvent] = []
-        self._place = 0  # of the next one in `_events`
+        self._portions = Portions()
         self._reported: set[str] = set()
         self._after: int | None = None  # where the next read should begin; None before the first
 
@@ -91,21 +89,16 @@ class ArchivedReader:
 
     async def _archived(self, limit: int) -> list[StoredEvent]:
         """The next events of the archive, whole commits; [] where it ends."""
-        if self._place >= len(self._events):
-            if self._ahead is None:
-                return []
-            found = await asyncio.shield(self._ahead)  # who is cancelled here may come again
-            self._ahead = None
-            if found is None:
-                await self._drop()
-                return []
-            self._events, self._place = found, 0
-            self._ahead = asyncio.create_task(self._next())
-        end = min(self._place + max(limit, 1), len(self._events))
-        end += self._events[end - 1].remaining  # a segment ends at the end of a commit
-        given = self._events[self._place : end]
-        self._place = end
-        return given
+        if (events := self._portions.next(limit)) or self._ahead is None:
+            return events
+        found = await asyncio.shield(self._ahead)  # who is cancelled here may come again
+        self._ahead = None
+        if found is None:
+            await self._drop()
+            return []
+        self._portions = Portions(found)
+        self._ahead = asyncio.create_task(self._next())
+        return self._portions.next(limit)
 
     async def _next(self) -> list[StoredEvent] | None:
         """The events of the next segment; None where the archive ends, or cannot be read."""
@@ -123,7 +116,7 @@ class ArchivedReader:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             await end_task(ahead)
-        self._segments, self._events, self._place = None, [], 0
+        self._segments, self._portions = None, Portions()
 
     def _report(self, error: ArchiveError) -> None:
         if str(error) not in self._reported:

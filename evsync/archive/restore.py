@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from evsync.archive.copies import Copy, incarnations_of, read_copies
+from evsync.archive.copies import Copy, incarnations_of
 from evsync.archive.followers import Followers
+from evsync.archive.history import read_copies
 from evsync.archive.marks import MarkedLog
 from evsync.archive.ownership import Following, ShardPlan, Surveyed, ends_that_fit, plan_shards
 from evsync.archive.rescue import FencedStore, OwnLog, Rescue

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -143,12 +143,8 @@ def encode_segment(
         "earliest_us": events.earliest_us,
         "latest_us": events.latest_us,
         "made_us": made_us,
-        "checkpoints": [
-            [c.follower, c.checkpoint.log, c.checkpoint.group, c.checkpoint.incarnation, c.checkpoint.position,
-             c.checkpoint.count, c.checkpoint.digest]
-            for c in checkpoints
-        ],
-    }  # fmt: skip
+        "checkpoints": [[kept.follower, *astuple(kept.checkpoint)] for kept in checkpoints],
+    }
     packed: bytes = msgpack.packb(header)
     content = b"".join([MAGIC, len(packed).to_bytes(4, "big"), packed, compress(events.pack())])
     return content + sha256(content).digest()
@@ -166,9 +162,7 @@ def decode_segment(name: str, content: bytes) -> Segment:
     view = memoryview(content)
     if sha256(view[:-HASH_BYTES]).digest() != own:
         raise DecodingError(f"its {len(content):,} bytes do not have the SHA-256 that they end with")
-    header, end = _header(content)
-    if header.name != name:
-        raise DecodingError(f"it is the segment that belongs at {header.name}")
+    header, end = _header(name, content)
     return Segment(header, own, bytes(view[end:-HASH_BYTES]))
 
 
@@ -177,22 +171,22 @@ def decode_header(name: str, head: bytes) -> Header:
 
     Raises DecodingError.
     """
-    header, _ = _header(head)
-    if header.name != name:
-        raise DecodingError(f"it is the segment that belongs at {header.name}")
-    return header
+    return _header(name, head)[0]
 
 
-def _header(content: bytes) -> tuple[Header, int]:
-    """The header, and where the body begins."""
+def _header(name: str, content: bytes) -> tuple[Header, int]:
+    """The header, and where the body begins. Raises DecodingError, also for that of another segment."""
     size = int.from_bytes(content[len(MAGIC) : _FIXED_BYTES], "big")
     end = _FIXED_BYTES + size
     if not content.startswith(MAGIC) or size > MAX_HEADER_BYTES or len(content) < end:
         raise DecodingError("it does not begin as a segment does")
     try:
-        return _read_header(msgpack.unpackb(content[_FIXED_BYTES:end])), end
+        header = _read_header(msgpack.unpackb(content[_FIXED_BYTES:end]))
     except Exception as e:
         raise DecodingError(f"its header cannot be read: {type(e).__name__}: {e}") from e
+    if header.name != name:
+        raise DecodingError(f"it is the segment that belongs at {header.name}")
+    return header, end
 
 
 def _read_header(fields: Mapping[str, Any]) -> Header:

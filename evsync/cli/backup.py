@@ -15,13 +15,14 @@ import typer
 from rich.table import Table
 
 from evsync.archive.backup import BackupReport
-from evsync.archive.copies import CopyReport, incarnations_of, verify_copy
+from evsync.archive.copies import incarnations_of
 from evsync.archive.marking import MarkReport, ToMark, make_mark
 from evsync.archive.marks import Mark, marks_in, name_for, verify_marks
 from evsync.archive.policy import BackupPolicy
 from evsync.archive.schedule import problem_of
 from evsync.archive.segments import Header
 from evsync.archive.targets import opened_targets
+from evsync.archive.verification import CopyReport, verify_copy
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.tail import as_utc

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from evsync.aggregates.replay import Fold
 from evsync.aggregates.snapshots import Snapshots
-from evsync.archive.copies import Copy, read_copies, verify_copy
+from evsync.archive.copies import Copy
+from evsync.archive.history import read_copies
+from evsync.archive.verification import verify_copy
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, CodecError, ConfigurationError
 from evsync.ports import BackupTarget, Progress, Store, unheard

@@ -30,6 +30,7 @@ from evsync.records import (
     SlotRows,
     SlotState,
     StoredEvent,
+    before_commit,
     new_command,
 )
 from evsync.sharding.slots import slot_of
@@ -235,7 +236,7 @@ def slot_event(event: StoredEvent) -> SlotEvent | None:
         return None
     try:
         said: dict[str, Any] = unpack(event.data)
-        before = event.position - int.from_bytes(event.id[14:]) - 1
+        before = before_commit(event)
         if event.type.endswith(SLOT_CLOSED):
             history = History(said["length"], said["digest"])
             was_at = said.get("position", 0), said.get("incarnation", "")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from evsync.archive.backup import Backups
-from evsync.archive.copies import read_copies, verify_copy
 from evsync.archive.directory import DirectoryTarget
+from evsync.archive.history import read_copies
 from evsync.archive.object_storage import ObjectTarget
 from evsync.archive.targets import open_target
+from evsync.archive.verification import verify_copy
 from evsync.errors import ConfigurationError, TargetUnavailable
 from evsync.ports import BackupTarget
 from evsync.testing.contracts import BackupTargetContract

@@ -13,8 +13,10 @@ import pytest
 
 from evsync.archive import directory as directory_module
 from evsync.archive.backup import Backups
-from evsync.archive.copies import Copy, read_copies, verify_copy
+from evsync.archive.copies import Copy
+from evsync.archive.history import read_copies
 from evsync.archive.targets import open_target
+from evsync.archive.verification import verify_copy
 from evsync.errors import StoreUnavailable, TargetUnavailable, WrongStore
 from evsync.inspection import Inspectable
 from evsync.jetstream import streams

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evsync.archive.backup import Backups
-from evsync.archive.copies import read_copies, verify_copy
+from evsync.archive.history import read_copies
 from evsync.archive.policy import BackupPolicy, Keep, copies_for
 from evsync.archive.schedule import ScheduledBackups
 from evsync.archive.segments import decode_segment, segment_name
+from evsync.archive.verification import verify_copy
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.ports import BackupTarget
 from evsync.records import StoredEvent

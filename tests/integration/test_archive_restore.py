@@ -25,9 +25,9 @@ from evsync import (
     event,
 )
 from evsync.archive.backup import Backups
-from evsync.archive.copies import verify_copy
 from evsync.archive.restore import Archive, Until, restore
 from evsync.archive.targets import open_target
+from evsync.archive.verification import verify_copy
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
 from evsync.inspection import Inspectable
 from evsync.opening import open_store, restore_store

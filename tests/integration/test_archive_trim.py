@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from evsync import Contract, Event, Projection, Service, SqlModel, Tables
 from evsync.archive.backup import Backups
-from evsync.archive.copies import verify_copy
 from evsync.archive.targets import open_target, opened_targets
+from evsync.archive.verification import verify_copy
 from evsync.errors import (
     ArchiveDamaged,
     ArchiveIncomplete,

@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evsync.archive.dependence import Dependent, dependents_of, lowered
 from evsync.archive.followers import checkpoints_in
-from evsync.archive.marks import (
-    Dependent,
-    Mark,
-    MarkedLog,
-    decode_mark,
-    dependents_of,
-    encode_mark,
-    lowered,
-)
+from evsync.archive.marks import Mark, MarkedLog, decode_mark, encode_mark
 from evsync.archive.segments import FollowerCheckpoint
 from evsync.codec.values import pack
 from evsync.errors import ArchiveDamaged

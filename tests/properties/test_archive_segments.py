@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evsync.archive.columns import EventColumns
-from evsync.archive.copies import verify_copy
 from evsync.archive.segments import (
     FollowerCheckpoint,
     decode_header,
@@ -17,6 +16,7 @@ from evsync.archive.segments import (
     encode_segment,
     segment_name,
 )
+from evsync.archive.verification import verify_copy
 from evsync.errors import ArchiveDamaged, DecodingError
 from evsync.records import Ancestor, Checkpoint, LogIdentity, StoredEvent
 from evsync.testing.contracts.samples import HOSTILE
