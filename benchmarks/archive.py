@@ -17,8 +17,9 @@ from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
 from benchmarks.workload import Order, OrderPlaced, customers, orders, reports, save_all, shop, sqlite_url
 from evsync import Event, MemoryModel, Position, Projection, Service
 from evsync.archive.backup import GENTLE, Backups
+from evsync.archive.copies import Archive
 from evsync.archive.reader import ArchivedReader
-from evsync.archive.restore import Archive, Until
+from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.archive.verification import verify_copy
 from evsync.errors import ConfigurationError

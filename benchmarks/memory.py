@@ -22,7 +22,8 @@ import sqlalchemy as sa
 from benchmarks.rounds import Advance, Goal, Row, check
 from benchmarks.workload import Account, customers, orders, reports, shop, sqlite_url
 from evsync.archive.backup import Backups
-from evsync.archive.restore import Archive, Until
+from evsync.archive.copies import Archive
+from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.opening import open_store
 from evsync.operations.recovery import restore_log

@@ -24,8 +24,9 @@ from typing import Any
 import psycopg
 
 from evsync.archive.backup import Backups
+from evsync.archive.copies import Archive
 from evsync.archive.policy import Keep
-from evsync.archive.restore import Archive, Until
+from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.errors import EvsyncError
 from evsync.jetstream.client.connection import Connection

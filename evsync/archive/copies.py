@@ -1,10 +1,11 @@
-"""One copy of an archived log: the segments of one incarnation in one place."""
+"""Where an archived log is found: a copy holds the segments of one incarnation in one place."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from evsync.archive.segments import (
     HEAD_BYTES,
@@ -17,7 +18,7 @@ from evsync.archive.segments import (
     incarnation_of,
     segment_name,
 )
-from evsync.errors import ArchiveDamaged, DecodingError, TargetUnavailable
+from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete, DecodingError, TargetUnavailable
 from evsync.ports import BackupTarget
 from evsync.records import LogIdentity, StoredEvent
 
@@ -112,3 +113,45 @@ async def _made_us(copy: Copy) -> int:
         with contextlib.suppress(ArchiveDamaged):
             return (await copy.header(first)).made_us
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One incarnation of a log in all its copies: in none if nothing of the log was archived yet."""
+
+    identity: LogIdentity
+    copies: Sequence[Copy]
+
+    @classmethod
+    async def find(cls, targets: Sequence[BackupTarget], log: str, incarnation: str | None = None) -> Archive:
+        """The archive of a log: of its newest incarnation, unless one is named.
+
+        Raises ArchiveIncomplete where there is none, ArchiveDamaged where not one segment says what it is,
+        TargetUnavailable where no target answers.
+        """
+        found = await incarnations_of(targets, log)
+        where = ", ".join(target.url for target in targets)
+        if not found:
+            raise ArchiveIncomplete(f"there is no archive of log {log} in {where}")
+        if incarnation is not None and incarnation not in found:
+            raise ArchiveIncomplete(
+                f"there is no archive of incarnation {incarnation} of log {log} in {where}; there is {', '.join(found)}"
+            )
+        copies = found[incarnation] if incarnation is not None else next(iter(found.values()))
+        errors: list[ArchiveError] = []
+        for copy in copies:
+            for first in await copy.firsts():
+                try:
+                    return cls((await copy.header(first)).identity, copies)
+                except ArchiveDamaged as e:
+                    errors.append(e)
+        raise errors[0]
+
+    async def end(self) -> int:
+        """About how far it reaches, by what the last segments say of themselves."""
+        end = 0
+        for copy in self.copies:
+            with contextlib.suppress(ArchiveError):
+                if firsts := await copy.firsts():
+                    end = max(end, (await copy.header(firsts[-1])).last)
+        return end

@@ -45,7 +45,7 @@ async def read_copies(
             if found is not None:
                 break
         else:
-            _check_end(readings, absent, errors, after, report if before is not None else None)
+            _check_end(readings, errors, after, report if before is not None else None)
             return
         for error in errors:
             report(error)
@@ -57,7 +57,6 @@ async def read_copies(
 
 def _check_end(
     readings: Sequence[_Reading],
-    absent: Sequence[ArchiveError],
     errors: Sequence[ArchiveError],
     after: int,
     report: Callable[[ArchiveError], None] | None,
@@ -79,8 +78,8 @@ def _check_end(
             f"positions {after + 1} to {min(beyond) - 1} of log {readings[0].copy.log} are in no copy, and there are "
             f"segments beyond ({', '.join(r.copy.target.url for r in readings)})"
         )
-    if absent and not readings:
-        raise absent[0]
+    if errors and not readings:
+        raise errors[0]
 
 
 class _EndUnknown(ArchiveDamaged):

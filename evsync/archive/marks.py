@@ -117,9 +117,10 @@ def _row(kept: FollowerCheckpoint) -> list[Any]:
     return [kept.follower, *fields, f"{digest:x}"]  # JSON's numbers do not hold a digest everywhere
 
 
-def _of_row(follower: str, *fields: Any) -> FollowerCheckpoint:
-    *rest, digest = fields
-    return FollowerCheckpoint(follower, Checkpoint(*rest, int(digest, 16)))
+def _of_row(
+    follower: str, log: str, group: int, incarnation: str, position: int, count: int, digest: str
+) -> FollowerCheckpoint:
+    return FollowerCheckpoint(follower, Checkpoint(log, group, incarnation, position, count, int(digest, 16)))
 
 
 async def marks_in(target: BackupTarget, log: str) -> list[Mark | ArchiveDamaged]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from evsync.archive.copies import Archive
 from evsync.archive.history import Portions, Stretch, read_copies
-from evsync.archive.restore import Archive
 from evsync.archive.targets import opened_targets
 from evsync.errors import ArchiveIncomplete, redacted
 from evsync.records import LogIdentity, StoredEvent

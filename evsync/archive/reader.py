@@ -7,8 +7,8 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
+from evsync.archive.copies import Archive
 from evsync.archive.history import Portions, Stretch, read_copies
-from evsync.archive.restore import Archive
 from evsync.archive.targets import open_target
 from evsync.errors import ArchiveError, HistoryGone
 from evsync.ports import BackupTarget, LogReader, LogSource

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from evsync.archive.copies import Copy, incarnations_of
+from evsync.archive.copies import Archive
 from evsync.archive.followers import Followers
 from evsync.archive.history import read_copies
 from evsync.archive.marks import MarkedLog
 from evsync.archive.ownership import Following, ShardPlan, Surveyed, ends_that_fit, plan_shards
 from evsync.archive.rescue import FencedStore, OwnLog, Rescue
 from evsync.archive.segments import Header
-from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
-from evsync.ports import BackupTarget, LogReader, Progress, StoreRestore, unheard
-from evsync.records import OWN_STREAMS, RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
+from evsync.errors import ArchiveIncomplete
+from evsync.ports import LogReader, Progress, StoreRestore, unheard
+from evsync.records import OWN_STREAMS, RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation, to_datetime
 from evsync.restores import restored_event
 from evsync.stores.slot_steps import SlotEvent, slot_event
 
@@ -83,48 +82,6 @@ class RestoreReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Archive:
-    """One incarnation of a log in all its copies: in none if nothing of the log was archived yet."""
-
-    identity: LogIdentity
-    copies: Sequence[Copy]
-
-    @classmethod
-    async def find(cls, targets: Sequence[BackupTarget], log: str, incarnation: str | None = None) -> Archive:
-        """The archive of a log: of its newest incarnation, unless one is named.
-
-        Raises ArchiveIncomplete where there is none, ArchiveDamaged where not one segment says what it is,
-        TargetUnavailable where no target answers.
-        """
-        found = await incarnations_of(targets, log)
-        where = ", ".join(target.url for target in targets)
-        if not found:
-            raise ArchiveIncomplete(f"there is no archive of log {log} in {where}")
-        if incarnation is not None and incarnation not in found:
-            raise ArchiveIncomplete(
-                f"there is no archive of incarnation {incarnation} of log {log} in {where}; there is {', '.join(found)}"
-            )
-        copies = found[incarnation] if incarnation is not None else next(iter(found.values()))
-        errors: list[ArchiveError] = []
-        for copy in copies:
-            for first in await copy.firsts():
-                try:
-                    return cls((await copy.header(first)).identity, copies)
-                except ArchiveDamaged as e:
-                    errors.append(e)
-        raise errors[0]
-
-    async def end(self) -> int:
-        """About how far it reaches, by what the last segments say of themselves."""
-        end = 0
-        for copy in self.copies:
-            with contextlib.suppress(ArchiveError):
-                if firsts := await copy.firsts():
-                    end = max(end, (await copy.header(firsts[-1])).last)
-        return end
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """One log that is to be restored: from where, and into what."""
 
@@ -140,52 +97,30 @@ class Part:
         return until if self.marked is None else Until(position=self.marked.position)
 
 
-async def restore(
-    archive: Archive,
-    into: StoreRestore,
-    *,
-    until: Until,
-    marked: MarkedLog | None = None,
-    tail: Tail | None = None,
-    clock: Callable[[], float] = time.time,
-    tell: Progress = unheard,
-) -> RestoreReport:
-    """Fill a store with a log that is its service's only one: see `restore_shards`."""
-    parts = {archive.identity.shard: Part(archive, into, marked, tail)}
-    (report,) = (await restore_shards(parts, until=until, clock=clock, tell=tell)).values()
-    return report
-
-
 async def restore_shards(
     parts: Mapping[str, Part],
     *,
     until: Until,
-    clock: Callable[[], float] = time.time,
     tell: Progress = unheard,
 ) -> dict[str, RestoreReport]:
     """Fill the stores of a service, each from its log's archive and tail. Completes the stores.
 
     Several are shards, and restored up to where their logs fit together: their archives are read twice, first for what
     they say of slots. Each log goes on as a new incarnation, with an event that says where it was restored. Raises
-    ArchiveDamaged, ArchiveIncomplete, TargetUnavailable, StoreError, and what tails raise; no store is complete then,
-    unless it is one's completion that failed.
+    ArchiveDamaged, ArchiveIncomplete (also where there is nothing at the time that is asked for), TargetUnavailable,
+    StoreError, and what tails raise; no store is complete then, unless it is one's completion that failed.
     """
     ends = [await part.archive.end() for part in parts.values()]
-    done, total = 0, sum(ends) * (2 if len(parts) > 1 else 1)
-
-    def read(events: int) -> None:
-        nonlocal done
-        done += events
-        tell(done, max(total, done))
-
+    read = _counting(sum(ends) * (2 if len(parts) > 1 else 1), tell)
     plans = await _planned(parts, until, read) if len(parts) > 1 else dict.fromkeys(parts)
     filled = {}
     for shard, part in parts.items():
         filled[shard] = _Filling(part, plans[shard], {s: p.into for s, p in parts.items()})
         await filled[shard].fill(until, read)
+    await _check_any(until, list(filled.values()))
     # The first shard last: without its store no service can be opened on those of the others.
     order = sorted(parts, key=lambda shard: plan is not None and plan.owns_slots if (plan := plans[shard]) else False)
-    reports = {shard: await filled[shard].complete(int(clock() * 1_000_000)) for shard in order}
+    reports = {shard: await filled[shard].complete() for shard in order}
     return {shard: reports[shard] for shard in parts}
 
 
@@ -194,7 +129,6 @@ async def restore_beside(
     stores: Mapping[str, FencedStore],
     *,
     until: Until,
-    clock: Callable[[], float] = time.time,
     tell: Progress = unheard,
 ) -> RestoreReport:
     """Fill the store of one shard, beside the others' that live on. Completes the store.
@@ -203,23 +137,42 @@ async def restore_beside(
     is written behind its end, in one commit with the event that says where it was restored. Raises as
     `restore_shards`, and ArchiveIncomplete where what the others say does not fit the archive.
     """
-    parent, own = part.archive.identity, OwnLog()
-    total, done = await part.archive.end(), 0
+    own = OwnLog()
+    filling = _Filling(part, None, {}, own)
+    await filling.fill(until, _counting(await part.archive.end(), tell))
+    await _check_any(until, [filling])
+    identity = part.archive.identity.restored(filling.position, new_incarnation())
+    for store in stores.values():
+        await store.fence(identity)
+    rescue = Rescue(identity, filling.position, own, stores)
+    await rescue.plan()
+    await rescue.bring(part.into)
+    return await filling.complete(identity, rescue)
+
+
+def _counting(total: int, tell: Progress) -> Callable[[int], None]:
+    """Is told how many events were read just now, and tells how many there were so far."""
+    done = 0
 
     def read(events: int) -> None:
         nonlocal done
         done += events
         tell(done, max(total, done))
 
-    filling = _Filling(part, None, {}, own)
-    await filling.fill(until, read)
-    identity = parent.restored(filling.position, new_incarnation())
-    for store in stores.values():
-        await store.fence(identity)
-    rescue = Rescue(identity, filling.position, own, stores)
-    await rescue.plan()
-    await rescue.bring(part.into)
-    return await filling.complete(int(clock() * 1_000_000), identity, rescue)
+    return read
+
+
+async def _check_any(until: Until, filled: Sequence[_Filling]) -> None:
+    """Raise ArchiveIncomplete where the logs have nothing at the time that is asked for: a slip, most likely."""
+    if until.time_us is None or any(filling.position or filling.part.marked for filling in filled):
+        return
+    archive = next(filling.part.archive for filling in filled if filling.part.archive.copies)
+    async for _, events in read_copies(archive.copies):
+        raise ArchiveIncomplete(
+            f"log {archive.identity.name} has no whole commit at or before {to_datetime(until.time_us).isoformat()}: "
+            f"its first event is of {to_datetime(events[0].time_us).isoformat()}. Nothing was restored: name a later "
+            "time"
+        )
 
 
 async def _planned(parts: Mapping[str, Part], until: Until, read: Callable[[int], None]) -> dict[str, ShardPlan | None]:
@@ -267,7 +220,7 @@ class _Filling:
     def __init__(
         self, part: Part, plan: ShardPlan | None, into: Mapping[str, StoreRestore], own: OwnLog | None = None
     ) -> None:
-        self._part, self._plan, self._into = part, plan, into
+        self.part, self._plan, self._into = part, plan, into
         identity = part.archive.identity
         self._following = own or Following(identity.name, identity.slots, plan)
         self._followers = Followers()
@@ -277,7 +230,7 @@ class _Filling:
 
     async def fill(self, until: Until, read: Callable[[int], None]) -> None:
         """Load the events. Raises ArchiveIncomplete where they end too early."""
-        part, identity = self._part, self._part.archive.identity
+        part, identity = self.part, self.part.archive.identity
         until = part.until(until) if self._plan is None else Until(position=self._plan.end)
         total = await part.archive.end()
         async for header, events, ends in _events(part, until, self._worked_around):
@@ -311,16 +264,14 @@ class _Filling:
             self.position = events[-1].position
             self._latest_us = max(self._latest_us, *(e.time_us for e in events))
 
-    async def complete(
-        self, now_us: int, identity: LogIdentity | None = None, rescue: Rescue | None = None
-    ) -> RestoreReport:
+    async def complete(self, identity: LogIdentity | None = None, rescue: Rescue | None = None) -> RestoreReport:
         """Say in the log that it was restored, and make of it a store that can be opened."""
-        part, parent, position = self._part, self._part.archive.identity, self.position
+        part, parent, position = self.part, self.part.archive.identity, self.position
         identity = identity or parent.restored(position, new_incarnation())
         if not part.archive.copies:
             identity = replace(identity, ancestry=())
         slots = self._plan.slots if self._plan is not None else None
-        rows = [restored_event(identity, position, self._restores + 1, now_us)]
+        rows = [restored_event(identity, position, self._restores + 1, time.time_ns() // 1000)]
         if rescue is not None:
             rows = rescue.rows(rows[0])
             slots = rescue.slots(rows)

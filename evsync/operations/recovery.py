@@ -17,9 +17,10 @@ from typing import Any
 import msgpack
 
 from evsync.aggregates.repository import Repository
+from evsync.archive.copies import Archive
 from evsync.archive.marks import MarkedLog
 from evsync.archive.rescue import FencedStore
-from evsync.archive.restore import Archive, Part, RestoreReport, Until, restore_beside, restore_shards
+from evsync.archive.restore import Part, RestoreReport, Until, restore_beside, restore_shards
 from evsync.codec.events import EventCodec
 from evsync.errors import ArchiveIncomplete, ConfigurationError, NotFound, TargetUnavailable
 from evsync.homes import ShardedStores

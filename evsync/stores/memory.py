@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 
 from evsync.errors import Conflict, StoreUnavailable
-from evsync.ports import Arrived, Capabilities, Share, SlotSize, Stretch
+from evsync.ports import Arrived, Capabilities, Place, Share, SlotSize, Stretch
 from evsync.records import (
     FENCES_STREAM,
     OWN_STREAMS,
@@ -17,13 +17,12 @@ from evsync.records import (
     Commit,
     History,
     LogIdentity,
-    SlotRows,
     SlotState,
     Snapshot,
     StoredEvent,
     change_of,
 )
-from evsync.stores.plan import CheckpointKey, check_follows, doubtful, keys_of, plan, streams_of
+from evsync.stores.plan import CheckpointKey, doubtful, keys_of, plan, streams_of
 from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps, unmoved
 from evsync.stores.tail import Tail
 
@@ -184,8 +183,7 @@ class MemoryStore(Steps):
             return None
         self._add(change.rows)
         for event in change.imports:
-            self._imports.append(((head, len(self._imports) + 1), event))
-            insort(self._streams.setdefault(event.stream, []), event, key=_version)
+            self._import((head, len(self._imports) + 1), event)
         self._arrived |= change.arrived
         self._slots |= change.states
         self._moves += bool(change.states)
@@ -199,21 +197,9 @@ class MemoryStore(Steps):
         for row in rows:
             insort(self._streams.setdefault(row.stream, []), row, key=_version)
 
-    def _fill(
-        self,
-        events: Sequence[StoredEvent],
-        checkpoints: Mapping[str, Sequence[Checkpoint]],
-        imports: Sequence[Arrived] = (),
-        slots: SlotRows | None = None,
-    ) -> None:
-        self._add(events)
-        self._imports = sorted(imports, key=itemgetter(0))
-        for _, event in imports:
-            insort(self._streams.setdefault(event.stream, []), event, key=_version)
-        if slots is not None:
-            self._moves, self._slots, self._arrived = 1, dict(slots.states), dict(slots.arrived)
-        self._checkpoints = {(name, c.log, c.group): c for name, kept in checkpoints.items() for c in kept}
-        self._tail.moved(len(events))
+    def _import(self, place: Place, event: StoredEvent) -> None:
+        self._imports.append((place, event))
+        insort(self._streams.setdefault(event.stream, []), event, key=_version)
 
     def _holds(self, stream: str, version: int) -> bool:
         events = self._streams.get(stream, [])
@@ -226,34 +212,3 @@ class MemoryStore(Steps):
 
     def _closed_error(self) -> StoreUnavailable:
         return StoreUnavailable(f"the memory store of {self.identity.name!r} is closed; nothing was stored")
-
-
-class MemoryRestore:
-    """Fills a MemoryStore from a backup. Implements StoreRestore."""
-
-    def __init__(self) -> None:
-        self.store: MemoryStore | None = None
-        """The store, once it is complete."""
-        self._events: list[StoredEvent] = []
-        self._imports: list[Arrived] = []
-
-    async def load(self, events: Sequence[StoredEvent]) -> None:
-        """Store events behind those that were loaded before."""
-        check_follows(len(self._events), events)
-        self._events += events
-
-    async def import_events(self, arrived: Sequence[Arrived]) -> None:
-        """Store imports, each in its place."""
-        self._imports += arrived
-
-    async def complete(
-        self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
-    ) -> None:
-        """Make the store."""
-        store = MemoryStore(identity)
-        store._fill(self._events, checkpoints, self._imports, slots)
-        self.store, self._events, self._imports = store, [], []
-
-    async def close(self) -> None:
-        """Forget what is not complete."""
-        self._events, self._imports = [], []

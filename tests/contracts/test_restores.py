@@ -12,9 +12,9 @@ from evsync.jetstream.server import EmbeddedServer
 from evsync.opening import open_store, restore_store
 from evsync.ports import Store, StoreRestore
 from evsync.records import SlotRows
-from evsync.stores.memory import MemoryRestore
 from evsync.testing.contracts import StoreRestoreContract
 from evsync.testing.contracts.store_restore import a_log
+from tests.restored_memory import MemoryRestore
 
 
 class _ByUrl(StoreRestoreContract):

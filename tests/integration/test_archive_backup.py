@@ -21,6 +21,7 @@ from evsync.ports import BackupTarget
 from evsync.records import StoredEvent
 from evsync.stores.memory import MemoryStore
 from tests.archiving import IDENTITY, MemoryTarget, archived, away, copy_of, fill, memory_store, read_all
+from tests.restored_memory import RestoredMemoryStore
 
 pytestmark = pytest.mark.anyio
 _MERGE_ALL = Keep(hourly=timedelta(0), daily=timedelta(0), weekly=timedelta(0))
@@ -109,8 +110,7 @@ async def test_a_store_that_was_put_back_is_noticed() -> None:
     target = MemoryTarget()
     _, events = await archived(60, target)
     kept = dict(target.kept)
-    shorter, other = MemoryStore(IDENTITY), MemoryStore(IDENTITY)
-    shorter._fill(events[:10], {})
+    shorter, other = RestoredMemoryStore(IDENTITY, events[:10]), MemoryStore(IDENTITY)
     await fill(other, 90, seed=7)
     for store, what in ((shorter, "the log ends at 10"), (other, "another event at position")):
         report = await Backups(store, [target], copies=1).run()

@@ -14,9 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from evsync import BackupPolicy, Contract, Event, Projection, Service, SqlModel, Tables
+from evsync.archive.copies import Archive
 from evsync.archive.marking import MarkReport, ToMark, decide, make_mark
 from evsync.archive.marks import file_of, find_mark, marks_in
-from evsync.archive.restore import Archive, Until
+from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.codec.values import unpack
 from evsync.errors import ArchiveIncomplete, ConfigurationError

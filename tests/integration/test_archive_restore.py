@@ -25,7 +25,8 @@ from evsync import (
     event,
 )
 from evsync.archive.backup import Backups
-from evsync.archive.restore import Archive, Until, restore
+from evsync.archive.copies import Archive
+from evsync.archive.restore import Part, Until, restore_shards
 from evsync.archive.targets import open_target
 from evsync.archive.verification import verify_copy
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
@@ -38,8 +39,9 @@ from evsync.ports import BackupTarget
 from evsync.projections.batch import check_batch
 from evsync.records import StoredEvent, is_control
 from evsync.restores import Restored, restored_event
-from evsync.stores.memory import MemoryRestore, MemoryStore
+from evsync.stores.memory import MemoryStore
 from tests.archiving import IDENTITY, START_US, MemoryTarget, archived, copy_of, fill, read_all
+from tests.restored_memory import MemoryRestore, RestoredMemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +49,7 @@ pytestmark = pytest.mark.anyio
 async def restore_to_memory(until: Until, *targets: BackupTarget) -> MemoryStore:
     """The store that a restore gives."""
     into = MemoryRestore()
-    await restore(await Archive.find(targets, IDENTITY.name), into, until=until)
+    await restore_shards({"main": Part(await Archive.find(targets, IDENTITY.name), into)}, until=until)
     assert into.store is not None
     return into.store
 
@@ -90,9 +92,25 @@ async def test_a_log_is_restored_up_to_a_time(offset: int) -> None:
     target = MemoryTarget()
     _, events = await archived(60, target)
     time_us = START_US + offset
-    store = await restore_to_memory(Until(time_us=time_us), target)
     later = next((e.position for e in events if e.time_us > time_us), len(events) + 1)
-    assert (await read_all(store))[:-1] == events[: whole(events, later - 1)]
+    end = whole(events, later - 1)
+    if end == 0:
+        with pytest.raises(ArchiveIncomplete, match="no whole commit at or before"):
+            await restore_to_memory(Until(time_us=time_us), target)
+        return
+    assert (await read_all(await restore_to_memory(Until(time_us=time_us), target)))[:-1] == events[:end]
+
+
+async def test_a_time_before_the_first_event_is_refused() -> None:
+    """It would make an empty store of a slip; what is said names the log, the time, and when the log begins."""
+    target = MemoryTarget()
+    await archived(20, target)
+    with pytest.raises(ArchiveIncomplete) as refused:
+        await restore_to_memory(Until(time_us=START_US - 1), target)
+    assert str(refused.value) == (
+        "log bank.main has no whole commit at or before 2023-11-14T22:13:19.999999+00:00: its first event is of "
+        "2023-11-14T22:13:20+00:00. Nothing was restored: name a later time"
+    )
 
 
 async def test_a_position_beyond_the_archive_is_refused() -> None:
@@ -115,7 +133,7 @@ async def test_a_copy_whose_last_segment_says_nothing_does_not_keep_a_whole_copy
     for targets in ((one, two), (two, one)):
         into = MemoryRestore()
         found = await Archive.find(targets, IDENTITY.name, IDENTITY.incarnation)
-        report = await restore(found, into, until=Until())
+        report = (await restore_shards({"main": Part(found, into)}, until=Until()))["main"]
         assert report.position == len(events)
         assert any(two.url in told for told in report.worked_around)
 
@@ -145,7 +163,7 @@ async def test_restores_of_restores_remember_where_they_come_from() -> None:
         assert [e.incarnation for e in log] == [store.identity.incarnation_at(e.position) for e in log]
         again = MemoryRestore()
         archive = await Archive.find([target], IDENTITY.name, store.identity.incarnation)
-        await restore(archive, again, until=Until())
+        await restore_shards({"main": Part(archive, again)}, until=Until())
         assert again.store is not None
         assert (await read_all(again.store))[:-1] == log
         assert not (await verify_copy(archive.copies[0])).problems
@@ -427,6 +445,5 @@ async def test_a_drill_measures_and_is_remembered(tmp_path: Path) -> None:
         assert record is not None
         assert (record["position"], record["ok"]) == (38, True)
         assert datetime.fromisoformat(record["at"]) > datetime.now(UTC) - timedelta(minutes=1)
-        forged = MemoryStore(store.identity)
-        forged._fill([e._replace(time_us=e.time_us + 1) for e in await read_all(store)], {})
+        forged = RestoredMemoryStore(store.identity, [e._replace(time_us=e.time_us + 1) for e in await read_all(store)])
         assert not (await drill({"main": forged}, [target], bank.codec))[0].ok

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from evsync.archive.backup import Backups
-from evsync.archive.restore import Archive, Until
+from evsync.archive.copies import Archive
+from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.errors import ArchiveIncomplete, HistoryGone, OtherIncarnation
 from evsync.jetstream import streams

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from evsync.archive.restore import Archive, Part, Until, restore_beside
+from evsync.archive.copies import Archive
+from evsync.archive.restore import Part, Until, restore_beside
 from evsync.errors import ArchiveIncomplete, WrongStore
 from evsync.operations.store_check import LogCheck
 from evsync.ports import Store
 from evsync.records import OWN_STREAMS, StoredEvent
 from evsync.sharding.handover import Move, bring_about, carry_out, placement_of
 from evsync.sharding.truth import check_all_there, truth
-from evsync.stores.memory import MemoryRestore, MemoryStore
+from evsync.stores.memory import MemoryStore
 from tests.archiving import read_all
 from tests.properties.test_shards_restored import SHARDS, SLOTS, STEPS, Bank, history
+from tests.restored_memory import MemoryRestore
 
 
 async def restored_alone(bank: Bank, lost: str) -> Store:

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evsync.archive.backup import Backups
-from evsync.archive.restore import Archive, Part, Until, restore_shards
+from evsync.archive.copies import Archive
+from evsync.archive.restore import Part, Until, restore_shards
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Store
 from evsync.records import OWN_STREAMS, Append, Commit, LogIdentity, NewEvent, SlotRows, StoredEvent, new_command
 from evsync.sharding.handover import BEGINNING, Step, bring_about, placement_of
 from evsync.sharding.truth import truth
-from evsync.stores.memory import MemoryRestore, MemoryStore
+from evsync.stores.memory import MemoryStore
 from evsync.stores.slot_steps import folded, slot_event
 from tests.archiving import MemoryTarget, read_all
+from tests.restored_memory import MemoryRestore
 
 SLOTS, SHARDS = 3, ("a", "b", "c")
 STEPS = st.lists(
