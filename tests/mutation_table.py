@@ -901,21 +901,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Retention never breaks a chain",
-        "evsync/archive/backup.py", "a merged segment does not say what it stands for",
+        "evsync/archive/merging.py", "a merged segment does not say what it stands for",
         "stands_for=(last.sha256, *last.header.stands_for),", "stands_for=(),",
         "tests/integration/test_archive_backup.py::test_retention_merges_and_never_breaks_a_chain",
     ),
     _break(
         "Retention never breaks a chain",
-        "evsync/archive/backup.py", "pieces are deleted before the merged segment is written",
-        "        await copy.target.put(headers[0].name, content, replace=True)\n"
-        "        copy.forget()\n"
-        "        for header in headers[1:]:\n"
-        "            await copy.target.delete(header.name)\n",
-        "        for header in headers[1:]:\n"
-        "            await copy.target.delete(header.name)\n"
-        "        await copy.target.put(headers[0].name, content, replace=True)\n"
-        "        copy.forget()\n",
+        "evsync/archive/merging.py", "pieces are deleted before the merged segment is written",
+        "    await copy.target.put(headers[0].name, content, replace=True)\n"
+        "    copy.forget()\n"
+        "    for header in headers[1:]:\n"
+        "        await copy.target.delete(header.name)\n",
+        "    for header in headers[1:]:\n"
+        "        await copy.target.delete(header.name)\n"
+        "    await copy.target.put(headers[0].name, content, replace=True)\n"
+        "    copy.forget()\n",
         "tests/integration/test_archive_backup.py::test_a_merge_broken_off_anywhere_leaves_a_whole_chain",
     ),
     _break(

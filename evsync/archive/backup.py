@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from evsync.archive.columns import EventColumns
 from evsync.archive.compression import check_installed
 from evsync.archive.copies import Copy
+from evsync.archive.followers import stored_checkpoints
+from evsync.archive.merging import merge
 from evsync.archive.pace import Pace
 from evsync.archive.policy import Keep
 from evsync.archive.segments import FollowerCheckpoint, Header, Segment, encode_segment
@@ -20,7 +21,6 @@ from evsync.ports import BackupTarget, Progress, Store, unheard
 SEGMENT_EVENTS = 20_000
 SEGMENT_BYTES = 8 << 20
 """A segment ends with the commit that reaches one of these, at the latest."""
-MERGED_EVENTS = 50_000
 READ_EVENTS = 1_000
 """What is read and taken in at a time: a few milliseconds, for which nothing else of the process goes on."""
 GENTLE = 0.1
@@ -103,17 +103,13 @@ class Backups:
         """
         began = time.monotonic()
         # Before the head: so they are not of commits beyond what is archived now.
-        checkpoints = [FollowerCheckpoint(f, c) for f in self._followers for c in await self._store.checkpoints(f)]
+        checkpoints = await stored_checkpoints(self._store, self._followers)
         head = await self._store.head()
         identity = self._store.identity
         results = [TargetResult(copy.target.url) for copy in self._of]
         try:
-            await asyncio.gather(
-                *(
-                    self._bring(copy, result, head, checkpoints, tell)
-                    for copy, result in zip(self._of, results, strict=True)
-                )
-            )
+            bringing = zip(self._of, results, strict=True)
+            await asyncio.gather(*(self._bring(copy, result, head, checkpoints, tell) for copy, result in bringing))
         finally:
             for task in self._encoded.values():
                 task.cancel()
@@ -134,7 +130,7 @@ class Backups:
         try:
             await self._extend(copy, result, head, checkpoints, tell)
             await self._mend(copy, result)
-            await self._merge(copy, result)
+            result.merged = await merge(copy, self._keep, self._now_us(), self._pace)
         except (ArchiveError, HistoryGone) as e:
             result.error = str(e)
 
@@ -150,7 +146,7 @@ class Backups:
     ) -> None:
         tail, damaged = await self._tail_of(copy)
         await self._check_history(copy, tail, head)
-        end, link = (tail.header.last, tail.sha256) if tail is not None else (0, b"")
+        end, link = _end_of(tail)
         result.end = end
         lost_races = 0
         while end < head:
@@ -162,7 +158,7 @@ class Backups:
             else:
                 before = end
                 tail, damaged = await self._tail_of(copy)
-                end, link = (tail.header.last, tail.sha256) if tail is not None else (0, b"")
+                end, link = _end_of(tail)
                 lost_races = 0 if end > before else lost_races + 1
                 if lost_races > _ATTEMPTS:
                     raise ArchiveIncomplete(
@@ -241,7 +237,7 @@ class Backups:
                 self._store.identity,
                 events,
                 previous,
-                made_us=before.made_us if before is not None else int(self._clock() * 1_000_000),
+                made_us=before.made_us if before is not None else self._now_us(),
                 stands_for=(before.previous,) if before is not None and last >= head else (),
                 checkpoints=checkpoints if last >= head else (),
             )
@@ -257,6 +253,9 @@ class Backups:
         if part[0].position != after + 1:
             raise ArchiveIncomplete(f"log {name} has no position {after + 1} any more; nothing was archived beyond")
         events.add(part)
+
+    def _now_us(self) -> int:
+        return int(self._clock() * 1_000_000)
 
     # ---- what was lost
 
@@ -300,74 +299,10 @@ class Backups:
         for first in left:  # what it held is in a new segment
             await copy.target.delete(copy.name(first))
 
-    # ---- what has grown old
 
-    async def _merge(self, copy: Copy, result: TargetResult) -> None:
-        """Merge segments that were made in the same period, and take away what earlier merges left."""
-        now_us = int(self._clock() * 1_000_000)
-        chain: list[Header] = []
-        end = 0
-        for first in await copy.firsts():
-            header = await copy.header(first)
-            if header.last <= end:
-                await self._take_away(copy, chain[-1].first, header)
-            elif header.first == end + 1:
-                chain.append(header)
-                end = header.last
-            else:
-                return  # `verify` will say what is wrong here
-        for period, group in groupby(chain, lambda h: self._keep.period_of(h.made_us, now_us)):
-            if period is not None:
-                for pieces in _of_limited_size(list(group)):
-                    await self._merge_these(copy, pieces)
-                    result.merged += len(pieces)
-
-    async def _merge_these(self, copy: Copy, headers: Sequence[Header]) -> None:
-        pieces: list[Segment] = []
-        events = EventColumns()
-        for header in headers:
-            segment = await copy.segment(header.first)
-            if pieces and not pieces[-1].precedes(segment.header):
-                raise ArchiveDamaged(copy.target.url, header.name, "it does not name the segment before it")
-            pieces.append(segment)
-            await self._pace.step(self._take_in(events, copy, segment))
-        last = pieces[-1]
-        content = await self._pace.step(
-            asyncio.to_thread(
-                encode_segment,
-                last.header.identity,
-                events,
-                pieces[0].header.previous,
-                made_us=last.header.made_us,
-                stands_for=(last.sha256, *last.header.stands_for),
-                checkpoints=last.header.checkpoints,
-            )
-        )
-        # In this order: killed in between, the pieces are there twice, which harms nobody.
-        await copy.target.put(headers[0].name, content, replace=True)
-        copy.forget()
-        for header in headers[1:]:
-            await copy.target.delete(header.name)
-
-    async def _take_in(self, events: EventColumns, copy: Copy, segment: Segment) -> None:
-        found = await copy.events(segment)
-        await asyncio.to_thread(events.add, found)
-
-    async def _take_away(self, copy: Copy, first: int, header: Header) -> None:
-        """Delete a segment whose events are in another one too, if that one is whole."""
-        if (await copy.segment(first)).header.last >= header.last:
-            await copy.target.delete(header.name)
-            copy.forget()
-
-
-def _of_limited_size(headers: Sequence[Header]) -> list[list[Header]]:
-    """Neighbours that together are not too large, two at least."""
-    found: list[list[Header]] = [[]]
-    for header in headers:
-        if found[-1] and sum(h.count for h in found[-1]) + header.count > MERGED_EVENTS:
-            found.append([])
-        found[-1].append(header)
-    return [pieces for pieces in found if len(pieces) > 1]
+def _end_of(tail: Segment | None) -> tuple[int, bytes]:
+    """Where a copy ends, and what the next segment names as its predecessor."""
+    return (tail.header.last, tail.sha256) if tail is not None else (0, b"")
 
 
 @dataclass(frozen=True, slots=True)
