@@ -18,7 +18,7 @@ from nats.aio.transport import TcpTransport
 from evsync.errors import BrokerRefused, BrokerUnavailable
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.frames import header_block, status_of
-from evsync.jetstream.client.plain_session import OPTIONS
+from evsync.jetstream.client.session import OPTIONS
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
 from tests.relaying import connected, eventually
@@ -192,7 +192,7 @@ async def test_a_dead_peer_is_noticed_and_let_go(nats_server: EmbeddedServer, mo
     async with connected(nats_server.url) as conn:
         received = collect(conn, "a")
         assert conn._session is not None
-        transport = conn._session._transport._io_writer.transport  # type: ignore[union-attr]
+        transport = conn._session._client._transport._io_writer.transport  # type: ignore[union-attr]
         os.kill(nats_server.pid, signal.SIGSTOP)
         try:
             for _ in range(30):

@@ -16,8 +16,9 @@ from nats.errors import Error as NatsError
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from evsync.jetstream.client.frames import Block, Handler, Message, header_block, status_of
 from evsync.jetstream.client.plain_session import PlainSession
+from evsync.jetstream.client.quick_session import TESTED, QuickSession, untested
 from evsync.jetstream.client.refusals import FORBIDDEN, TOO_LARGE, UNAVAILABLE, Refused
-from evsync.jetstream.client.session import RECONNECT_WAIT_S, TESTED, Session, new_session, untested
+from evsync.jetstream.client.session import RECONNECT_WAIT_S, Session
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.records import check_name
 
@@ -60,12 +61,11 @@ class Connection:
         self.blocks: list[Block] = []
         """Who deals with blocks of frames before they are taken apart; see `Block`."""
         self._inbox_root = f"_INBOX_{name}"
-        self._session: Session | PlainSession | None = None
+        self._session: Session | None = None
         self._up = asyncio.Event()
         self._handlers: dict[bytes, Handler] = {}
         self._subjects: dict[bytes, str] = {}
         self._last_sid = 0
-        self._out: list[bytes] = []
         self._asked: dict[bytes, tuple[str, asyncio.Future[Message]]] = {}
         self._last_token = 0
         self._connection_hooks: list[Callable[[bool], None]] = []
@@ -101,7 +101,7 @@ class Connection:
     @property
     def keeps_order(self) -> bool:
         """Whether messages come in the order in which the server sent them, also those of different subscriptions."""
-        return not isinstance(self._session, PlainSession)
+        return self._session is None or self._session.keeps_order
 
     async def ready(self, timeout_s: float) -> None:
         """Wait for a connection. Raises BrokerUnavailable, with the last problem, when the time has run out."""
@@ -120,11 +120,7 @@ class Connection:
         """
         if self._session is None:
             raise self._unavailable("not connected")
-        if headers:
-            head = f"HPUB {subject} {reply} {len(headers)} {len(headers) + len(body)}\r\n".encode()
-            self._send(b"%b%b%b\r\n" % (head, headers, body))
-        else:
-            self._send(b"%b%b\r\n" % (f"PUB {subject} {reply} {len(body)}\r\n".encode(), body))
+        self._session.publish(subject, reply, headers, body)
 
     def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Call `handler` for every message on `subject`, from now on and over reconnects.
@@ -136,7 +132,7 @@ class Connection:
         sid = str(self._last_sid).encode()
         self._handlers[sid], self._subjects[sid] = handler, _checked(subject)
         if self._session is not None:
-            self._send(_sub_line(subject, sid))
+            self._session.subscribe(subject, sid)
         return Subscription(self, sid, subject)
 
     async def request(
@@ -211,7 +207,6 @@ class Connection:
             return
         keeper, self._keeper = self._keeper, None
         session = self._session
-        self._flush()
         self._leave("the connection was closed")
         while not keeper.done():
             # Once is not enough: nats-py, and wait_for of Python 3.11, swallow a cancellation in places.
@@ -231,7 +226,7 @@ class Connection:
 
     async def _keep_connected(self) -> None:
         while self._keeper is not None:
-            session = new_session(self._handlers, self.blocks, self._violated)
+            session = self._new_session()
             closing = False
             try:
                 servers = [*self.settings.servers, *self._discovered]
@@ -254,15 +249,21 @@ class Connection:
                     await session.end(flush=False)
             await asyncio.sleep(RECONNECT_WAIT_S)
 
-    def _enter(self, session: Session | PlainSession) -> None:
+    def _new_session(self) -> Session:
+        """By the quick way, or with another nats-py than it was tested with, by nats-py's own."""
+        if untested():
+            return PlainSession(self._handlers, self._violated)
+        return QuickSession(self._handlers, self.blocks, self._violated)
+
+    def _enter(self, session: Session) -> None:
         self._session, self.problem = session, None
         self.epoch += 1
         self.max_payload = session.max_payload
         if not self.settings.uses_tls:  # an address that the cluster tells may not be in its certificate
             known = set(self.settings.servers)
             self._discovered = sorted({f"nats://{u.netloc}" for u in session.discovered_servers} - known)
-        self._out = [_sub_line(subject, sid) for sid, subject in self._subjects.items()]
-        self._flush()
+        for sid, subject in self._subjects.items():
+            session.subscribe(subject, sid)
         self._up.set()
         log.info("connected to NATS at %s (epoch %d)", self.settings.shown, self.epoch)
         self._call(self._connection_hooks, True)
@@ -271,7 +272,6 @@ class Connection:
         was_connected = self._session is not None
         self._session, self.problem = None, why
         self._up.clear()
-        self._out = []
         for subject, answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(self._unavailable(f"the connection was lost before {subject} was answered"))
@@ -287,21 +287,11 @@ class Connection:
                 log.warning("cannot connect to NATS at %s (trying on): %s", self.settings.shown, words)
             self.problem = words
 
-    def _send(self, frame: bytes) -> None:
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(frame)
-
-    def _flush(self) -> None:
-        if self._out and self._session is not None:
-            out, self._out = self._out, []
-            self._session.write(out)
-
     def _unsubscribe(self, subscription: Subscription) -> None:
         if self._handlers.pop(subscription.sid, None) is not None:
             del self._subjects[subscription.sid]
             if self._session is not None:
-                self._send(b"UNSUB %b\r\n" % subscription.sid)
+                self._session.unsubscribe(subscription.sid)
 
     def _answered(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         asked = self._asked.get(subject.rpartition(b".")[2])
@@ -331,10 +321,6 @@ def _checked(subject: str) -> str:
     if not _SUBJECT.fullmatch(subject):
         raise ConfigurationError(f"{subject[:200]!r} cannot be a NATS subject")
     return subject
-
-
-def _sub_line(subject: str, sid: bytes) -> bytes:
-    return b"SUB %b %b\r\n" % (subject.encode(), sid)
 
 
 def _words(error: Exception) -> str:
