@@ -24,7 +24,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
-from evsync.jetstream.store import store as store_module
+from evsync.jetstream.store import append as append_module
 from evsync.jetstream.store.reads import Top
 from evsync.jetstream.store.store import JetStreamStore
 from evsync.jetstream.store.stream import default_name, store_config
@@ -124,7 +124,7 @@ async def test_a_server_that_is_away_stores_nothing(nats_server: EmbeddedServer)
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores that give an acknowledgement little time."""
-    monkeypatch.setattr(store_module, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(append_module, "_ANSWER_S", 0.2)
 
 
 COMMITS = {

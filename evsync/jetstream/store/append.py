@@ -14,16 +14,19 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from evsync.errors import BrokerError, Conflict, OutcomeUnknown, SlotMoved, StoreFull, StoreUnavailable
+from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.refusals import Refused
 from evsync.jetstream.faults import passes
+from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store import checkpoints
 from evsync.jetstream.store.reads import StreamReads, Top
-from evsync.jetstream.store.sends import Answer, Sender, outgoing
+from evsync.jetstream.store.sends import Answer, Sender, drafts_of
 from evsync.jetstream.store.slots import Slots
 from evsync.records import Commit, LogIdentity, StoredEvent
 from evsync.stores.plan import CheckpointKey, Plan, doubtful, key_of, plan, streams_of
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.5
+_ANSWER_S = 2.0
 
 
 class Ends:
@@ -61,37 +64,40 @@ _NOT_SENT = Refused(0, 0, "it was not sent")
 
 
 class Appending:
-    """One part of an append, commits that fit into one batch, on its way into the store."""
+    """One append on its way into the store: parts of it, one after the other, that fit into one batch each."""
 
     def __init__(
         self,
         identity: LogIdentity,
+        form: MessageFormat,
         reads: StreamReads,
         sender: Sender,
         ends: Ends,
         slots: Slots,
         *,
-        touched: bool,
         deadline: float,
-        answer_s: float,
     ) -> None:
-        self.touched = touched
-        """Whether something of the whole append is stored."""
+        self.touched = False
+        """Whether something of the append is stored."""
         self.last: tuple[StoredEvent, int] | None = None
         """The last event that was stored, and its position."""
-        self._identity, self._reads, self._sender, self._ends, self._slots = identity, reads, sender, ends, slots
-        self._deadline, self._answer_s = deadline, answer_s
+        self._identity, self._form, self._reads, self._sender = identity, form, reads, sender
+        self._ends, self._slots, self._deadline = ends, slots, deadline
+        self._begin()
+
+    def _begin(self) -> None:
         self._tries: dict[int, _Try] = {}  # commits of which no answer says whether they are stored
         self._looked_up: set[str] = set()  # streams whose end is what the leader said
         self._suspects: set[str] = set()  # streams whose end turned out to be another
-        self._pause_s = _SHORTEST_PAUSE_S
+        self._backoff = Backoff(SHORTEST_PAUSE_S, LONGEST_PAUSE_S)
 
     async def part(self, commits: Sequence[Commit]) -> list[int | Conflict | None]:
         """The outcome of each commit, None for one that has nothing to store.
 
-        Raises StoreUnavailable, StoreFull, EventTooLarge or EncodingError when nothing of the call was stored,
+        Raises StoreUnavailable, StoreFull, EventTooLarge or EncodingError when nothing of the part was stored,
         OutcomeUnknown when that is not so, or not certain.
         """
+        self._begin()
         outcomes: dict[int, int | Conflict | None] = {}
         while left := [n for n in range(len(commits)) if n not in outcomes]:
             try:
@@ -154,17 +160,17 @@ class Appending:
         self, sending: Sequence[tuple[int, list[StoredEvent]]], tops: dict[str, Top], behind: int | None
     ) -> Sequence[Answer]:
         """Send the commits; for each the position of its last event, or what the server said, or None."""
-        events = outgoing([row for _, rows in sending for row in rows], tops)
+        drafts = drafts_of(self._form, [row for _, rows in sending for row in rows], tops)
         new = {n: _Try(rows[0], len(rows)) for n, rows in sending if n not in self._tries}
         self._tries |= new  # also if this task is cancelled now
         answers: Sequence[Answer] = [_NOT_SENT] * len(sending)
         try:
-            if behind is None and len(events) == len(sending) == len({row.stream for row, *_ in events}):
-                answers = await self._sender.one_by_one(events, self._answer_s)
+            if behind is None and len(drafts) == len(sending) == len({draft.event.stream for draft in drafts}):
+                answers = await self._sender.one_by_one(drafts, _ANSWER_S)
             else:
-                last = await self._sender.batch(events, self._answer_s, behind=behind)
+                last = await self._sender.batch(drafts, _ANSWER_S, behind=behind)
                 ends = accumulate(len(rows) for _, rows in sending)
-                answers = [last - len(events) + end if isinstance(last, int) else last for end in ends]
+                answers = [last - len(drafts) + end if isinstance(last, int) else last for end in ends]
         finally:
             for (n, _), answer in zip(sending, answers, strict=True):
                 if isinstance(answer, int) or (isinstance(answer, Refused) and n in new):
@@ -206,8 +212,7 @@ class Appending:
     async def _pause(self, why: str) -> None:
         if asyncio.get_running_loop().time() >= self._deadline:
             raise self._failure(why)
-        await asyncio.sleep(self._pause_s)
-        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        await self._backoff.pause()
 
     def _failure(self, text: str) -> OutcomeUnknown | StoreUnavailable:
         where = f"the stream of {self._identity.name}"

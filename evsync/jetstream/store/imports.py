@@ -8,19 +8,16 @@ are a compare-and-set.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import NamedTuple
 
-from evsync.errors import BrokerUnavailable, DecodingError, WrongStore
+from evsync.errors import DecodingError, WrongStore
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.gets import Stored, leader_get
-from evsync.jetstream.client.refusals import Refused
 from evsync.jetstream.messages import MessageFormat, parse_headers
 from evsync.jetstream.store.reads import StreamReads
-from evsync.jetstream.store.sends import batch_lines, expectation_lines, whole_headers
+from evsync.jetstream.store.sends import Draft, Sender, expecting, stored
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, REQUIRED
 from evsync.records import History, LogIdentity, StoredEvent
 
@@ -45,6 +42,12 @@ class ImportStream:
         self._form = MessageFormat(identity.name, ROOT)
         self.reads = _ImportReads(conn, self.name, identity, self._form)
         """Of streams' imports: of a slot that has some."""
+        self._sender = Sender(conn, self.name)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.reads.close()
+        self._sender.close()
 
     async def arrived(self, slot: int) -> History:
         """What has arrived of a slot, as the stream's leader knows it."""
@@ -65,44 +68,20 @@ class ImportStream:
 
     async def _publish(self, events: Sequence[StoredEvent], after: Mapping[int, _Arrival]) -> Mapping[int, History]:
         """Publish one batch; what has arrived then. Raises BrokerUnavailable where it has to be looked at again."""
-        batch, stream = uuid4().hex, f"Nats-Expected-Stream: {self.name}\r\n".encode()
         histories = {slot: arrival.history for slot, arrival in after.items()}
-        messages: list[tuple[str, bytes, bytes]] = []
+        drafts: list[Draft] = []
         begun: set[int] = set()
-        for number, event in enumerate(events, 1):
+        for event in events:
             subject, lines, body = self._form.encode(event)
             history = histories[event.slot] = histories[event.slot].with_ids((event.id,))
-            lines += f"{_ARRIVED}: {history.length} {history.digest}\r\n".encode() + stream
-            lines += batch_lines(batch, number, len(events))
+            lines += f"{_ARRIVED}: {history.length} {history.digest}\r\n".encode()
+            draft = Draft(event, f"{subject}.{event.version}", lines, body)
             if event.slot not in begun:
-                lines += expectation_lines(after[event.slot].sequence, self._filter(event.slot))
                 begun.add(event.slot)
-            headers = whole_headers(self._conn, event, lines, body)
-            messages.append((f"{subject}.{event.version}", headers, body))
-        answer = await self._sent(messages)
-        if "error" in answer:
-            refused = Refused.of(answer["error"])
-            if refused.is_conflict or refused.passes:
-                raise BrokerUnavailable(f"stream {self.name} refused imports: {refused.text}")
-            raise refused.error(f"a message to stream {self.name}")
+                draft = expecting(draft, after[event.slot].sequence, self._filter(event.slot))
+            drafts.append(draft)
+        stored(await self._sender.batch(drafts, _ANSWER_S), f"imports into stream {self.name}")
         return histories
-
-    async def _sent(self, messages: Sequence[tuple[str, bytes, bytes]]) -> dict[str, Any]:
-        inbox = self._conn.inbox()
-        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        subscription = self._conn.subscribe(
-            inbox, lambda _s, _r, _h, body: None if answered.done() else answered.set_result(body)
-        )
-        try:
-            for subject, headers, body in messages[:-1]:
-                self._conn.publish(subject, "", headers, body)
-            self._conn.publish(messages[-1][0], inbox, *messages[-1][1:])
-            async with asyncio.timeout(_ANSWER_S):
-                return dict(json.loads(await answered))
-        except (TimeoutError, ValueError) as e:
-            raise BrokerUnavailable(f"no answer while importing into stream {self.name}") from e
-        finally:
-            subscription.unsubscribe()
 
     async def _last(self, slot: int) -> _Arrival:
         message = await leader_get(

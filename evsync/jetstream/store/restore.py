@@ -14,7 +14,7 @@ from evsync.jetstream.client.refusals import SUBJECTS_OVERLAP, Refused
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store import checkpoints
-from evsync.jetstream.store.sends import Answer, Outgoing, Sender
+from evsync.jetstream.store.sends import Answer, Draft, Sender, draft_of
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, StoreUrl, default_name, store_config
 from evsync.ports import Arrived
 from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name, new_command, new_incarnation
@@ -71,7 +71,7 @@ class JetStreamRestore:
         self.stream = name
         self._conn, self._identity, self._replicas = conn, identity, replicas
         self._form = MessageFormat(identity.name)
-        self._sender = Sender(conn, self._form, name)
+        self._sender = Sender(conn, name)
         self._tops: dict[str, int] = {}  # the greatest version of each aggregate's stream
         self._head = 0
         self._token = new_incarnation()  # of this restore: another one may have begun at the same name since
@@ -104,7 +104,7 @@ class JetStreamRestore:
             part = events[start : start + MAX_COMMIT_EVENTS]
             answer: Answer = None
             try:
-                answer = await self._sender.batch([self._outgoing(e) for e in part], _ANSWER_S, behind=self._head)
+                answer = await self._sender.batch([self._draft(e) for e in part], _ANSWER_S, behind=self._head)
             except BrokerError as e:
                 raise StoreUnavailable(f"stream {self.stream} was not restored: {e}. Begin the restore again.") from e
             if answer != part[-1].position:
@@ -158,10 +158,9 @@ class JetStreamRestore:
             config["metadata"] = {**config["metadata"], streams.RESTORING_KEY: self._token}
         return config
 
-    def _outgoing(self, event: StoredEvent) -> Outgoing:
-        before = self._tops.get(event.stream, 0)
-        top = self._tops[event.stream] = max(before, event.version)
-        return Outgoing(event, None, None if top == event.version else top)
+    def _draft(self, event: StoredEvent) -> Draft:
+        top = self._tops[event.stream] = max(self._tops.get(event.stream, 0), event.version)
+        return draft_of(self._form, event, top)
 
     def _event_of(self, identity: LogIdentity, position: int, item: tuple[str, Sequence[Checkpoint]]) -> StoredEvent:
         follower, kept = item

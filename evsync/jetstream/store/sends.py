@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import uuid4
 
-from evsync.errors import EventTooLarge
+from evsync.errors import BrokerUnavailable, EventTooLarge
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.frames import status_of
 from evsync.jetstream.client.refusals import Refused
@@ -17,14 +17,13 @@ from evsync.jetstream.store.reads import TOP_HEADER, Top
 from evsync.records import StoredEvent
 
 
-class Outgoing(NamedTuple):
-    """An event to publish, and what it expects of the stream."""
+class Draft(NamedTuple):
+    """A message to publish, but for the header lines that say how it is sent."""
 
-    row: StoredEvent
-    after: int | None
-    """Sequence of the last message of the aggregate's stream; None for a later event of the same stream."""
-    top: int | None
-    """The greatest version of the aggregate's stream, where it is not this event's."""
+    event: StoredEvent
+    subject: str
+    lines: bytes
+    body: bytes
 
 
 Answer = int | Refused | None
@@ -34,8 +33,8 @@ Answer = int | Refused | None
 class Sender:
     """Publishes and matches the acknowledgements. One inbox for its life; answers that come late are passed over."""
 
-    def __init__(self, conn: Connection, form: MessageFormat, stream: str) -> None:
-        self._conn, self._form = conn, form
+    def __init__(self, conn: Connection, stream: str) -> None:
+        self._conn = conn
         self._tail = f"Nats-Expected-Stream: {stream}\r\n".encode()
         self._ack_head = b'{"stream":"%b","seq":' % stream.encode()
         self._waits: dict[bytes, _Wait] = {}
@@ -49,35 +48,36 @@ class Sender:
         self._subscription.unsubscribe()
         self._forget()
 
-    async def one_by_one(self, events: Sequence[Outgoing], timeout_s: float) -> list[Answer]:
-        """Publish each event by itself, all of them in flight at once; the answer to each.
+    async def one_by_one(self, drafts: Sequence[Draft], timeout_s: float) -> list[Answer]:
+        """Publish each message by itself, all of them in flight at once; the answer to each.
 
-        Raises EventTooLarge, EncodingError or BrokerUnavailable when nothing was sent.
+        Raises EventTooLarge or BrokerUnavailable when nothing was sent.
         """
-        return await self._send([self._message(event, b"") for event in events], {*range(len(events))}, timeout_s)
+        return await self._send([self._message(draft, b"") for draft in drafts], {*range(len(drafts))}, timeout_s)
 
-    async def batch(self, events: Sequence[Outgoing], timeout_s: float, *, behind: int | None = None) -> Answer:
-        """Publish all events as one atomic batch; the sequence of its last one. Raises as `one_by_one`.
+    async def batch(self, drafts: Sequence[Draft], timeout_s: float, *, behind: int | None = None) -> Answer:
+        """Publish all messages as one atomic batch; the sequence of its last one. Raises as `one_by_one`.
 
         With `behind` nothing is stored unless that is the stream's last sequence.
         """
-        batch, last = uuid4().hex, len(events)
+        batch, last = uuid4().hex, len(drafts)
         messages = []
-        for n, event in enumerate(events, 1):
-            lines = batch_lines(batch, n, last)
+        for n, draft in enumerate(drafts, 1):
+            lines = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n" % (batch.encode(), n)
             if n == 1 and behind is not None:
                 lines += b"Nats-Expected-Last-Sequence: %d\r\n" % behind
-            messages.append(self._message(event, lines))
+            if n == last:
+                lines += b"Nats-Batch-Commit: 1\r\n"
+            messages.append(self._message(draft, lines))
         return (await self._send(messages, {last - 1}, timeout_s))[last - 1]
 
-    def _message(self, event: Outgoing, more: bytes) -> tuple[str, bytes, bytes]:
-        row, after, top = event
-        subject, lines, body = self._form.encode_unplaced(row)
-        if top is not None:
-            lines += f"{TOP_HEADER}: {top}\r\n".encode()
-        if after is not None:
-            more += expectation_lines(after, self._form.stream_filter(row.stream, row.slot))
-        return subject, whole_headers(self._conn, row, lines + self._tail + more, body), body
+    def _message(self, draft: Draft, more: bytes) -> tuple[str, bytes, bytes]:
+        event, subject, lines, body = draft
+        headers = b"%b%b%b%b%b" % (FIRST_LINE, lines, self._tail, more, END_OF_HEADERS)
+        limit = self._conn.max_payload
+        if limit is not None and (size := len(headers) + len(body)) > limit:
+            raise EventTooLarge(event.type, event.stream, size, limit)
+        return subject, headers, body
 
     async def _send(
         self, messages: Sequence[tuple[str, bytes, bytes]], answered: set[int], timeout_s: float
@@ -126,27 +126,6 @@ class Sender:
                 wait.done.set_result(None)
 
 
-def batch_lines(batch: str, number: int, last: int) -> bytes:
-    """The header lines of message `number` of an atomic batch, counted from 1; the last one commits it."""
-    lines = f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n"
-    return (lines + "Nats-Batch-Commit: 1\r\n" * (number == last)).encode()
-
-
-def expectation_lines(after: int, subjects: str) -> bytes:
-    """The header lines with which a message is refused unless that is the last sequence of these subjects; 0: none."""
-    return (
-        f"Nats-Expected-Last-Subject-Sequence: {after}\r\nNats-Expected-Last-Subject-Sequence-Subject: {subjects}\r\n"
-    ).encode()
-
-
-def whole_headers(conn: Connection, event: StoredEvent, lines: bytes, body: bytes) -> bytes:
-    """The header block of an event's message. Raises EventTooLarge for a message that the server does not take."""
-    headers = b"%b%b%b" % (FIRST_LINE, lines, END_OF_HEADERS)
-    if conn.max_payload is not None and (size := len(headers) + len(body)) > conn.max_payload:
-        raise EventTooLarge(event.type, event.stream, size, conn.max_payload)
-    return headers
-
-
 class _Wait:
     """Messages whose answers are waited for."""
 
@@ -158,19 +137,45 @@ class _Wait:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-def outgoing(rows: Sequence[StoredEvent], tops: dict[str, Top]) -> list[Outgoing]:
-    """The rows with their expectations: the first of each stream states where the stream ended.
+def stored(answer: Answer, what: str) -> int:
+    """The sequence in an answer. Raises BrokerUnavailable if there is none, or it may go better soon; BrokerRefused."""
+    if isinstance(answer, int):
+        return answer
+    if answer is None:
+        raise BrokerUnavailable(f"no answer to {what}")
+    if answer.is_conflict or answer.passes:
+        raise BrokerUnavailable(f"{what} were refused: {answer.text}")
+    raise answer.error(what)
 
-    `tops` holds that place, and afterwards the greatest version of each stream.
+
+def drafts_of(form: MessageFormat, rows: Sequence[StoredEvent], tops: dict[str, Top]) -> list[Draft]:
+    """The rows as messages of a store, the first of each stream expecting that the stream ends where `tops` says.
+
+    Afterwards `tops` holds the greatest version of each stream. Raises EncodingError.
     """
-    found: list[Outgoing] = []
-    expected: set[str] = set()
+    found: list[Draft] = []
+    begun: set[str] = set()
     for row in rows:
         top = tops[row.stream]
         version = max(top.version, row.version)
-        found.append(
-            Outgoing(row, None if row.stream in expected else top.sequence, None if version == row.version else version)
-        )
-        expected.add(row.stream)
+        draft = draft_of(form, row, version)
+        if row.stream not in begun:
+            begun.add(row.stream)
+            draft = expecting(draft, top.sequence, form.stream_filter(row.stream, row.slot))
+        found.append(draft)
         tops[row.stream] = top._replace(version=version)
     return found
+
+
+def draft_of(form: MessageFormat, row: StoredEvent, top: int) -> Draft:
+    """A row as a message of a store; `top` is the greatest version in its stream. Raises EncodingError."""
+    subject, lines, body = form.encode_unplaced(row)
+    if top != row.version:
+        lines += b"%b: %d\r\n" % (TOP_HEADER.encode(), top)
+    return Draft(row, subject, lines, body)
+
+
+def expecting(draft: Draft, last: int, subjects: str) -> Draft:
+    """The message such that it is refused unless `last` is the last sequence of these subjects; 0: they have none."""
+    lines = "Nats-Expected-Last-Subject-Sequence: {}\r\nNats-Expected-Last-Subject-Sequence-Subject: {}\r\n"
+    return draft._replace(lines=draft.lines + lines.format(last, subjects).encode())

@@ -12,11 +12,12 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 from evsync.codec.values import unpack
-from evsync.errors import BrokerUnavailable, ConfigurationError
+from evsync.errors import ConfigurationError
 from evsync.jetstream.client.refusals import Refused
+from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store.imports import ImportStream
 from evsync.jetstream.store.reads import Seen, StreamReads, Top
-from evsync.jetstream.store.sends import Sender, outgoing
+from evsync.jetstream.store.sends import Sender, drafts_of, stored
 from evsync.ports import Arrived, Place, SlotSize
 from evsync.records import (
     OWN_STREAMS,
@@ -39,9 +40,17 @@ class Slots:
     """What a store's log says of its slots, as far as this process has read it; and streams with what was imported."""
 
     def __init__(
-        self, identity: LogIdentity, reads: StreamReads, sender: Sender, imports: ImportStream, *, owns_slots: bool
+        self,
+        identity: LogIdentity,
+        form: MessageFormat,
+        reads: StreamReads,
+        sender: Sender,
+        imports: ImportStream,
+        *,
+        owns_slots: bool,
     ) -> None:
-        self._identity, self._reads, self._sender, self.imports = identity, reads, sender, imports
+        self._identity, self._form = identity, form
+        self._reads, self._sender, self.imports = reads, sender, imports
         self._states = unmoved(identity.slots) if owns_slots else {}
         self._none_moved = owns_slots
         self._came: dict[int, bool | None] = {}  # slots that were moved here: whether with events, if that is known
@@ -256,17 +265,13 @@ class Slots:
         Raises BrokerUnavailable where it is not known, or may go better soon.
         """
         behind = None if self._settled else self._beginning
-        answer = await self._sender.batch(outgoing(rows, {SLOTS_STREAM: self._end}), _ANSWER_S, behind=behind)
-        if isinstance(answer, Refused):
-            if answer.is_final:
-                return False
-            if answer.is_conflict or answer.passes:
-                raise BrokerUnavailable(f"the log of {self._identity.name} did not take events of slots: {answer.text}")
-            raise answer.error(f"events of slots in the log of {self._identity.name}")
-        if answer is None:
-            raise BrokerUnavailable(f"no answer to events of slots in the log of {self._identity.name}")
-        for position, row in enumerate(rows, answer - len(rows) + 1):
+        drafts = drafts_of(self._form, rows, {SLOTS_STREAM: self._end})
+        answer = await self._sender.batch(drafts, _ANSWER_S, behind=behind)
+        if isinstance(answer, Refused) and answer.is_final:
+            return False
+        last = stored(answer, f"events of slots in the log of {self._identity.name}")
+        for position, row in enumerate(rows, last - len(rows) + 1):
             self._learn(row._replace(position=position))
         if behind is not None:
-            self._beginning = max(self._beginning, answer)
+            self._beginning = max(self._beginning, last)
         return True

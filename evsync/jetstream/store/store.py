@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
 from evsync.errors import (
     BrokerError,
-    ConfigurationError,
     Conflict,
-    EncodingError,
     EvsyncError,
     OutcomeUnknown,
     StoreError,
@@ -21,14 +19,16 @@ from evsync.errors import (
 )
 from evsync.inspection import StoreFacts, Unreadable
 from evsync.jetstream import streams
+from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.faults import passes
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store import checkpoints, inspection
-from evsync.jetstream.store.append import Appending, Ends
+from evsync.jetstream.store.append import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Appending, Ends
 from evsync.jetstream.store.imports import ImportStream
 from evsync.jetstream.store.movable import MovableSlots
+from evsync.jetstream.store.parts import parts_of
 from evsync.jetstream.store.reads import Seen, StreamReads, Top
 from evsync.jetstream.store.sends import Sender
 from evsync.jetstream.store.slots import Slots
@@ -37,8 +37,7 @@ from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, StoreUrl, open_stre
 from evsync.jetstream.streams import StreamState
 from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
-from evsync.sharding.slots import SLOTS, slot_of
-from evsync.stores.plan import key_of, plan
+from evsync.sharding.slots import SLOTS
 from evsync.stores.tail import Tail
 from evsync.tasks import end_task
 
@@ -46,9 +45,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 10.0
 """How long a call waits for a broker that is away, or elects a leader, before it fails."""
-_ANSWER_S = 2.0
 _POLL_S = 0.05
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 
 
 class JetStreamStore(MovableSlots):
@@ -118,11 +115,12 @@ class JetStreamStore(MovableSlots):
         self._replicated = replicas > 1
         self._form = MessageFormat(self.identity.name)
         self._reads = StreamReads(conn, state.name, self.identity, self._form)
-        self._sender = Sender(conn, self._form, state.name)
+        self._sender = Sender(conn, state.name)
         self._ends = Ends()
         self._snapshots = SnapshotStream(conn, self.identity, replicas)
         self._slots = Slots(
             self.identity,
+            self._form,
             self._reads,
             self._sender,
             ImportStream(conn, self.identity, replicas),
@@ -146,7 +144,7 @@ class JetStreamStore(MovableSlots):
         self._check_open()
         if not commits:
             return []
-        parts = self._checked_parts(commits)
+        parts = parts_of(commits, self.identity, self._form)
         # Not stopped in the middle when the caller is cancelled: an append is carried out, or not begun.
         return await asyncio.shield(asyncio.create_task(self._append_in_turn(parts)))
 
@@ -196,7 +194,7 @@ class JetStreamStore(MovableSlots):
             await end_task(self._poller)
         async with self._appending:
             self._sender.close()
-            self._slots.imports.reads.close()
+            self._slots.imports.close()
             self._reads.close()
             await self._conn.close()
 
@@ -214,7 +212,7 @@ class JetStreamStore(MovableSlots):
         Raises StreamHole or ForeignMessage where the stream was tampered with, or the server's files are damaged.
         """
         rows: list[StoredEvent] = []
-        loop, pause_s = asyncio.get_running_loop(), _SHORTEST_PAUSE_S
+        loop, backoff = asyncio.get_running_loop(), Backoff(SHORTEST_PAUSE_S, LONGEST_PAUSE_S)
         deadline = loop.time() + self._patience_s
         while True:
             place = rows[-1].position if rows else max(after, 0)
@@ -231,8 +229,7 @@ class JetStreamStore(MovableSlots):
             if loop.time() > deadline:
                 raise self._unavailable(f"position {at_end + 1} cannot be read")
             if not more:  # the replica that answers lags behind
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                await backoff.pause()
 
     async def wait(self, after: int, timeout_s: float) -> int:
         """The head, as soon as it is beyond `after`, or when the time has run out.
@@ -272,71 +269,41 @@ class JetStreamStore(MovableSlots):
 
     # ---- appending
 
-    def _checked_parts(self, commits: Sequence[Commit]) -> list[list[Commit]]:
-        """The commits in parts that can be sent one after the other. Raises for what no store, or not this one, can
-        keep, before anything of it is stored."""
-        expected = {a.stream: a.expected_version for commit in commits for a in reversed(commit.appends)}
-        planned = plan(self.identity, 0, expected, {}, [Commit(c.command, c.appends) for c in commits])
-        for commit in commits:
-            size = commit.size + (key_of(commit) is not None)
-            if size > MAX_COMMIT_EVENTS:
-                raise EncodingError(
-                    f"a commit of {size:,} events was refused and nothing of it stored: {MAX_COMMIT_EVENTS:,} is the "
-                    "most that one save in a JetStream store can hold. Save in several steps."
-                )
-            for a in commit.appends:
-                if a.slot != slot_of(a.stream, self.identity.slots) or checkpoints.is_reserved(a.stream):
-                    raise ConfigurationError(
-                        f"stream {a.stream!r} cannot be written in slot {a.slot}: its slot follows from its id, and "
-                        f"ids that begin with {checkpoints.PREFIX!r} are evsync's own"
-                    )
-        parts = list(_parts(commits))
-        if len(parts) > 1:
-            for row in planned.rows:
-                self._form.encode_unplaced(row)
-        return parts
-
     async def _append_in_turn(self, parts: Sequence[Sequence[Commit]]) -> list[int | Conflict]:
         async with self._appending:
             self._check_open()
-            head = 0
-            if any(not c.size and c.checkpoint is None for part in parts for c in part):
-                head = await self.head()
-            deadline = asyncio.get_running_loop().time() + self._patience_s
+            nothing = any(not c.size and c.checkpoint is None for part in parts for c in part)
+            head = await self.head() if nothing else 0
+            appending = Appending(
+                self.identity,
+                self._form,
+                self._reads,
+                self._sender,
+                self._ends,
+                self._slots,
+                deadline=asyncio.get_running_loop().time() + self._patience_s,
+            )
             outcomes: list[int | Conflict] = []
-            touched = False
-            for part in parts:
-                appending = Appending(
-                    self.identity,
-                    self._reads,
-                    self._sender,
-                    self._ends,
-                    self._slots,
-                    touched=touched,
-                    deadline=deadline,
-                    answer_s=_ANSWER_S,
-                )
-                try:
-                    found = await appending.part(part)
-                except OutcomeUnknown:
-                    raise
-                except EvsyncError as e:
-                    if not appending.touched:
-                        raise  # nothing of the whole call is stored
-                    raise OutcomeUnknown(
-                        f"an append to stream {self.stream} was stored in part: {e}. Look for the command's id in its "
-                        "streams before you save again; execute() does."
-                    ) from e
-                finally:
-                    if appending.last is not None:
-                        row, position = appending.last
-                        self._seen = Seen(self._form.encode_unplaced(row)[0], position)
-                        self._tail.moved(position)
-                touched = appending.touched
-                for outcome in found:
-                    if isinstance(outcome, int):
-                        head = max(head, outcome)
-                    outcomes.append(head if outcome is None else outcome)
+            try:
+                for part in parts:
+                    for outcome in await appending.part(part):
+                        if isinstance(outcome, int):
+                            head = max(head, outcome)
+                        outcomes.append(head if outcome is None else outcome)
+            except OutcomeUnknown:
+                raise
+            except EvsyncError as e:
+                if not appending.touched:
+                    raise  # nothing of the whole call is stored
+                raise OutcomeUnknown(
+                    f"an append to stream {self.stream} was stored in part: {e}. Look for the command's id in its "
+                    "streams before you save again; execute() does."
+                ) from e
+            finally:
+                if appending.last is not None:
+                    row, position = appending.last
+                    self._seen = Seen(self._form.encode_unplaced(row)[0], position)
+                    self._tail.moved(position)
             return outcomes
 
     # ---- the broker
@@ -362,7 +329,7 @@ class JetStreamStore(MovableSlots):
 
 async def _patiently(patience_s: float, question: Callable[[], Awaitable[T]], aside: str) -> T:
     """The answer, asked for again while the broker does not give one. Raises StoreUnavailable in the end."""
-    loop, pause_s = asyncio.get_running_loop(), _SHORTEST_PAUSE_S
+    loop, backoff = asyncio.get_running_loop(), Backoff(SHORTEST_PAUSE_S, LONGEST_PAUSE_S)
     deadline = loop.time() + patience_s
     while True:
         try:
@@ -370,22 +337,4 @@ async def _patiently(patience_s: float, question: Callable[[], Awaitable[T]], as
         except BrokerError as e:
             if not passes(e) or loop.time() > deadline:
                 raise StoreUnavailable(f"{e} ({aside})") from e
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-
-def _parts(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
-    """The commits in order, cut so that a part fits into one batch, and stores one checkpoint of a follower at most."""
-    part: list[Commit] = []
-    followers: set[str] = set()
-    size = 0
-    for commit in commits:
-        events = commit.size + (commit.follower is not None)
-        if commit.follower in followers or size + events > MAX_COMMIT_EVENTS:
-            yield part
-            part, followers, size = [], set(), 0
-        part.append(commit)
-        if commit.follower is not None:
-            followers.add(commit.follower)
-        size += events
-    yield part
+        await backoff.pause()
