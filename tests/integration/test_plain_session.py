@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
 import inspect
+import json
 import logging
+import ssl
+from functools import partial
 from pathlib import Path
 
+import nkeys
 import pytest
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
@@ -150,3 +157,47 @@ async def test_no_login_goes_to_a_server_without_tls_here_neither(
         async with await Connection.open(NatsSettings(url, ca=cert), "users") as conn:
             await conn.ready(10)
             assert (await conn.request("$JS.API.INFO", timeout_s=5)).body
+
+
+async def test_no_credentials_go_to_a_server_without_tls_here_neither(tmp_path: Path) -> None:
+    """Not even a signature, which somebody in between could pass on; over TLS the same file is sent."""
+    seed = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER).decode()
+    file = tmp_path / "user.creds"
+    file.write_text(
+        "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+    cert, key = certificates(tmp_path)
+    for tls in (False, True):
+        sent: list[bytes] = []
+        async with await asyncio.start_server(
+            partial(_offer_nonce, sent, (cert, key) if tls else None), "127.0.0.1", 0
+        ) as server:
+            port = server.sockets[0].getsockname()[1]
+            settings = NatsSettings(f"tls://127.0.0.1:{port}", credentials=file, ca=cert)
+            async with await Connection.open(settings, "users") as conn:
+                if tls:
+                    await eventually(lambda sent=sent: sent, "a login")
+                    login = json.loads(sent[0].removeprefix(b"CONNECT "))
+                    assert login["jwt"] == "a.b.c"
+                    signed = nkeys.from_seed(bytearray(seed.encode())).sign(b"N0NCE")
+                    assert base64.b64decode(login["sig"]) == signed
+                else:
+                    await eventually(lambda conn=conn: "does not use TLS" in (conn.problem or ""), "the refusal")
+                    assert sent == []
+
+
+async def _offer_nonce(
+    sent: list[bytes], files: tuple[Path, Path] | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """What a server does that asks for a signature, and keeps what it is sent."""
+    info = {"server_id": "x", "max_payload": 1024, "headers": True, "nonce": "N0NCE", "auth_required": True}
+    writer.write(b"INFO " + json.dumps(info | {"tls_required": files is not None}).encode() + b"\r\n")
+    with contextlib.suppress(ConnectionError):
+        if files is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*files)
+            await writer.start_tls(context)
+        if line := await reader.readline():
+            sent.append(line)
+    writer.close()

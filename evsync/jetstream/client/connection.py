@@ -239,7 +239,7 @@ class Connection:
             except (OSError, NatsError, TimeoutError) as e:
                 self._note(e)
             except asyncio.CancelledError:
-                closing = session.is_connected  # close() sends the rest and ends it
+                closing = session.client.is_connected  # close() sends the rest and ends it
                 raise
             except Exception as e:  # a fault of the client library must not end the connection for good
                 log.exception("connecting to NATS failed in a way that was not foreseen")
@@ -258,10 +258,10 @@ class Connection:
     def _enter(self, session: Session) -> None:
         self._session, self.problem = session, None
         self.epoch += 1
-        self.max_payload = session.max_payload
+        self.max_payload = session.client.max_payload
         if not self.settings.uses_tls:  # an address that the cluster tells may not be in its certificate
             known = set(self.settings.servers)
-            self._discovered = sorted({f"nats://{u.netloc}" for u in session.discovered_servers} - known)
+            self._discovered = sorted({f"nats://{u.netloc}" for u in session.client.discovered_servers} - known)
         for sid, subject in self._subjects.items():
             session.subscribe(subject, sid)
         self._up.set()

@@ -6,11 +6,15 @@ It does what `QuickSession` does, several times slower: nats-py parses every mes
 from __future__ import annotations
 
 import asyncio
+import base64
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import nkeys
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error, StaleConnectionError
@@ -42,7 +46,7 @@ class PlainSession(Session):
 
     def publish(self, subject: str, reply: str, headers: bytes, body: bytes) -> None:
         """Send a message after everything that was asked for before."""
-        self._calls.put_nowait(partial(self._client.publish, subject, body, reply, _headers_of(headers)))
+        self._calls.put_nowait(partial(self.client.publish, subject, body, reply, _headers_of(headers)))
 
     def subscribe(self, subject: str, sid: bytes) -> None:
         """See `Session.subscribe`."""
@@ -54,11 +58,14 @@ class PlainSession(Session):
 
     def _prepared(self, settings: NatsSettings, tls: ssl.SSLContext) -> tuple[ssl.SSLContext, Mapping[str, Any]]:
         if not settings.uses_tls:
-            return tls, settings.login
-        # nats-py sends the login to a server that does not offer TLS; so it only gets hold of it after a handshake.
+            return tls, {"user_credentials": settings.credentials, **settings.login}
+        # nats-py logs in at a server that does not offer TLS; so it only gets hold of secrets after a handshake.
         tls = settings.tls_context()  # of its own, to be watched
         self._witness = _Witness(tls)
-        return tls, {key: self._witness.keep_back(value) for key, value in settings.login.items()}
+        login: dict[str, Any] = {key: self._witness.keep_back(value) for key, value in settings.login.items()}
+        if settings.credentials is not None:
+            login |= self._witness.keep_file_back(settings.credentials)
+        return tls, login
 
     def _opened(self) -> None:
         if self._witness is not None:
@@ -70,7 +77,7 @@ class PlainSession(Session):
             await self._calls.join()
         self._lose(StaleConnectionError())
         await self._let_go()
-        await self._client.close()
+        await self.client.close()
 
     async def _let_go(self) -> None:
         if self._calling is not None:
@@ -88,7 +95,7 @@ class PlainSession(Session):
         async def received(message: Msg) -> None:
             self._give(sid, message)
 
-        self._subscriptions[sid] = await self._client.subscribe(subject, cb=received, **_UNBOUNDED)  # type: ignore[arg-type]
+        self._subscriptions[sid] = await self.client.subscribe(subject, cb=received, **_UNBOUNDED)  # type: ignore[arg-type]
 
     async def _unsubscribe(self, sid: bytes) -> None:
         if (subscription := self._subscriptions.pop(sid, None)) is not None:
@@ -127,10 +134,32 @@ class _Witness:
 
         return tell
 
+    def keep_file_back(self, credentials: Path) -> dict[str, Callable[..., Any]]:
+        """The same for a `.creds` file: what nats-py asks for its JWT, and for a signature by its seed."""
+
+        def jwt() -> bytes:
+            self.check()
+            return _section(credentials, "NATS USER JWT")
+
+        def sign(nonce: str) -> bytes:
+            self.check()
+            seed = bytearray(_section(credentials, "USER NKEY SEED"))
+            return base64.b64encode(nkeys.from_seed(seed).sign(nonce.encode()))
+
+        return {"user_jwt_cb": jwt, "signature_cb": sign}
+
     def check(self) -> None:
         """Raise nats.errors.Error if there was no handshake."""
         if not self.seen:
             raise Error(WITHOUT_TLS)
+
+
+def _section(credentials: Path, title: str) -> bytes:
+    """The line below a title of a `.creds` file."""
+    found = re.search(rf"BEGIN {title}-+\s+(\S+)", credentials.read_text())
+    if found is None:
+        raise Error(f"{credentials} has no {title}")
+    return found[1].encode()
 
 
 def block_of(headers: Mapping[str, str] | None) -> bytes:

@@ -40,7 +40,7 @@ class QuickSession(Session):
         self, handlers: Mapping[bytes, Handler], blocks: Sequence[Block], violated: Callable[[str], None]
     ) -> None:
         """`handlers` are asked by the id of a subscription, `blocks` before them."""
-        self._client: _Client = _Client(self._lose)
+        self._client = _Client(self._lose)
         super().__init__(self._client, violated)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
@@ -77,7 +77,7 @@ class QuickSession(Session):
 
     def _prepared(self, settings: NatsSettings, tls: ssl.SSLContext) -> tuple[ssl.SSLContext, Mapping[str, Any]]:
         self._client.needs_tls = settings.uses_tls
-        return tls, settings.login
+        return tls, {"user_credentials": settings.credentials, **settings.login}
 
     def _opened(self) -> None:
         assert self._client._reading_task is not None

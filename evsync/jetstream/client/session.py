@@ -8,7 +8,6 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
-from urllib.parse import ParseResult
 
 from nats.aio.client import Client
 from nats.errors import Error, StaleConnectionError
@@ -49,22 +48,9 @@ class Session(ABC):
         """`violated` is told of permissions violations, in the server's words."""
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         """Done, with the reason, when the connection is lost."""
-        self._client, self._violated = client, violated
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection."""
-        return bool(self._client.is_connected)
-
-    @property
-    def max_payload(self) -> int:
-        """The largest message that the server takes, in bytes."""
-        return int(self._client.max_payload)
-
-    @property
-    def discovered_servers(self) -> list[ParseResult]:
-        """The other servers of the cluster."""
-        return list(self._client.discovered_servers)
+        self.client = client
+        """For what it tells of the connection."""
+        self._violated = violated
 
     async def open(
         self,
@@ -85,19 +71,18 @@ class Session(ABC):
             words = str(error).removeprefix("nats: ")
             if words.lower().startswith(_VIOLATION.lower()):  # nats-py has made small letters of it
                 self._violated(_VIOLATION + words[len(_VIOLATION) :])
-            elif self.is_connected:
+            elif self.client.is_connected:
                 self._lose(error)
             else:
                 problem(error)
 
         async def on_end() -> None:
-            self._lose(self._client.last_error or StaleConnectionError())
+            self._lose(self.client.last_error or StaleConnectionError())
 
         tls, login = self._prepared(settings, tls)
-        await self._client.connect(
-            list(servers), error_cb=on_error, closed_cb=on_end, name=name, tls=tls,
-            user_credentials=settings.credentials, **OPTIONS, **login,
-        )  # fmt: skip
+        await self.client.connect(
+            list(servers), error_cb=on_error, closed_cb=on_end, name=name, tls=tls, **OPTIONS, **login
+        )
         self._opened()
 
     @abstractmethod

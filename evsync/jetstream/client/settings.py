@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +39,6 @@ class NatsSettings:
                 raise ConfigurationError(f"{name} is {str(path)!r}, which is not a file")
         if (self.certificate is None) != (self.key is None):
             raise ConfigurationError("certificate and key belong together: give both or neither")
-        if self.credentials is not None and importlib.util.find_spec("nkeys") is None:
-            raise ConfigurationError("a credentials file needs the package nkeys: install nats-py[nkeys]")
 
     @property
     def servers(self) -> list[str]:
