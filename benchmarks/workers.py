@@ -20,7 +20,7 @@ from benchmarks.workload import OrderPlaced, customers, full_log, reports, sqlit
 from evsync import Event, Projection, Service, SqlModel, Tables
 from evsync.config import Deployment
 from evsync.ports import LogReader
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.sources import StoreSource
 from evsync.testing.postgres import PostgresServer
 
@@ -83,7 +83,7 @@ def _postgres(log: Path, server: PostgresServer, workers: int, directory: Path) 
 
 def _catch_up(log: Path, views: str, workers: int, directory: Path, handler: str = "sums") -> float:
     gate = directory / "gate"
-    engine = Place.of(views).engine(readers=1)
+    engine = ViewsPlace.of(views).engine(readers=1)
 
     def ask(select: str) -> Sequence[int]:
         try:

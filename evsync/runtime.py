@@ -45,9 +45,9 @@ from evsync.projections import (
     SqlModel,
     ViewsDatabase,
 )
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.lag import Lags
 from evsync.projections.models.bookkeeping import version_of
-from evsync.projections.models.read_model import DatabaseAway
 from evsync.projections.status import FollowerStatus
 from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag, service_of
 from evsync.shards import open_home, open_shards

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from evsync.projections.batch import digest_of
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.records import StoredEvent
 from tests.projection_logs import Ledger, bank_events, fold_bank
 
@@ -71,7 +71,7 @@ class Workers:
 
     def read(self, select: str) -> list[dict[str, Any]]:
         """The rows of a select; none while the tables or the database are not there."""
-        engine = Place.of(self._url).engine(readers=1)
+        engine = ViewsPlace.of(self._url).engine(readers=1)
         try:
             with engine.connect() as connection:
                 return [dict(row) for row in connection.execute(sa.text(select)).mappings()]
@@ -85,7 +85,7 @@ class Workers:
 
         Before there are tables that is nothing.
         """
-        engine = Place.of(self._url).engine(readers=1)
+        engine = ViewsPlace.of(self._url).engine(readers=1)
         with engine.connect() as connection:
             # One snapshot of it all: workers may be at work.
             if connection.dialect.name == "postgresql":

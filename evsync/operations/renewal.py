@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from evsync.errors import EvsyncError, NotVisible
 from evsync.operations.trust import rebuild
 from evsync.projections import Projection, ProjectionRunner, ViewsDatabase
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.models.bookkeeping import version_of
-from evsync.projections.models.read_model import DatabaseAway
 from evsync.projections.pause import pause_s
 from evsync.projections.rebuilding.rebuild import drop_old_copies
 

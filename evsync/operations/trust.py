@@ -23,7 +23,7 @@ from evsync.projections.checking.explain import explain as explain_row
 from evsync.projections.checking.fold import Fold, heads_of
 from evsync.projections.checking.scratch import scratch
 from evsync.projections.checking.verify import LogReport, Verification
-from evsync.projections.models.read_model import DatabaseAway
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.rebuilding.rebuild import GRACE_S, Rebuild, RebuildReport
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -14,10 +14,13 @@ from evsync.codec.values import unpack
 from evsync.errors import BEGIN_ANEW, DecodingError, OtherIncarnation, StreamHole
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
+from evsync.projections.failures import CannotApply, DatabaseAway
 from evsync.projections.handlers import Handlers, Step
-from evsync.projections.models.read_model import CannotApply, DatabaseAway, Settle
 from evsync.records import RESTORED_EVENT, Ancestor, Checkpoint, StoredEvent
 from evsync.restores import Restored
+
+Settle = Callable[[], None]
+"""Brings what was gathered so far to the database, so that an error shows at the event it comes from."""
 
 _DIGEST = 1 << 64
 _copy = blake2b(digest_size=8).copy

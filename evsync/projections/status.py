@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from evsync.projections.models.read_model import Observation
-    from evsync.projections.projection import Projection
+from evsync.projections.models.claims import Observation
+from evsync.projections.projection import Projection
 
 State = Literal["running", "standby", "halted", "retrying"]
 

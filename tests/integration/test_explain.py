@@ -13,7 +13,7 @@ from evsync.errors import ConfigurationError, EvsyncError
 from evsync.projections import Event, Projection, SqlModel, Tables
 from evsync.projections.checking.applied import Applied
 from evsync.projections.checking.explain import Explanation, explain, parse_key
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.records import StoredEvent
 from tests.projection_logs import Closed, Ledger, ListSource, Opened, Paid, bank_events, fold_bank, stored
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Iterator[ViewsPlace]:
     """Both kinds of databases, with nothing in them."""
     if request.param == "sqlite":
-        yield Place.of("sqlite://")
+        yield ViewsPlace.of("sqlite://")
         return
     url = request.getfixturevalue("postgres_url")
-    yield Place.of(f"{url}&schema=explained")
+    yield ViewsPlace.of(f"{url}&schema=explained")
     with psycopg.connect(url, autocommit=True) as c:
         left = c.execute(
             "SELECT count(*) FROM pg_tables WHERE schemaname = 'explained' OR schemaname LIKE 'pg_temp%'"
@@ -37,7 +37,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 async def why(
-    projection: Projection[Tables], table: sa.Table, key: dict[str, Any], events: list[StoredEvent], place: Place,
+    projection: Projection[Tables], table: sa.Table, key: dict[str, Any], events: list[StoredEvent], place: ViewsPlace,
     *, until: int | None = None, **options: Any,
 ) -> Explanation:  # fmt: skip
     """The explanation of a row after the first `until` events."""
@@ -65,7 +65,9 @@ async def test_exactly_the_events_that_touched_a_row_make_it() -> None:
     rows = {row[0]: row for row in fold_bank(log[:until])["accounts"]}
     for n in range(12):
         account = f"account-{n}"
-        found = await why(ledger.projection, ledger.accounts, {"id": account}, log, Place.of("sqlite://"), until=until)
+        found = await why(
+            ledger.projection, ledger.accounts, {"id": account}, log, ViewsPlace.of("sqlite://"), until=until
+        )
         own = [e.position for e in log[:until] if e.stream == account and not e.type.endswith("Audited")]
         assert (numbers(found), found.executed) == (own, False)
         row: dict[str, Any] = {}
@@ -84,7 +86,7 @@ async def test_a_row_with_a_key_of_two_columns_and_filters() -> None:
     log, ledger = bank_events(900, 4), Ledger()
     key = parse_key(ledger.daily, ["3", "opened"])
     assert key == {"day": 3, "kind": "opened"}
-    place = Place.of("sqlite://")
+    place = ViewsPlace.of("sqlite://")
     found = await why(ledger.projection, ledger.daily, key, log, place)
     opened = [e for e in log if e.position // 100 == 3 and e.type.endswith("Opened")]
     assert numbers(found) == [e.position for e in opened]
@@ -94,7 +96,7 @@ async def test_a_row_with_a_key_of_two_columns_and_filters() -> None:
     assert numbers(found) == [e.position for e in opened if e.stream == one]
 
 
-async def test_statements_of_ones_own_are_known_by_what_they_did_to_the_row(place: Place) -> None:
+async def test_statements_of_ones_own_are_known_by_what_they_did_to_the_row(place: ViewsPlace) -> None:
     """They are carried out in a scratch; so are deletions that foreign keys carry on. Neither leaves a trace."""
     metadata = sa.MetaData()
     accounts = sa.Table(
@@ -148,7 +150,7 @@ async def test_an_event_that_the_handlers_cannot_apply_any_more_is_named() -> No
     ledger = Ledger()
     log = [stored(1, "bank.Account.Opened", "ada", 1, owner=7)]
     with pytest.raises(EvsyncError, match=r"bank\.Account\.Opened at position 1 .* handlers as they are now: .*owner"):
-        await why(ledger.projection, ledger.accounts, {"id": "ada"}, log, Place.of("sqlite://"))
+        await why(ledger.projection, ledger.accounts, {"id": "ada"}, log, ViewsPlace.of("sqlite://"))
 
 
 def test_a_key_that_cannot_be_one_is_refused() -> None:

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from evsync.errors import NotVisible
 from evsync.projections import ProjectionRunner, ViewsDatabase
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.models.bookkeeping import CHECKPOINTS, LEASES, NAMES, PARKED, WORKERS
-from evsync.projections.models.read_model import DatabaseAway
 from tests.integration.test_projection_parking import url, views
 from tests.integration.test_projection_runner import at, running
 from tests.projection_logs import Ledger, ListSource, bank_events, fold_bank

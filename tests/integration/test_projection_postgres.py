@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from evsync import Aggregate, Contract, Event, Halted, Projection, Service, SqlModel, Tables, event
 from evsync.errors import ConfigurationError
 from evsync.projections import ProjectionRunner, ViewsDatabase
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from tests.projection_logs import ListSource
 
 pytestmark = pytest.mark.anyio
@@ -178,5 +178,5 @@ def test_passwords_are_not_shown_and_odd_urls_refused() -> None:
     """What stands before an @ may be a secret."""
     for url in ("postgresql+asyncpg://u:secret@h/db", "postgresql://u:secret@h/db?schema=a&schema=b", "x@y:secret"):
         with pytest.raises(ConfigurationError) as caught:
-            Place.of(url)
+            ViewsPlace.of(url)
         assert "secret" not in str(caught.value)

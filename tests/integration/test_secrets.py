@@ -18,8 +18,8 @@ from evsync.archive.targets import open_target
 from evsync.cli.terminal import print_json
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.jetstream.server import EmbeddedServer
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.models.database import ViewsDatabase
-from evsync.projections.models.read_model import DatabaseAway
 from evsync.stores.postgres.store import PostgresStore
 from evsync.testing.postgres import PostgresServer
 from tests.cli_shop import items, stock, view

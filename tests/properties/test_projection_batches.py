@@ -124,7 +124,7 @@ def test_a_stored_digest_comes_back_whole(digests: list[int]) -> None:
 
     async def run() -> None:
         from evsync.projections.models import bookkeeping, leases
-        from evsync.projections.models.read_model import Claim
+        from evsync.projections.models.claims import Claim
 
         database = ViewsDatabase("sqlite://")
         claim = Claim("p", 1, max(1, len(digests)), "me", 1.0)

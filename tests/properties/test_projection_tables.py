@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.projections.models.tables import Catalog, Tables
 
 metadata = sa.MetaData()
@@ -82,7 +82,7 @@ def carry_out(connection: sa.Connection, verb: str, table: sa.Table, values: dic
 
 def outcome(run: Callable[[sa.Connection], None]) -> dict[str, list[Any]] | str:
     """What the tables hold after `run`, or the kind of error that it met."""
-    engine = Place.of("sqlite://").engine(readers=0)
+    engine = ViewsPlace.of("sqlite://").engine(readers=0)
     try:
         with engine.begin() as connection:
             metadata.create_all(connection)

@@ -81,6 +81,24 @@ def test_imports_point_downwards_and_adapters_do_not_know_one_another() -> None:
     assert wrong == []
 
 
+def test_projections_import_one_another_in_one_direction() -> None:
+    """No circle, not even one for the type checker alone: whoever reads a module can read what it needs first."""
+    modules = {f"evsync.{name}": path for part, name, path in files() if part == "projections"}
+    needs = {module: named_in(path) & modules.keys() for module, path in modules.items()}
+    for module in needs:  # `from evsync.projections import leases` is about that module, not about the package
+        needs[module] -= {"evsync.projections"}
+    assert needs["evsync.projections.rebuilding.rebuild"] > {"evsync.projections.running.runner"}
+    while lowest := {module for module, needed in needs.items() if not needed}:
+        needs = {module: needed - lowest for module, needed in needs.items() if module not in lowest}
+    assert needs == {}
+
+
+def named_in(path: Path) -> set[str]:
+    """The modules that a file's imports may mean, also those for the type checker alone."""
+    found = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+    return {name for n in found for name in (n.module or "", *(f"{n.module}.{alias.name}" for alias in n.names))}
+
+
 def test_each_library_is_known_to_one_part() -> None:
     """Only domain and interop know eventsourcing, only jetstream knows nats."""
     wrong = [

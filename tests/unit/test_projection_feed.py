@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evsync.errors import StreamHole
 from evsync.ports import Share, Stretch
 from evsync.projections.batch import check_batch, end_of, half_of
-from evsync.projections.models.read_model import Holding
+from evsync.projections.models.claims import Holding
 from evsync.projections.running import followed_log
 from evsync.projections.running.feed import Feed
 from evsync.projections.running.followed_log import FollowedLog

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from evsync.errors import ConfigurationError
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.projections.models.table_plan import TablePlan
 from evsync.projections.models.tables import Catalog, Tables
 
@@ -52,7 +52,7 @@ prices = sa.Table("prices", metadata, sa.Column("id", sa.String, primary_key=Tru
 @pytest.fixture
 def connection() -> Iterator[sa.Connection]:
     """A database in memory with the tables."""
-    engine = Place.of("sqlite://").engine(readers=0)
+    engine = ViewsPlace.of("sqlite://").engine(readers=0)
     with engine.begin() as connection:
         metadata.create_all(connection)
         yield connection

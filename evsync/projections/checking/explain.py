@@ -21,7 +21,7 @@ from evsync.projections.checking.recorder import Change, NeedsDatabase, Recorder
 from evsync.projections.checking.scratch import scratch
 from evsync.projections.contracts import explain as say
 from evsync.projections.event import Event
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.projections.models.table_plan import Values
 from evsync.projections.models.tables import Catalog
 from evsync.projections.projection import Projection
@@ -69,7 +69,7 @@ async def explain(
     *,
     applied: Applied,
     sources: Sequence[LogSource],
-    place: Place,
+    place: ViewsPlace,
     dialect: sa.Dialect,
     chosen: Chosen = lambda event: True,
     advance: Progress = unheard,

@@ -12,7 +12,7 @@ from evsync.errors import EvsyncError
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import apply_batch
 from evsync.projections.checking.history import end_of, opened_readers, read_history
-from evsync.projections.models.read_model import CannotApply
+from evsync.projections.failures import CannotApply
 from evsync.projections.models.tables import Catalog, Tables
 from evsync.projections.projection import Projection
 from evsync.records import Checkpoint, StoredEvent

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 
 TEMPORARY = "pg_temp"
 """PostgreSQL's name for a session's own schema. First on the search path, its tables hide all others of their name."""
 
 
 @contextmanager
-def scratch(place: Place, metadata: sa.MetaData) -> Iterator[sa.Connection]:
+def scratch(place: ViewsPlace, metadata: sa.MetaData) -> Iterator[sa.Connection]:
     """A connection, in a transaction, on which these tables exist under their own names, and are empty.
 
     In SQLite it is a database in memory. In PostgreSQL they are temporary tables, so that types and functions are there
     as ever. Nobody else sees it, and nothing of it stays.
     """
-    engine = (Place(sa.make_url("sqlite://")) if place.is_sqlite else place).engine(readers=0)
+    engine = (ViewsPlace(sa.make_url("sqlite://")) if place.is_sqlite else place).engine(readers=0)
     try:
         with engine.begin() as connection:
             if not place.is_sqlite:

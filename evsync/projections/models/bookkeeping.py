@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, WrongStore
-from evsync.projections.models.read_model import Claim
+from evsync.projections.models.claims import Claim
 from evsync.projections.models.table_plan import TablePlan
 from evsync.records import STORE_FILE_ID, Checkpoint
 

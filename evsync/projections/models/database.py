@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from typing_extensions import TypeVarTuple
 
 from evsync.errors import StoreUnavailable
-from evsync.projections.models.engines import READERS, Place, away
-from evsync.projections.models.read_model import DatabaseAway
+from evsync.projections.failures import DatabaseAway
+from evsync.projections.models.engines import READERS, ViewsPlace, away
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -29,9 +29,9 @@ class ViewsDatabase:
     one connection, so there queries wait for their turn between two batches.
     """
 
-    def __init__(self, url: str | Place) -> None:
+    def __init__(self, url: str | ViewsPlace) -> None:
         """Raises ConfigurationError for a URL that cannot be one of a supported database. Nothing is opened yet."""
-        self.place = place = url if isinstance(url, Place) else Place.of(url)
+        self.place = place = url if isinstance(url, ViewsPlace) else ViewsPlace.of(url)
         self.url, self._in_memory = place.url, place.in_memory
         self._write_engine = place.engine(readers=0)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="evsync-views")

@@ -41,7 +41,7 @@ _FORMS = "use 'sqlite:///views.db', 'sqlite://' for one in memory, or 'postgresq
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ViewsPlace:
     """A database for read models."""
 
     url: sa.URL

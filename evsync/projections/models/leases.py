@@ -12,10 +12,11 @@ from collections.abc import Collection, Iterable, Mapping
 import sqlalchemy as sa
 
 from evsync.liveness import END_SILENT
+from evsync.projections.failures import DatabaseAway, Fenced
 from evsync.projections.halt import write_note
 from evsync.projections.models import parked_rows
 from evsync.projections.models.bookkeeping import LEASES, WORKERS, are_stored, check_model, read_checkpoints, superseded
-from evsync.projections.models.read_model import Claim, DatabaseAway, Fenced, Holding, Observation, Worker
+from evsync.projections.models.claims import Claim, Holding, Observation, Worker
 from evsync.projections.models.shares import Lease, decide
 from evsync.projections.models.table_plan import TablePlan
 from evsync.projections.parking import ParkedStream

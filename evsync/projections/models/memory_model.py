@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from evsync.errors import ConfigurationError
-from evsync.projections.models.read_model import Applied, Claim, Holding, Observation, ReadModel, Settle
+from evsync.projections.batch import Settle
+from evsync.projections.handlers import Handlers
+from evsync.projections.models.claims import Claim, Holding, Observation
+from evsync.projections.models.database import ViewsDatabase
+from evsync.projections.models.parked_streams import ParkedStreams
+from evsync.projections.models.read_model import Outcome, ReadModel
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint, Position
-
-if TYPE_CHECKING:
-    from evsync.projections.handlers import Handlers
-    from evsync.projections.models.database import ViewsDatabase
-    from evsync.projections.models.parked_streams import ParkedStreams
 
 S = TypeVar("S")
 
@@ -77,7 +77,7 @@ class MemorySession(Generic[S]):
         self,
         holding: Holding,
         before: Collection[Checkpoint],
-        work: Callable[[S, Settle | None], Applied],
+        work: Callable[[S, Settle | None], Outcome],
         *,
         one_by_one: bool = False,
     ) -> None:

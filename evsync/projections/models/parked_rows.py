@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from evsync.projections.models.bookkeeping import LEASES, PARKED
-from evsync.projections.models.read_model import Claim
+from evsync.projections.models.claims import Claim
 from evsync.projections.parking import ParkedEvent, ParkedStream
 from evsync.records import Position, StoredEvent
 

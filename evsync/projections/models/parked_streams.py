@@ -11,12 +11,13 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.projections.batch import apply_batch
+from evsync.projections.failures import CannotApply, DatabaseAway
 from evsync.projections.halt import parked_at
 from evsync.projections.handlers import Handlers
 from evsync.projections.models import bookkeeping, leases, parked_rows
+from evsync.projections.models.claims import Claim
 from evsync.projections.models.database import ViewsDatabase
 from evsync.projections.models.parked_rows import ParkedSummary
-from evsync.projections.models.read_model import CannotApply, Claim, DatabaseAway
 from evsync.projections.models.tables import Catalog, Tables
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint

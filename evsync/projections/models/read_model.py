@@ -11,105 +11,28 @@ Laws of a read model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
-from evsync.projections.parking import ParkedEvent, ParkedStream
-from evsync.records import Checkpoint, Position, StoredEvent
-
-if TYPE_CHECKING:
-    from evsync.projections.handlers import Handlers
-    from evsync.projections.models.database import ViewsDatabase
-    from evsync.projections.models.parked_streams import ParkedStreams
+from evsync.projections.batch import Settle
+from evsync.projections.handlers import Handlers
+from evsync.projections.models.claims import Claim, Holding, Observation
+from evsync.projections.models.database import ViewsDatabase
+from evsync.projections.models.parked_streams import ParkedStreams
+from evsync.projections.parking import ParkedEvent
+from evsync.records import Checkpoint, Position
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
-Settle = Callable[[], None]
-"""Brings what was gathered so far to the database, so that an error shows at the event it comes from."""
-
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """Who wants to work on what."""
-
-    projection: str
-    version: int
-    groups: int
-    owner: str
-    """Host, process and something unique to one runner: a lease is known to be one's own, and a person can find it."""
-    lease_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """The groups that a worker has: the token of each, and its checkpoints."""
-
-    tokens: Mapping[int, int]
-    """By group. A group that is taken again has another token."""
-    checkpoints: Sequence[Checkpoint]
-    """As they were when the group was taken, or as batches have moved them since."""
-    parked: Sequence[ParkedStream]
-    """The parked streams of those groups that were taken by the call that returned this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Outcome:
     """What a batch leaves beside the model itself, to be stored with it."""
 
     checkpoints: Sequence[Checkpoint]
     parked: Sequence[ParkedEvent] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker as anybody may see it."""
-
-    owner: str
-    """As in its Claim."""
-    groups: Sequence[int]
-    reason: str | None
-    """What stands in its way, if anything does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """A projection as anybody may see it."""
-
-    checkpoints: Sequence[Checkpoint]
-    held: bool
-    """Whether any worker's lease is running."""
-    halted: str | None
-    """What a worker said when it halted (see evsync.projections.halt), until another takes its groups over; or that the
-    model was made anew by later code than that of whoever looks."""
-    parked: int = 0
-    """How many events are parked."""
-    workers: Sequence[Worker] = ()
-    """Those that have shown a sign of life lately, also such as hold no group."""
-
-
-class Fenced(Exception):
-    """Another worker has taken a group, or the database has lost what it had said was stored.
-
-    Nothing was applied, and nothing that this worker holds is valid.
-    """
-
-
-class DatabaseAway(Exception):
-    """The read model's database does not answer, is locked or is full. Nothing was applied; try again later."""
-
-
-class GatheredFailed(Exception):
-    """What a batch had gathered could not be written. Nothing was applied; event by event the culprit will show."""
-
-
-class CannotApply(Exception):
-    """One event could not be applied, for a reason that lies in it, its contract or its handler."""
-
-    def __init__(self, event: StoredEvent, reason: str) -> None:
-        super().__init__(reason)
-        self.event, self.reason = event, reason
 
 
 class ModelSession(Protocol[S_co]):
@@ -142,7 +65,7 @@ class ModelSession(Protocol[S_co]):
         self,
         holding: Holding,
         before: Collection[Checkpoint],
-        work: Callable[[S_co, Settle | None], Applied],
+        work: Callable[[S_co, Settle | None], Outcome],
         *,
         one_by_one: bool = False,
     ) -> None:

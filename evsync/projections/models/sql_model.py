@@ -11,23 +11,15 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError
 from evsync.liveness import IDLE_S
+from evsync.projections.batch import Settle
+from evsync.projections.failures import CannotApply, DatabaseAway, Fenced, GatheredFailed
 from evsync.projections.handlers import Handlers
 from evsync.projections.models import bookkeeping, leases, parked_rows
+from evsync.projections.models.claims import Claim, Holding, Observation
 from evsync.projections.models.database import ViewsDatabase
 from evsync.projections.models.engines import away
 from evsync.projections.models.parked_streams import ParkedStreams
-from evsync.projections.models.read_model import (
-    Applied,
-    CannotApply,
-    Claim,
-    DatabaseAway,
-    Fenced,
-    GatheredFailed,
-    Holding,
-    Observation,
-    ReadModel,
-    Settle,
-)
+from evsync.projections.models.read_model import Outcome, ReadModel
 from evsync.projections.models.tables import Catalog, Tables
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint, Position
@@ -93,7 +85,7 @@ class SqlSession:
         self,
         holding: Holding,
         before: Collection[Checkpoint],
-        work: Callable[[Tables, Settle | None], Applied],
+        work: Callable[[Tables, Settle | None], Outcome],
         *,
         one_by_one: bool = False,
     ) -> None:
@@ -130,7 +122,7 @@ class SqlSession:
         connection: sa.Connection,
         holding: Holding,
         before: Collection[Checkpoint],
-        work: Callable[[Tables, Settle | None], Applied],
+        work: Callable[[Tables, Settle | None], Outcome],
         one_by_one: bool,
     ) -> None:
         entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens, before)))

@@ -27,10 +27,10 @@ import sqlalchemy as sa
 
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable
 from evsync.ports import LogSource, Progress, unheard
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.models.bookkeeping import exists, version_of
 from evsync.projections.models.database import ViewsDatabase
-from evsync.projections.models.engines import Place
-from evsync.projections.models.read_model import DatabaseAway
+from evsync.projections.models.engines import ViewsPlace
 from evsync.projections.models.sql_model import SqlModel
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
@@ -360,7 +360,7 @@ async def drop_old_copies(database: ViewsDatabase) -> float | None:
     return await database.write(work)
 
 
-def _remove_placed(connection: sa.Connection, place: Place, projection: str) -> None:
+def _remove_placed(connection: sa.Connection, place: ViewsPlace, projection: str) -> None:
     """Remove the file of a shadow that has taken its place (in PostgreSQL the schema went with the exchange), or one
     that somebody has opened after that: it has no mark."""
     if place.is_sqlite and file_of(place).exists():

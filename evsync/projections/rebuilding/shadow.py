@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from evsync.aggregates.shapes import compiled_form
-from evsync.projections.models.engines import Place
+from evsync.projections.models.engines import ViewsPlace
 from evsync.projections.projection import Projection
 
 _MAX_NAME = 63
@@ -36,14 +36,14 @@ _shadow = sa.Table(
 )
 
 
-def shadow_place(place: Place, projection: str) -> Place:
+def shadow_place(place: ViewsPlace, projection: str) -> ViewsPlace:
     """Where the shadow of a projection is, the same for everybody."""
     if not place.is_sqlite:
         return replace(place, shadow=schema_name(f"{place.schema or 'views'}__{projection}__next"))
     if place.in_memory:  # nobody else can see it; then a file that nobody else looks for will do
         directory = Path(tempfile.mkdtemp(prefix="evsync-shadow-"))
-        return Place(place.url.set(database=str(directory / "next.db")))
-    return Place(place.url.set(database=f"{place.url.database}-{projection}-next"))
+        return ViewsPlace(place.url.set(database=str(directory / "next.db")))
+    return ViewsPlace(place.url.set(database=f"{place.url.database}-{projection}-next"))
 
 
 def schema_name(text: str) -> str:
@@ -53,7 +53,7 @@ def schema_name(text: str) -> str:
     return f"{text.encode()[:40].decode(errors='ignore')}__{blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def file_of(place: Place) -> Path:
+def file_of(place: ViewsPlace) -> Path:
     """The file of a place in SQLite."""
     return Path(str(place.url.database))
 
@@ -100,7 +100,7 @@ def read_mark(connection: sa.Connection, schema: str | None = None) -> Mark | No
 # that no two do it at once: in SQLite writers are alone, in PostgreSQL a lock sees to it.
 
 
-def obtain(connection: sa.Connection, place: Place, fingerprint: str, *, anew: bool) -> tuple[Mark, bool]:
+def obtain(connection: sa.Connection, place: ViewsPlace, fingerprint: str, *, anew: bool) -> tuple[Mark, bool]:
     """The shadow that is made for this, or else a new and empty one; and whether it was there already."""
     found = peek(connection, place)
     if found is not None and found.fingerprint == fingerprint and not anew:
@@ -118,7 +118,7 @@ def obtain(connection: sa.Connection, place: Place, fingerprint: str, *, anew: b
     return mark, False
 
 
-def peek(connection: sa.Connection, place: Place) -> Mark | None:
+def peek(connection: sa.Connection, place: ViewsPlace) -> Mark | None:
     """The mark of the shadow that is there, if one is."""
     if not place.is_sqlite:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(place.shadow))))
@@ -129,7 +129,7 @@ def peek(connection: sa.Connection, place: Place) -> Mark | None:
         return read_mark(inside)
 
 
-def remove(connection: sa.Connection, place: Place) -> None:
+def remove(connection: sa.Connection, place: ViewsPlace) -> None:
     """Remove the shadow, with everything in it."""
     if not place.is_sqlite:
         connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {_quoted(connection, place)} CASCADE")
@@ -140,7 +140,7 @@ def remove(connection: sa.Connection, place: Place) -> None:
 
 
 @contextmanager
-def _opened(place: Place) -> Iterator[sa.Connection]:
+def _opened(place: ViewsPlace) -> Iterator[sa.Connection]:
     engine = place.engine(readers=0)
     try:
         with engine.begin() as connection:
@@ -154,6 +154,6 @@ def _write_mark(connection: sa.Connection, mark: Mark) -> None:
     connection.execute(sa.insert(_shadow).values(mark._asdict()))
 
 
-def _quoted(connection: sa.Connection, place: Place) -> str:
+def _quoted(connection: sa.Connection, place: ViewsPlace) -> str:
     assert place.shadow is not None
     return connection.dialect.identifier_preparer.quote_identifier(place.shadow)

@@ -25,7 +25,7 @@ from evsync.records import (
 LOOK_S = 0.01
 """How often a follower looks whether a barrier is met."""
 
-Applied = Callable[[str, int, Position], bool]
+IsApplied = Callable[[str, int, Position], bool]
 """Whether a log has been applied, for a slot, up to where it was closed there. Not if it is not followed (yet)."""
 
 
@@ -50,7 +50,7 @@ class Reach(NamedTuple):
     """The logs that these events, or the barrier, speak of: where slots go on, or come from."""
 
 
-def up_to_barrier(events: Sequence[StoredEvent], applied: Applied) -> Reach:
+def up_to_barrier(events: Sequence[StoredEvent], applied: IsApplied) -> Reach:
     """What of a batch may be applied now, by how far other logs have been applied."""
     if not any(e.stream == SLOTS_STREAM for e in events):
         return Reach(events)
@@ -84,7 +84,7 @@ class Followed(Protocol):
         ...
 
 
-def applied_in(logs: Mapping[str, Followed], groups: int) -> Applied:
+def applied_in(logs: Mapping[str, Followed], groups: int) -> IsApplied:
     """How far one worker has applied these logs. It has a group in all logs or in none: others' groups are passed."""
 
     def applied(log: str, slot: int, closed: Position) -> bool:

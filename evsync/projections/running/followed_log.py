@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from evsync.ports import LogReader, Share, Stretch
 from evsync.projections.batch import check_batch, restored_before
-from evsync.projections.models.read_model import Holding
-from evsync.projections.running.barrier import Applied, Reach, place_of, up_to_barrier
+from evsync.projections.models.claims import Holding
+from evsync.projections.running.barrier import IsApplied, Reach, place_of, up_to_barrier
 from evsync.projections.running.feed import Feed
 from evsync.records import Checkpoint, Position, incarnation_at, service_of
 
@@ -106,7 +106,7 @@ class FollowedLog:
         """Of whatever is held from now on, this object knows nothing better, whatever its token."""
         self._tokens = {}
 
-    async def next(self, applied: Applied, timeout_s: float) -> tuple[Stretch, Reach]:
+    async def next(self, applied: IsApplied, timeout_s: float) -> tuple[Stretch, Reach]:
         """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
         after = self.position
         stretch = await self.feed.next(after, self.incarnation, timeout_s)
@@ -118,7 +118,7 @@ class FollowedLog:
             self.feed.read_ahead(reach.events[-1].position, timeout_s)
         return stretch._replace(events=reach.events), reach
 
-    async def now(self, applied: Applied, limit: int | None) -> tuple[Stretch, Reach]:
+    async def now(self, applied: IsApplied, limit: int | None) -> tuple[Stretch, Reach]:
         """The same, of what is there, and without reading ahead."""
         stretch = await self.feed.now(self.position, self.incarnation, limit)
         reach = up_to_barrier(stretch.events, applied)

@@ -27,8 +27,8 @@ from evsync.ports import LogReader, LogSource
 from evsync.projections.batch import check_batch
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
+from evsync.projections.failures import CannotApply
 from evsync.projections.halt import halted_at
-from evsync.projections.models.read_model import CannotApply
 from evsync.projections.pause import pause_s
 from evsync.projections.reaction import Reaction
 from evsync.projections.running.answered_log import AnsweredLog, ReadCheckpoints

@@ -12,21 +12,13 @@ from uuid import uuid4
 
 from evsync.errors import ConfigurationError, EvsyncError, NotVisible, StoreUnavailable
 from evsync.ports import LogReader, LogSource, Stretch
-from evsync.projections.batch import apply_batch, blamed, end_of, half_of
+from evsync.projections.batch import Settle, apply_batch, blamed, end_of, half_of
+from evsync.projections.failures import CannotApply, DatabaseAway, Fenced, GatheredFailed
 from evsync.projections.halt import halted_at, parked_at, read_note, write_note
+from evsync.projections.models.claims import Claim, Holding, Observation
 from evsync.projections.models.database import ViewsDatabase
 from evsync.projections.models.parked_streams import ParkedStreams
-from evsync.projections.models.read_model import (
-    Applied,
-    CannotApply,
-    Claim,
-    DatabaseAway,
-    Fenced,
-    GatheredFailed,
-    Holding,
-    Observation,
-    Settle,
-)
+from evsync.projections.models.read_model import Outcome
 from evsync.projections.parking import set_aside
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
@@ -384,9 +376,9 @@ class ProjectionRunner:
         )  # fmt: skip
         moved: list[Checkpoint] = []
 
-        def work(state: Any, settle: Settle | None) -> Applied:
+        def work(state: Any, settle: Settle | None) -> Outcome:
             moved[:] = apply_batch(handlers, log.name, kept, log.checkpoints, groups, state, settle, end)
-            return Applied(moved, parked)
+            return Outcome(moved, parked)
 
         try:
             await self._session.apply(holding, log.checkpoints.values(), work)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from evsync.projections.models.read_model import DatabaseAway, Fenced, Holding, ModelSession
+from evsync.projections.failures import DatabaseAway, Fenced
+from evsync.projections.models.claims import Holding
+from evsync.projections.models.read_model import ModelSession
 from evsync.projections.parking import ParkedStream
 from evsync.projections.running.followed_log import FollowedLog
 from evsync.projections.running.visibility import Visibility

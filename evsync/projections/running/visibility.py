@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple
 
 from evsync.errors import EvsyncError, NotVisible, OtherIncarnation
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.halt import read_note
-from evsync.projections.models.read_model import DatabaseAway, Observation
+from evsync.projections.models.claims import Observation
 from evsync.records import Checkpoint, Position
 
 POLL_S = 0.015
