@@ -32,7 +32,7 @@ from evsync.projections.models.bookkeeping import exists, version_of
 from evsync.projections.models.database import ViewsDatabase
 from evsync.projections.models.engines import ViewsPlace
 from evsync.projections.models.sql_model import SqlModel
-from evsync.projections.pause import pause_s
+from evsync.projections.pause import patiently, pause_s
 from evsync.projections.projection import Projection
 from evsync.projections.rebuilding.exchange import (
     ATTACHED,
@@ -336,13 +336,7 @@ class Rebuild:
 
     async def _patiently(self, work: Callable[[sa.Connection], T]) -> T:
         """Write to the live model's database. Trouble that passes is waited out."""
-        attempt = 0
-        while True:
-            try:
-                return await self._database.write(work)
-            except DatabaseAway:
-                attempt += 1
-                await asyncio.sleep(pause_s(attempt))
+        return await patiently(lambda: self._database.write(work), passing=(DatabaseAway,))
 
 
 async def drop_old_copies(database: ViewsDatabase) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Stretch
 from evsync.projections.batch import restored_before
-from evsync.projections.pause import pause_s
+from evsync.projections.pause import patiently
 from evsync.records import incarnation_at
 from evsync.tasks import end_task
 
@@ -47,21 +47,12 @@ class Feed:
 
         `incarnation` is that of what was applied, "" for nothing. Raises OtherIncarnation, and what is FATAL.
         """
-        failures = 0
-        while True:
+
+        async def read() -> Stretch:
             self._check(after, incarnation)
-            try:
-                found = await self._read(after, timeout_s)
-            except FATAL:
-                raise
-            except Exception as e:
-                failures += 1
-                self._report(f"log {self._reader.log!r} cannot be read: {type(e).__name__}: {e}")
-                await asyncio.sleep(pause_s(failures))
-            else:
-                if failures:
-                    self._report(None)
-                return found
+            return await self._read(after, timeout_s)
+
+        return await patiently(read, self._cannot_be_read, passing=(Exception,), but=FATAL)
 
     async def now(self, after: int, incarnation: str, limit: int | None) -> Stretch:
         """What is there behind `after`, without waiting and without second attempts."""
@@ -88,6 +79,9 @@ class Feed:
         """Stop reading and let go of the log."""
         await self.drop()
         await self._reader.close()
+
+    def _cannot_be_read(self, error: Exception | None) -> None:
+        self._report(f"log {self._reader.log!r} cannot be read: {type(error).__name__}: {error}" if error else None)
 
     async def _read(self, after: int, timeout_s: float) -> Stretch:
         kept, self._kept = self._kept, None
@@ -136,17 +130,8 @@ def _shortened(found: Stretch, after: int, limit: int) -> Stretch:
 
 async def connect(source: LogSource, report: Report) -> Sequence[LogReader]:
     """One new reader per log of the source, as soon as one is known. Raises what is FATAL."""
-    failures = 0
-    while True:
-        try:
-            readers = await source.readers()
-        except FATAL:
-            raise
-        except Exception as e:
-            failures += 1
-            report(f"the log of {source.service!r} cannot be reached: {type(e).__name__}: {e}")
-            await asyncio.sleep(pause_s(failures))
-        else:
-            if failures:
-                report(None)
-            return readers
+
+    def tell(error: Exception | None) -> None:
+        report(f"the log of {source.service!r} cannot be reached: {type(error).__name__}: {error}" if error else None)
+
+    return await patiently(source.readers, tell, passing=(Exception,), but=FATAL)

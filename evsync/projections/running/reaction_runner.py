@@ -29,13 +29,11 @@ from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.failures import CannotApply
 from evsync.projections.halt import halted_at
-from evsync.projections.pause import pause_s
+from evsync.projections.pause import patiently, pause_s
 from evsync.projections.reaction import Reaction
 from evsync.projections.running.answered_log import AnsweredLog, ReadCheckpoints
 from evsync.projections.running.barrier import LOOK_S, up_to_barrier
-from evsync.projections.running.discovery import Discovery
-from evsync.projections.running.feed import FATAL
-from evsync.projections.running.heads import Heads
+from evsync.projections.running.following import Following, Stop
 from evsync.projections.status import FollowerStatus, LogStatus, State
 from evsync.records import (
     Checkpoint,
@@ -98,20 +96,14 @@ class ReactionRunner:
         self._sources, self._standby_s = tuple(sources), standby_s
         self._since_us = to_time_us(reaction.since) if isinstance(reaction.since, datetime) else None
         self._logs: dict[str, AnsweredLog] = {}
-        self._discovery = Discovery(self._sources, self._logs, self._begin, self._report)
-        self._heads = Heads(self._sources)
+        self._following = Following(self._sources, self._logs, begin=self._begin, follow=self._follow, halt=self._halt)
         self._running = False
-        self._reason: str | None = None
 
     async def run(self) -> None:
         """Work until cancelled. Raises what halted the reaction."""
         self._running = True
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for source in self._sources:
-                    tasks.create_task(self._follow_source(source, tasks))
-        except* _Stop:
-            pass
+            await self._following.run()
         finally:
             self._running = False
         if self.halted is not None:
@@ -124,24 +116,18 @@ class ReactionRunner:
         """
         if self.halted is not None:
             return False
-        found: AnsweredLog | None = None
-        try:
-            await self._discovery.find()
-            for found in [self._logs[log]] if log is not None else self._logs.values():
-                stretch = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
-                ready, _, further = up_to_barrier(stretch.events, self._answered)
-                self._discovery.named(further)
-                if ready:
-                    if not await self._answer_all(found, ready):
-                        await found.load(self._checkpoints)
-                    return True
+
+        async def work(found: AnsweredLog) -> bool:
+            stretch = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
+            ready, _, further = up_to_barrier(stretch.events, self._answered)
+            self._following.named(further)
+            if not ready:
                 await self._store(found)
-        except FATAL as e:
-            self._halt(found, e)
-            return True
-        except _Stop:
-            return True
-        return False
+            elif not await self._answer_all(found, ready):
+                await found.load(self._checkpoints)
+            return bool(ready)
+
+        return await self._following.step(log, work)
 
     @property
     def logs(self) -> tuple[str, ...]:
@@ -154,7 +140,7 @@ class ReactionRunner:
         stored: dict[str, int] = {}
         with contextlib.suppress(*PASSING):
             stored = {c.log: c.position for c in await self._checkpoints(self.reaction.name)}
-        heads = await self._heads.now({*stored, *self._logs})
+        heads = await self._following.heads(stored)
         logs = []
         for name in sorted({*heads, *stored, *self._logs}):
             log = self._logs.get(name)
@@ -171,25 +157,14 @@ class ReactionRunner:
         if state == "running" and logs:
             state = next((s for s in ("retrying", "running", "standby") if any(log.state == s for log in logs)), state)
         waiting = [s for s in self.reaction.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
-        reason = str(self.halted) if self.halted else self._reason
+        reason = str(self.halted) if self.halted else self._following.reason
         return FollowerStatus(self.reaction.name, state, reason, logs, waiting)
 
     async def close(self) -> None:
         """Let go of the logs."""
-        for log in self._logs.values():
-            await log.feed.close()
-        self._logs.clear()
-        await self._heads.close()
+        await self._following.close()
 
     # ---- following logs
-
-    async def _follow_source(self, source: LogSource, tasks: asyncio.TaskGroup) -> None:
-        try:
-            async for log in self._discovery.logs_of(source):
-                tasks.create_task(self._follow(log))
-        except FATAL as e:
-            self._halt(None, e)
-            raise _Stop from e
 
     async def _begin(self, readers: Sequence[LogReader]) -> None:
         """Find the places to begin at: the stored checkpoints, else what `since` says, which "now" settles once.
@@ -202,7 +177,6 @@ class ReactionRunner:
         if self.reaction.since == "now" and not settled:
             for log in logs:
                 await self._patiently(partial(self._settle, log))
-        self._reason = None
         self._logs.update((log.name, log) for log in logs)
 
     async def _settle(self, log: AnsweredLog) -> bool:
@@ -216,41 +190,30 @@ class ReactionRunner:
         return await log.load(self._checkpoints)  # what is stored, whoever stored it
 
     async def _patiently(self, work: Callable[[], Awaitable[bool]]) -> bool:
-        """What it returns, once it does not raise any more what passes."""
-        failures = 0
-        while True:
-            try:
-                return await work()
-            except PASSING as e:
-                self._reason = str(e)
-                failures += 1
-                await asyncio.sleep(pause_s(failures))
+        return await patiently(work, self._waits, passing=PASSING)
+
+    def _waits(self, error: Exception | None) -> None:
+        self._following.reason = str(error) if error else None
 
     async def _follow(self, log: AnsweredLog) -> None:
-        try:
-            while True:
-                # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
-                patience_s = SETTLE_S if log.unstored else IDLE_S
-                stretch = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
-                ready, barrier, further = up_to_barrier(stretch.events, self._answered)
-                self._discovery.named(further)
-                if ready:
-                    if barrier is None:
-                        log.feed.read_ahead(ready[-1].position, SETTLE_S)
-                    done = await self._answer_all(log, ready)
-                else:
-                    done = await self._store(log)
-                    if barrier is not None:
-                        log.reason = str(barrier)
-                        log.feed.keep(log.seen.position, stretch)
-                        await asyncio.sleep(LOOK_S)
-                if not done:
-                    await self._recover(log)
-        except FATAL as e:
-            self._halt(log, e)
-            raise _Stop from e
-        finally:
-            await log.feed.drop()
+        while True:
+            # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
+            patience_s = SETTLE_S if log.unstored else IDLE_S
+            stretch = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
+            ready, barrier, further = up_to_barrier(stretch.events, self._answered)
+            self._following.named(further)
+            if ready:
+                if barrier is None:
+                    log.feed.read_ahead(ready[-1].position, SETTLE_S)
+                done = await self._answer_all(log, ready)
+            else:
+                done = await self._store(log)
+                if barrier is not None:
+                    log.reason = str(barrier)
+                    log.feed.keep(log.seen.position, stretch)
+                    await asyncio.sleep(LOOK_S)
+            if not done:
+                await self._recover(log)
 
     def _answered(self, log: str, _: int, closed: Position) -> bool:
         """Whether a log has been answered so far; see `up_to_barrier`."""
@@ -296,7 +259,7 @@ class ReactionRunner:
     # ---- answering
 
     async def _answer_all(self, log: AnsweredLog, events: Sequence[StoredEvent]) -> bool:
-        """Answer these events in order. False when it stopped before the end. Raises _Stop when the reaction halts."""
+        """Answer these events in order. False when it stopped before the end. Raises Stop when the reaction halts."""
         check_batch(log.name, log.seen.position, log.seen.incarnation, events)
         for event in events:
             if event.position <= log.seen.position:
@@ -382,22 +345,15 @@ class ReactionRunner:
             return
         halted = halted_at(event, follower=self.reaction.name, log=log.name, reason=reason, cause=error)
         await self._store(log)  # so that the events before it are not handled again
-        self._halt(log, halted)
-        raise _Stop from error
+        await self._halt(log, halted)
+        raise Stop from error
 
-    def _halt(self, log: AnsweredLog | None, error: EvsyncError) -> None:
+    async def _halt(self, log: AnsweredLog | None, error: EvsyncError) -> None:
         if log is not None:
             if isinstance(error, OtherIncarnation) and not error.values.get("restored"):
                 error = log.other_history(self.reaction.name)
             log.reason = str(error)
         self.halted = error
-
-    def _report(self, reason: str | None) -> None:
-        self._reason = reason
-
-
-class _Stop(Exception):
-    """Ends the tasks: the reaction has halted."""
 
 
 def _aggregates(handler: Callable[..., Any], answer: Any) -> Sequence[BaseAggregate[Any]]:

@@ -23,10 +23,9 @@ from evsync.projections.parking import set_aside
 from evsync.projections.pause import pause_s
 from evsync.projections.projection import Projection
 from evsync.projections.running.barrier import LOOK_S, applied_in
-from evsync.projections.running.discovery import Discovery
 from evsync.projections.running.feed import FATAL
 from evsync.projections.running.followed_log import FollowedLog
-from evsync.projections.running.heads import Heads
+from evsync.projections.running.following import Following, Stop
 from evsync.projections.running.tenure import Tenure
 from evsync.projections.running.visibility import Visibility
 from evsync.projections.status import FollowerStatus, State, status_of
@@ -67,13 +66,11 @@ class ProjectionRunner:
         self._claim = Claim(projection.name, projection.version, projection.groups, owner, lease_s)
         self._session = projection.model.open(self._claim, database)
         self._sources, self._batch = tuple(sources), batch
-        self._heads = Heads(self._sources)
-        self._reason: str | None = None
         self._visibility = Visibility(projection.name, projection.groups, self._session.observe, self._trouble)
         self._tenure = Tenure(self._session, self._visibility, self._trouble)
         self._logs = self._tenure.logs
         self._applied = applied_in(self._logs, projection.groups)
-        self._discovery = Discovery(self._sources, self._logs, self._begin, self._report)
+        self._following = Following(self._sources, self._logs, begin=self._begin, follow=self._follow, halt=self._halt)
 
     # ---- for the service
 
@@ -130,7 +127,7 @@ class ProjectionRunner:
 
     def seek(self, logs: Iterable[str]) -> None:
         """These logs are there, somebody says: look for them soon."""
-        self._discovery.named(logs)
+        self._following.named(logs)
 
     @property
     def parked_streams(self) -> ParkedStreams:
@@ -148,7 +145,7 @@ class ProjectionRunner:
             away = str(e)
         state, reason = self._state(observed, away)
         trouble = {name: log.reason for name, log in self._logs.items()}
-        heads = await self._heads.now({*trouble, *(c.log for c in observed.checkpoints)})
+        heads = await self._following.heads({c.log: None for c in observed.checkpoints})
         return status_of(self.projection, state, reason, observed, heads, trouble)
 
     def _state(self, observed: Observation, away: str | None) -> tuple[State, str | None]:
@@ -156,22 +153,19 @@ class ProjectionRunner:
         if self.halted is not None:
             return "halted", str(self.halted)
         if self._tenure.holding is not None:
-            return ("retrying" if self._trouble() else "running"), self._tenure.reason or self._reason
+            return ("retrying" if self._trouble() else "running"), self._tenure.reason or self._following.reason
         if observed.halted is not None:
             return "halted", str(read_note(observed.halted))
         theirs = next((worker.reason for worker in observed.workers if worker.reason), None)
         if observed.held:  # by other processes
-            return ("retrying" if theirs else "running"), self._reason or theirs
-        return "standby", self._tenure.reason or self._reason or away or theirs
+            return ("retrying" if theirs else "running"), self._following.reason or theirs
+        return "standby", self._tenure.reason or self._following.reason or away or theirs
 
     async def close(self) -> None:
         """Give the groups back, so that others can take over at once, and let go of the logs."""
         await self._let_go()
         self._visibility.close()
-        for log in self._logs.values():
-            await log.feed.close()
-        self._logs.clear()
-        await self._heads.close()
+        await self._following.close()
 
     async def run(self) -> None:
         """Work until cancelled: take a fair share of the groups as soon as there is one, and follow the logs.
@@ -181,10 +175,7 @@ class ProjectionRunner:
         self._visibility.heir = True
         try:
             while self.halted is None and await self._stand_by():
-                try:
-                    await asyncio.create_task(self._work())
-                except* _Stop:
-                    pass
+                await asyncio.create_task(self._following.run(self._keep_balance))
                 if (me := asyncio.current_task()) is not None and me.cancelling():
                     # A group whose tasks fail while it is being cancelled tells of the failures alone. It has a task of
                     # its own because it would also leave cancellations behind in the one that waits for it.
@@ -195,12 +186,6 @@ class ProjectionRunner:
             self._visibility.heir = False
             await self._let_go()
 
-    async def _work(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_balance())
-            for source in self._sources:
-                tasks.create_task(self._follow_source(source, tasks))
-
     async def step(self, log: str | None = None, limit: int | None = None) -> bool:
         """One small unit of work, for a world that decides what happens when: read once and apply what was read.
 
@@ -210,24 +195,18 @@ class ProjectionRunner:
         """
         if self.halted is not None:
             return False
-        found: FollowedLog | None = None
-        try:
-            await self._discovery.find()
+
+        async def work(found: FollowedLog) -> bool:
             if self._tenure.holding is None and not await self.balance():
                 return False
-            for found in [self._logs[log]] if log is not None else self._logs.values():
-                position = found.position
-                ready, reach = await found.now(self._applied, limit)
-                self._discovery.named(reach.further)
-                if ready.events:
-                    await self._attempt(found, position, ready)
-                    return True
-        except FATAL as e:
-            await self._halt(found, e)
-            return True
-        except _Stop:
-            return True
-        return False
+            position = found.position
+            ready, reach = await found.now(self._applied, limit)
+            self._following.named(reach.further)
+            if ready.events:
+                await self._attempt(found, position, ready)
+            return bool(ready.events)
+
+        return await self._following.step(log, work)
 
     @property
     def holds(self) -> bool:
@@ -280,67 +259,50 @@ class ProjectionRunner:
             try:
                 if not await self.balance():
                     logger.info("projection %s: other workers have its groups; standing by", self.projection.name)
-                    raise _Stop
+                    raise Stop
             except FATAL as e:
                 await self._halt(None, e)
-                raise _Stop from e
+                raise Stop from e
             except DatabaseAway:
                 continue  # batches will say so; and if the leases run out, the next transaction
             if any(log.rewound for log in self._logs.values()):
-                raise _Stop  # whoever waits for events at the end of a log does not see that there are earlier ones
+                raise Stop  # whoever waits for events at the end of a log does not see that there are earlier ones
 
     def _fenced(self, why: Fenced) -> NoReturn:
         logger.info("projection %s: %s; standing by", self.projection.name, why)
         self._tenure.drop()
-        raise _Stop
+        raise Stop
 
     # ---- following logs
-
-    async def _follow_source(self, source: LogSource, tasks: asyncio.TaskGroup) -> None:
-        try:
-            async for log in self._discovery.logs_of(source):
-                tasks.create_task(self._follow(log))
-        except FATAL as e:
-            await self._halt(None, e)
-            raise _Stop from e
 
     async def _begin(self, readers: Sequence[LogReader]) -> None:
         for reader in readers:
             self._tenure.add(FollowedLog(reader, self._batch, self._session.growth, self.projection.groups))
 
-    def _report(self, reason: str | None) -> None:
-        self._reason = reason
-
     def _trouble(self) -> str | None:
         of_logs = (log.reason for log in self._logs.values() if log.reason)
-        return self._tenure.reason or self._reason or next(of_logs, None)
+        return self._tenure.reason or self._following.reason or next(of_logs, None)
 
     async def _follow(self, log: FollowedLog) -> None:
-        try:
-            while True:
-                position, log.rewound = log.position, False
-                ready, reach = await log.next(self._applied, IDLE_S)
-                self._discovery.named(reach.further)
-                if ready.events and not await self._attempt(log, position, ready):
-                    logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
-                    await asyncio.sleep(pause_s(log.failures))
-                elif reach.barrier is not None and not ready.events:
-                    await asyncio.sleep(LOOK_S)
-        except FATAL as e:
-            await self._halt(log, e)
-            raise _Stop from e
-        finally:
-            await log.feed.drop()
+        while True:
+            position, log.rewound = log.position, False
+            ready, reach = await log.next(self._applied, IDLE_S)
+            self._following.named(reach.further)
+            if ready.events and not await self._attempt(log, position, ready):
+                logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
+                await asyncio.sleep(pause_s(log.failures))
+            elif reach.barrier is not None and not ready.events:
+                await asyncio.sleep(LOOK_S)
 
     async def _attempt(self, log: FollowedLog, after: int, stretch: Stretch) -> bool:
         """Apply once what was read behind position `after`. False when it failed and is to be tried again.
 
-        Raises _Stop when this worker's work has ended, and what is FATAL.
+        Raises Stop when this worker's work has ended, and what is FATAL.
         """
         async with self._tenure.lock:
             try:
                 if self._tenure.holding is None or self.halted is not None:
-                    raise _Stop
+                    raise Stop
                 holding = await self._tenure.ascertain()
                 if log.fits(after, stretch):  # else what is held has changed meanwhile: read what that needs
                     log.check(stretch)
@@ -365,7 +327,7 @@ class ProjectionRunner:
             name, cause = self.projection.name, problem.__cause__
             error = halted_at(problem.event, follower=name, log=log.name, reason=problem.reason, cause=cause)
             await self._halt(log, error)
-            raise _Stop from problem
+            raise Stop from problem
         return False
 
     async def _apply(self, holding: Holding, log: FollowedLog, events: Sequence[StoredEvent], end: StoredEvent) -> None:
@@ -401,7 +363,3 @@ class ProjectionRunner:
             log.reason = str(error)
         await self._let_go()
         self._visibility.halted(error)
-
-
-class _Stop(Exception):
-    """Ends the tasks of one tenure: the groups have gone or changed, or the projection has halted."""
