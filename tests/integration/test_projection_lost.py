@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 
 from evsync.errors import NotVisible
 from evsync.projections import ProjectionRunner, ViewsDatabase
-from evsync.projections.failures import DatabaseAway
+from evsync.projections.failures import DatabaseAway, Fenced
 from evsync.projections.models.bookkeeping import CHECKPOINTS, LEASES, NAMES, PARKED, WORKERS
 from tests.integration.test_projection_parking import url, views
 from tests.integration.test_projection_runner import at, running
@@ -156,3 +157,25 @@ async def test_a_token_that_was_raised_again_says_nothing_of_what_was_applied(
     assert await runner.step()
     assert await views.read(ledger.rows) == fold_bank(source.events)
     await runner.close()
+
+
+async def test_a_worker_that_is_fenced_again_and_again_pauses(
+    views: ViewsDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes its groups anew at once, the first time. A database that says every time that it has lost what it stored
+    is asked ever less often, and when it keeps its word again the work goes on."""
+    source, ledger = ListSource("bank", bank_events(40, 1)), Ledger()
+    runner = ProjectionRunner(ledger.projection, views, [source])
+    apply, refused = runner._session.apply, list[float]()
+
+    async def refuse(*given: Any, **options: Any) -> None:
+        if len(refused) == 5:
+            return await apply(*given, **options)
+        refused.append(asyncio.get_running_loop().time())
+        raise Fenced("the database has lost batches")
+
+    monkeypatch.setattr(runner._session, "apply", refuse)
+    async with running(runner):
+        await runner.wait(at(40), 20)
+        assert await views.read(ledger.rows) == fold_bank(source.events)
+    assert refused[-1] - refused[0] > 0.17  # 50, 100 and 200 ms, of which the jitter takes half at most

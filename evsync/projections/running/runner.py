@@ -20,7 +20,7 @@ from evsync.projections.models.database import ViewsDatabase
 from evsync.projections.models.parked_streams import ParkedStreams
 from evsync.projections.models.read_model import Outcome
 from evsync.projections.parking import set_aside
-from evsync.projections.pause import pause_s
+from evsync.projections.pause import patiently, pause_s
 from evsync.projections.projection import Projection
 from evsync.projections.running.barrier import LOOK_S, applied_in
 from evsync.projections.running.feed import FATAL
@@ -69,6 +69,7 @@ class ProjectionRunner:
         self._visibility = Visibility(projection.name, projection.groups, self._session.observe, self._trouble)
         self._tenure = Tenure(self._session, self._visibility, self._trouble)
         self._logs = self._tenure.logs
+        self._fenced_in_a_row = 0
         self._applied = applied_in(self._logs, projection.groups)
         self._following = Following(self._sources, self._logs, begin=self._begin, follow=self._follow, halt=self._halt)
 
@@ -227,20 +228,14 @@ class ProjectionRunner:
 
     async def _stand_by(self) -> bool:
         """Return once there are groups to work on; False if the projection had to halt instead."""
-        failures = 0
-        while True:
-            try:
-                if self._tenure.holding is not None or await self.balance():
-                    return True
-            except FATAL as e:
-                await self._halt(None, e)
-                return False
-            except DatabaseAway:
-                failures += 1
-                await asyncio.sleep(pause_s(failures))
-            else:
-                failures = 0
+        if self._fenced_in_a_row > 1:  # the first time others are likely to have the groups: balancing tells
+            await asyncio.sleep(pause_s(self._fenced_in_a_row - 1))
+        try:
+            while self._tenure.holding is None and not await patiently(self.balance, passing=(DatabaseAway,)):
                 await asyncio.sleep(self._claim.lease_s / 6)
+        except FATAL as e:
+            await self._halt(None, e)
+        return self.halted is None
 
     async def balance(self) -> bool:
         """Show a sign of life, and give back or take groups so that each worker has its share; whether any are held.
@@ -270,6 +265,7 @@ class ProjectionRunner:
 
     def _fenced(self, why: Fenced) -> NoReturn:
         logger.info("projection %s: %s; standing by", self.projection.name, why)
+        self._fenced_in_a_row += 1
         self._tenure.drop()
         raise Stop
 
@@ -354,6 +350,7 @@ class ProjectionRunner:
                     return
                 raise blamed(kept, log.checkpoints, handlers, groups, str(e)) from e
         self._tenure.park(p.as_stream for p in parked)
+        self._fenced_in_a_row = 0
         log.moved(moved, lasting=self._session.lasting)
         self._visibility.moved(moved)
 
