@@ -71,15 +71,7 @@ async def verify(runtime: Runtime, projection: Projection[Any], advance: Progres
     Raises ConfigurationError for a model in memory, StoreUnavailable where there is no read model to look at.
     """
     seen = await look_at(runtime, projection)
-    verification = Verification(
-        projection.handlers,
-        seen.groups or projection.groups,
-        seen.checkpoints,
-        left_out=[*seen.parked, *seen.skipped],
-        begun=seen.begun,
-        copies=_copies(runtime, projection),
-        advance=advance,
-    )
+    verification = Verification(projection.handlers, seen, copies=_copies(runtime, projection), advance=advance)
     logs = await verification.run(_there(sources_of(runtime, projection)))
     return VerifyReport(projection.name, logs, len(seen.parked), len(seen.skipped))
 

@@ -14,7 +14,7 @@ from evsync.projections import Event, Projection, SqlModel, Tables
 from evsync.projections.checking.applied import Applied
 from evsync.projections.checking.explain import Explanation, explain, parse_key
 from evsync.projections.models.engines import ViewsPlace
-from evsync.records import StoredEvent
+from evsync.records import Checkpoint, StoredEvent
 from tests.projection_logs import Closed, Ledger, ListSource, Opened, Paid, bank_events, fold_bank, stored
 
 pytestmark = pytest.mark.anyio
@@ -42,11 +42,12 @@ async def why(
 ) -> Explanation:  # fmt: skip
     """The explanation of a row after the first `until` events."""
     end = len(events) if until is None else until
+    checkpoints = [Checkpoint("bank.main", group, "", end) for group in range(projection.groups)]
     engine = place.engine(readers=0)
     try:
         return await explain(
             projection, table.metadata, table, key, place=place, dialect=engine.dialect,
-            applied=Applied(1, projection.groups, places={"bank.main": dict.fromkeys(range(projection.groups), end)}),
+            applied=Applied(1, projection.groups, checkpoints),
             sources=[ListSource("bank", events)], **options,
         )  # fmt: skip
     finally:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from evsync.codec.values import pack
-from evsync.errors import HistoryGone
+from evsync.errors import Halted, HistoryGone
 from evsync.ports import LogReader
 from evsync.projections import ProjectionRunner, ViewsDatabase
 from evsync.projections.batch import digest_of
+from evsync.projections.checking.applied import Applied, applied
 from evsync.projections.checking.verify import LogReport, Verification
 from evsync.records import Checkpoint, StoredEvent
 from tests.projection_logs import Ledger, ListReader, ListSource, bank_events
@@ -57,7 +58,7 @@ async def verify(
 ) -> LogReport:
     """The report on the bank's log."""
     copies = [ListSource("bank", copy)] if copy is not None else []
-    verification = Verification(Ledger().projection.handlers, GROUPS, checkpoints, copies=copies)
+    verification = Verification(Ledger().projection.handlers, Applied(1, GROUPS, checkpoints), copies=copies)
     (report,) = await verification.run([Table("bank", events)])
     return report
 
@@ -151,15 +152,48 @@ async def test_a_checkpoint_that_was_moved_says_what_happens_to_the_events_betwe
 
 
 async def test_checkpoints_that_are_gone_or_of_other_logs_are_told(checkpoints: list[Checkpoint]) -> None:
-    """One that no worker has had was never there. Of another log's, nobody knows what it counts."""
+    """One that no worker has had was never there. Of another log's, nobody knows what it counts.
+
+    A worker that has halted had applied a batch if another of its groups has a checkpoint.
+    """
     stranger = Checkpoint("shop.main", 0, "x", 10, 10, 10)
-    verification = Verification(Ledger().projection.handlers, GROUPS, [*checkpoints[2:], stranger], begun=[1, 2])
+    seen = Applied(1, GROUPS, [*checkpoints[2:], stranger], taken={1: True, 2: True})
+    verification = Verification(Ledger().projection.handlers, seen)
     bank, shop = await verification.run([ListSource("bank", bank_events(EVENTS, 7))])
     assert ([f.kind for f in bank.findings], bank.ok) == (["gone", "absent"], False)
     assert "no checkpoint of group 1, which a worker has had" in bank.findings[0].text
     assert "no checkpoint of group 0: no worker" in bank.findings[1].text
     assert not shop.ok
     assert (shop.log, [f.kind for f in shop.findings]) == ("shop.main", ["stranger"])
+
+
+async def test_a_group_whose_worker_halted_in_its_first_batch_is_no_difference(tmp_path: Path) -> None:
+    """Nothing of it was applied, and nothing is missing."""
+    database, log = ViewsDatabase(f"sqlite:///{tmp_path}/views.db"), bank_events(100, 7)
+    ledgers = Ledger(retries=0), Ledger(retries=0, bad=range(1, 101))
+    good, bad = runners = [ProjectionRunner(each.projection, database, [ListSource("bank", log)]) for each in ledgers]
+    for runner in runners:
+        await runner.open()
+        await runner.balance()
+    for runner in runners:  # the first gives half of the groups to the second
+        await runner.balance()
+    theirs = bad.groups
+    for runner in runners:
+        while await runner.step():
+            pass
+    assert (isinstance(bad.halted, Halted), len(theirs)) == (True, 8)
+
+    async def look() -> tuple[bool, list[str], list[str]]:
+        seen = await database.read(lambda connection: applied(connection, "ledger"))
+        (report,) = await Verification(ledgers[0].projection.handlers, seen).run([ListSource("bank", log)])
+        return report.ok, [f.kind for f in report.findings], [f.text for f in report.findings]
+
+    named = ", ".join(map(str, theirs))
+    halted = f"no checkpoint of group {named}: its worker has halted in its first batch, see `evsync status`"
+    assert await look() == (True, ["absent"], [halted])
+    await good.close()
+    await bad.close()
+    await database.close()
 
 
 async def test_another_history_under_the_same_name_is_told(checkpoints: list[Checkpoint]) -> None:
@@ -185,7 +219,7 @@ class Gone(Rows):
 
 async def test_a_log_that_cannot_be_read_accuses_no_group(checkpoints: list[Checkpoint]) -> None:
     """What was not read was not compared: no event was applied too often because of it."""
-    verification = Verification(Ledger().projection.handlers, GROUPS, checkpoints)
+    verification = Verification(Ledger().projection.handlers, Applied(1, GROUPS, checkpoints))
     (report,) = await verification.run([Trimmed("bank", bank_events(EVENTS, 7))])
     assert not report.ok
     assert [f.kind for f in report.findings] == ["unread"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -11,6 +11,9 @@ from evsync.projections.models import parked_rows
 from evsync.projections.models.bookkeeping import exists, made_by, read_checkpoints, taken_groups
 from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint
+
+Places = Mapping[str, Mapping[int, int]]
+"""Log → group → position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,16 @@ class Applied:
     checkpoints: Sequence[Checkpoint] = ()
     parked: Sequence[ParkedEvent] = ()
     skipped: Sequence[ParkedEvent] = ()
-    begun: frozenset[int] = frozenset()
-    """The groups that a worker has had."""
-    places: dict[str, dict[int, int]] = field(default_factory=dict)
-    """Log → group → position."""
+    taken: Mapping[int, bool] = field(default_factory=dict)
+    """The groups that a worker has had: group → whether it has halted, and none took its place."""
+
+    @property
+    def places(self) -> Places:
+        """How far each group is."""
+        found: dict[str, dict[int, int]] = {}
+        for c in self.checkpoints:
+            found.setdefault(c.log, {})[c.group] = c.position
+        return found
 
     @property
     def left_out(self) -> frozenset[tuple[str, int]]:
@@ -40,17 +49,12 @@ def applied(connection: sa.Connection, projection: str) -> Applied:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     if not exists(connection) or (claim := made_by(connection, projection)) is None:
         return Applied()
-    checkpoints = read_checkpoints(connection, claim)
     left = parked_rows.left_out(connection, claim)
-    places: dict[str, dict[int, int]] = {}
-    for c in checkpoints:
-        places.setdefault(c.log, {})[c.group] = c.position
     return Applied(
         claim.version,
         claim.groups,
-        checkpoints,
+        read_checkpoints(connection, claim),
         [p for p, skipped in left if not skipped],
         [p for p, skipped in left if skipped],
         taken_groups(connection, claim),
-        places,
     )

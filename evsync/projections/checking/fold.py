@@ -11,14 +11,12 @@ import sqlalchemy as sa
 from evsync.errors import EvsyncError
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import apply_batch
+from evsync.projections.checking.applied import Places
 from evsync.projections.checking.history import end_of, opened_readers, read_history
 from evsync.projections.failures import CannotApply
 from evsync.projections.models.tables import Catalog, Tables
 from evsync.projections.projection import Projection
 from evsync.records import Checkpoint, StoredEvent
-
-Places = Mapping[str, Mapping[int, int]]
-"""Log → group → position."""
 
 
 class Fold:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evsync.errors import RelayError
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections.batch import digest_of
+from evsync.projections.checking.applied import Applied
 from evsync.projections.checking.difference import Difference, Kind, difference
 from evsync.projections.checking.history import end_of, opened_readers, read_history
 from evsync.projections.handlers import Handlers
-from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint, StoredEvent
 
 NAMED = 10
@@ -78,7 +78,7 @@ class _Tally:
     handlers: Handlers
     groups: int
     checkpoints: Mapping[int, Checkpoint]
-    begun: Collection[int]
+    taken: Mapping[int, bool]
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     digests: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     incarnations: dict[int, str] = field(default_factory=dict)
@@ -106,20 +106,14 @@ class _Tally:
 
     def findings(self, *, complete: bool) -> list[Finding]:
         """What is wrong with the log, whatever the sums say; `complete` if it could be read to its end."""
-        found = [
-            Finding(
-                "hole",
-                f"the log has no event at position {a}" + (f" to {b}" if b > a else ""),
-                None,
-                (),
-                range(a, b + 1),
-            )
-            for a, b in self.holes[:NAMED]
-        ]
+        found = []
+        for a, b in self.holes[:NAMED]:
+            text = f"the log has no event at position {a}" + (f" to {b}" if b > a else "")
+            found.append(Finding("hole", text, positions=range(a, b + 1)))
         if complete and self.place < (end := _end(self.checkpoints)):
             lost = range(self.place + 1, end + 1)
             text = f"the log ends at position {self.place}, and was applied up to {end}: {len(lost):,} events are gone"
-            found.append(Finding("short", text, None, (), lost))
+            found.append(Finding("short", text, positions=lost))
         for group, c in sorted(self.checkpoints.items()):
             incarnation = self.incarnations.get(c.position, c.incarnation)
             if incarnation != c.incarnation:
@@ -128,14 +122,29 @@ class _Tally:
                     f"the log is of incarnation {incarnation}"
                 )
                 found.append(Finding("incarnation", text, group))
+        return found + self._missing()
+
+    def _missing(self) -> list[Finding]:
+        """Groups without a checkpoint, where others have one.
+
+        A batch stores those of all groups of its worker. So where a worker that has halted has none at all, it did so
+        in its first one.
+        """
         missing = [g for g in range(self.groups) if self.checkpoints and g not in self.checkpoints]
-        if gone := ", ".join(str(g) for g in missing if g in self.begun):
+        halted = {g for g, halted in self.taken.items() if halted}
+        if not halted.isdisjoint(self.checkpoints):
+            halted.clear()
+        found = []
+        if gone := ", ".join(str(g) for g in missing if g in self.taken and g not in halted):
             text = (
                 f"no checkpoint of group {gone}, which a worker has had: it was deleted, unless that worker has not "
                 "got past its first batch (look again in a moment; `evsync status` says what stands in its way)"
             )
             found.append(Finding("gone", text))
-        if absent := ", ".join(str(g) for g in missing if g not in self.begun):
+        if stopped := ", ".join(str(g) for g in missing if g in halted):
+            text = f"no checkpoint of group {stopped}: its worker has halted in its first batch, see `evsync status`"
+            found.append(Finding("absent", text))
+        if absent := ", ".join(str(g) for g in missing if g not in self.taken):
             found.append(Finding("absent", f"no checkpoint of group {absent}: no worker has had it yet"))
         return found
 
@@ -153,23 +162,20 @@ class Verification:
     def __init__(
         self,
         handlers: Handlers,
-        groups: int,
-        checkpoints: Iterable[Checkpoint],
+        applied: Applied,
         *,
-        left_out: Iterable[ParkedEvent] = (),
-        begun: Collection[int] = (),
         copies: Sequence[LogSource] = (),
         advance: Progress = unheard,
     ) -> None:
-        """`left_out` are the events before the checkpoints that are parked or were skipped: checkpoints do not count
-        them, and are taken here as if they did. `begun` are the groups that a worker has had. `copies` are other places
-        that hold the logs, looked at where the sums alone do not tell."""
-        self._handlers, self._groups, self._copies, self._advance = handlers, groups, copies, advance
-        self._begun = begun
+        """`applied` is what the read model says; events that are parked or were skipped, which its checkpoints do not
+        count, are taken here as if they did. `copies` are other places that hold the logs, looked at where the sums
+        alone do not tell."""
+        self._handlers, self._groups, self._taken = handlers, applied.groups, applied.taken
+        self._copies, self._advance = copies, advance
         self._checkpoints: dict[str, dict[int, Checkpoint]] = defaultdict(dict)
-        for c in checkpoints:
+        for c in applied.checkpoints:
             self._checkpoints[c.log][c.group] = c
-        for parked in left_out:
+        for parked in (*applied.parked, *applied.skipped):
             if (at := self._checkpoints[parked.log].get(parked.group)) is not None:
                 digest = (at.digest + digest_of(parked.event)) % 2**64
                 self._checkpoints[parked.log][parked.group] = replace(at, count=at.count + 1, digest=digest)
@@ -184,14 +190,14 @@ class Verification:
             self._total = sum(_end(self._checkpoints[r.log]) for r in readers)
             reports = [await self._log(reader) for reader in readers]
         for log in sorted(self._checkpoints.keys() - {r.log for r in readers}):
-            tally = _Tally(self._handlers, self._groups, self._checkpoints[log], self._begun)
+            tally = _Tally(self._handlers, self._groups, self._checkpoints[log], self._taken)
             text = f"there are checkpoints of log {log!r}, and no source of this projection has that log"
             reports.append(LogReport(log, tally.reports(), [Finding("stranger", text)]))
         return reports
 
     async def _log(self, reader: LogReader) -> LogReport:
         checkpoints = self._checkpoints[reader.log]
-        tally = _Tally(self._handlers, self._groups, checkpoints, self._begun)
+        tally = _Tally(self._handlers, self._groups, checkpoints, self._taken)
         end = min(_end(checkpoints), await end_of(reader, _end(checkpoints)))
         findings: list[Finding] = []
         try:

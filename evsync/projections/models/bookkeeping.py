@@ -221,10 +221,11 @@ def read_checkpoints(connection: sa.Connection, claim: Claim) -> list[Checkpoint
     return [_checkpoint(claim.projection, *row) for row in rows]
 
 
-def taken_groups(connection: sa.Connection, claim: Claim) -> frozenset[int]:
-    """The groups that a worker has had at some time."""
-    taken = sa.select(LEASES.c.group).where(LEASES.c.projection == claim.projection, LEASES.c.token > 0)
-    return frozenset(connection.scalars(taken))
+def taken_groups(connection: sa.Connection, claim: Claim) -> dict[int, bool]:
+    """The groups that a worker has had at some time: group → whether it has halted, and none took its place."""
+    taken = sa.select(LEASES.c.group, LEASES.c.halted.is_not(None))
+    rows = connection.execute(taken.where(LEASES.c.projection == claim.projection, LEASES.c.token > 0))
+    return {group: bool(halted) for group, halted in rows}
 
 
 def are_stored(connection: sa.Connection, claim: Claim, checkpoints: Collection[Checkpoint]) -> bool:
