@@ -24,7 +24,7 @@ from evsync.projections.checking.fold import Fold, heads_of
 from evsync.projections.checking.scratch import scratch
 from evsync.projections.checking.verify import LogReport, Verification
 from evsync.projections.failures import DatabaseAway
-from evsync.projections.rebuilding.rebuild import GRACE_S, Rebuild, RebuildReport
+from evsync.projections.rebuilding.rebuild import GRACE_S, Rebuild, RebuildReport, log_waiting
 
 if TYPE_CHECKING:
     from evsync.runtime import Runtime
@@ -211,7 +211,7 @@ async def rebuild(
     grace_s: float = GRACE_S,
     timeout_s: float | None = None,
     advance: Progress = unheard,
-    tell: Callable[[str], None] = lambda reason: None,
+    tell: Callable[[str], None] = log_waiting,
 ) -> RebuildReport:
     """Rebuild a projection's read model while the one that is there goes on being used (see `Rebuild`).
 

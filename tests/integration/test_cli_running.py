@@ -150,7 +150,7 @@ async def test_a_rebuild_says_what_it_waits_for_and_gives_up_in_time(
     first, last = away.stderr.splitlines()
     assert first.startswith("Waiting: ")
     assert f"NATS at {nats_server.url}: " in first
-    assert last.startswith("Error: projection 'copied' was not rebuilt: nothing has come of its logs for ")
+    assert last.startswith("Error: projection 'copied' was not rebuilt: nothing has come of it for ")
     nats_server.restart()
     with shop.running(*rebuild, "--json", **read) as running:
         error = running.process.stderr

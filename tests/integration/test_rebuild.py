@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import pytest
 import sqlalchemy as sa
 
 from evsync.codec.values import pack, unpack
-from evsync.errors import ConfigurationError, Halted
+from evsync.errors import ConfigurationError, Halted, StoreUnavailable
+from evsync.ports import LogReader
 from evsync.projections import Event, MemoryModel, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
 from evsync.projections.checking.applied import Applied, applied
 from evsync.projections.checking.explain import explain
 from evsync.projections.checking.verify import Verification
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.rebuilding.exchange import Lost
 from evsync.projections.rebuilding.rebuild import Rebuild, RebuildReport, drop_old_copies
 from evsync.records import StoredEvent
-from tests.projection_logs import Closed, ListSource, Opened, Paid, bank_events
+from tests.projection_logs import Closed, ListReader, ListSource, Opened, Paid, bank_events
 
 pytestmark = pytest.mark.anyio
 
@@ -351,6 +353,65 @@ async def test_code_that_fails_leaves_the_live_model_as_it_is(views: ViewsDataba
         # Mended code is other code: what the wrong one has filled is thrown away, and so is what was left behind.
         assert not (await rebuild(Books(rate=2), views, source)).resumed
         assert await views.read(books.rows) == fold(source.events, rate=2)
+
+
+class Mute(ListSource):
+    """A log that says nothing beyond a position, not even where it ends, as when a broker has gone away."""
+
+    beyond: int | None = None
+
+    async def readers(self) -> Sequence[LogReader]:
+        return [MuteReader(self)]
+
+
+class MuteReader(ListReader):
+    """Implements LogReader."""
+
+    _source: Mute
+
+    async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
+        if self._source.beyond is None:
+            return await super().read(after, limit, timeout_s)
+        await asyncio.sleep(0.01)
+        return self._source.events[after : self._source.beyond]
+
+    async def head(self) -> int | None:
+        return await super().head() if self._source.beyond is None else None
+
+
+async def test_a_log_that_goes_silent_is_told_and_waited_for_so_long_only(tmp_path: Path) -> None:
+    """Nothing was said and nothing given up where the reader itself had nothing to say."""
+    views, books, source, heard = ViewsDatabase(f"sqlite:///{tmp_path}/views.db"), Books(), Mute("bank"), list[str]()
+    source.append(*bank_events(300, 3))
+    source.beyond = 100
+    reason = "where log 'bank.main' ends cannot be told"
+    with pytest.raises(StoreUnavailable, match=rf"nothing has come of it for \d+ s: {reason}.*goes on with what is"):
+        await rebuild(books, views, source, timeout_s=0.8, tell=heard.append)
+    assert heard == [reason]
+    source.beyond = None
+    report = await rebuild(books, views, source)
+    assert (report.resumed, await views.read(books.rows)) == (True, fold(source.events))
+    await views.close()
+
+
+async def test_a_database_that_is_away_is_told_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody looks on, in the log of the process."""
+    views, books, source = ViewsDatabase(f"sqlite:///{tmp_path}/views.db"), Books(), ListSource("bank")
+    source.append(*bank_events(100, 3))
+    write = views.write
+
+    async def locked(work: Callable[[sa.Connection], Any]) -> Any:
+        if not caplog.messages:
+            raise DatabaseAway("database is locked")
+        return await write(work)
+
+    monkeypatch.setattr(views, "write", locked)
+    report = await rebuild(books, views, source)
+    assert caplog.messages == ["a rebuild waits: database is locked"]
+    assert (report.waited_for, await views.read(books.rows)) == (("database is locked",), fold(source.events))
+    await views.close()
 
 
 async def test_what_was_filled_is_gone_on_with_unless_one_wants_it_anew(views: ViewsDatabase) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -52,6 +53,7 @@ from evsync.records import service_of
 from evsync.tasks import end_task
 
 T = TypeVar("T")
+logger = logging.getLogger("evsync")
 
 GRACE_S = 60.0
 """How long the old copy is kept, for who reads it yet."""
@@ -66,6 +68,11 @@ _LOOK_S = 0.1
 _FIND_S = 30.0
 """How long a log is sought that the live model shows."""
 _ATTEMPTS, _TRIES = 60, 3
+
+
+def log_waiting(reason: str) -> None:
+    """Say it in the log, where nobody looks on."""
+    logger.warning("a rebuild waits: %s", reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +107,11 @@ class Rebuild:
         batch: int = BATCH,
         timeout_s: float | None = None,
         advance: Progress = unheard,
-        tell: Callable[[str], None] = lambda reason: None,
+        tell: Callable[[str], None] = log_waiting,
     ) -> None:
         """`anew`: do not go on with what an earlier attempt has filled, as is done where the code is the same.
-        `only_if_older`: not where the read model is of this version already. `timeout_s`: how long nothing may come of
-        the logs before it gives up; `tell` hears what is waited for, whenever that is something else."""
+        `only_if_older`: not where the read model is of this version already. `timeout_s`: how long it may stand
+        still before it gives up; `tell` hears what is waited for, whenever that is something else."""
         if not isinstance(projection.model, SqlModel) or database is None:
             raise ConfigurationError(
                 f"projection {projection.name!r} keeps its model in memory: it is made from the logs' beginning each "
@@ -113,8 +120,7 @@ class Rebuild:
         self._projection, self._metadata, self._database = projection, projection.model.metadata, database
         self._sources, self._anew, self._grace_s, self._batch = tuple(sources), anew, grace_s, batch
         self._advance, self._only_if_older = advance, only_if_older
-        self._timeout_s, self._tell = timeout_s, tell
-        self._waited_for: dict[str, None] = {}  # in order
+        self._standstill = _Standstill(projection.name, timeout_s, tell)
         self._mark: Mark | None = None
         self._place = shadow_place(database.place, projection.name)
         self._exchange = Exchange(
@@ -148,7 +154,7 @@ class Rebuild:
                     events, resumed, frozen_s = await self._patiently(self._exchange.events), True, 0.0
                 name, version = self._projection.name, self._projection.version
                 taken_s = time.monotonic() - begun
-                return RebuildReport(name, version, events, resumed, taken_s, frozen_s, tuple(self._waited_for))
+                return RebuildReport(name, version, events, resumed, taken_s, frozen_s, tuple(self._standstill.reasons))
         except BaseException:
             with contextlib.suppress(Exception):
                 await self._database.write(self._exchange.thaw)
@@ -220,7 +226,7 @@ class Rebuild:
 
     async def _fill(self, runner: ProjectionRunner, task: asyncio.Task[None]) -> dict[str, int]:
         """Return once the shadow is near the end of its logs: where these are. Raises Lost, StoreUnavailable."""
-        checked = begun = moved = time.monotonic()
+        checked = near_since = time.monotonic()
         before = -1
         while True:
             if time.monotonic() - checked > 1.0:
@@ -231,11 +237,12 @@ class Rebuild:
             heads = {log.log: log.head for log in status.logs if log.head is not None}
             due = sum(heads.values())
             self._advance(done, max(done, due))
+            missing: list[str] = []
             if status.waiting_for or len(heads) != len(status.logs) or due - done > NEAR:
-                begun = time.monotonic()
+                near_since = time.monotonic()
             elif not (missing := await self._missing(heads)):
                 return heads
-            elif time.monotonic() - begun > _FIND_S:
+            elif time.monotonic() - near_since > _FIND_S:
                 raise EvsyncError(
                     f"the live model of projection {self._projection.name!r} shows events of {', '.join(missing)}, and "
                     "there is no such log to be read here: the new model would lack them. It was not put in place; "
@@ -243,11 +250,12 @@ class Rebuild:
                 )
             else:
                 runner.seek(missing)
-            waiting = self._waits_for(status)
-            if done != before or not waiting:
-                moved, before = time.monotonic(), done
-            elif time.monotonic() - moved > _SILENCE_S:
-                self._wait_for(waiting, time.monotonic() - moved)
+            reason = self._waits_for(status, missing)
+            if done != before or not reason:
+                self._standstill.is_over()
+                before = done
+            else:
+                self._standstill.because(reason)
             await self._moment(task, _LOOK_S)
 
     async def _missing(self, found: Collection[str]) -> list[str]:
@@ -255,26 +263,17 @@ class Rebuild:
         live = await self._patiently(self._exchange.shown) if await self._patiently(exists) else {}
         return [log for log in live if service_of(log) in self._projection.sources and log not in found]
 
-    def _waits_for(self, status: FollowerStatus) -> str:
-        """What keeps the shadow's runner from getting on; "" if nothing does."""
-        missing = [source for source in self._sources if source.service in status.waiting_for]
+    def _waits_for(self, status: FollowerStatus, missing: Sequence[str]) -> str:
+        """What keeps the shadow's runner from getting on; "" if nothing does. `missing`: see `_missing`."""
+        absent = [source for source in self._sources if source.service in status.waiting_for]
         reasons = [
-            *(getattr(source, "waiting_for", f"no log of service {source.service!r} is there") for source in missing),
+            *(getattr(source, "waiting_for", f"no log of service {source.service!r} is there") for source in absent),
             status.reason,
             *(log.reason for log in status.logs),
+            *(f"where log {log.log!r} ends cannot be told" for log in status.logs if log.head is None),
+            *(f"the live model shows events of log {log!r}, which is not found" for log in missing),
         ]
         return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-
-    def _wait_for(self, reason: str, silent_s: float) -> None:
-        if reason not in self._waited_for:
-            self._waited_for[reason] = None
-            self._tell(reason)
-        if self._timeout_s is not None and silent_s > self._timeout_s:
-            raise StoreUnavailable(
-                f"projection {self._projection.name!r} was not rebuilt: nothing has come of its logs for "
-                f"{silent_s:.0f} s: {reason}. The live model is as it was. Rebuild again when the logs can be read; it "
-                "goes on with what is filled"
-            )
 
     async def _catch_up(
         self, shadow: ViewsDatabase, heads: dict[str, int], live: Shown, task: asyncio.Task[None]
@@ -287,6 +286,7 @@ class Rebuild:
         renewed = time.monotonic()
         name, groups = self._projection.name, self._projection.groups
         while True:
+            self._standstill.is_over()
             shown = await shadow.read(lambda c: shown_by(c, name, None, groups=groups))
             full = all(head == 0 or (log in shown and shown[log][1] >= head) for log, head in heads.items())
             if full and reaches(shown, live):
@@ -316,6 +316,7 @@ class Rebuild:
                 await self._write_beside(lambda connection: self._exchange.carry_out(connection, self._grace_s))
             except DatabaseAway as e:
                 reason = e
+                self._standstill.because(str(e))
                 await asyncio.sleep(min(pause_s(attempt), 0.5))
                 with contextlib.suppress(DatabaseAway, Lost):
                     await self._database.write(self._exchange.keep_frozen)
@@ -335,8 +336,40 @@ class Rebuild:
         return await self._database.write_beside(file_of(self._place), ATTACHED, work)
 
     async def _patiently(self, work: Callable[[sa.Connection], T]) -> T:
-        """Write to the live model's database. Trouble that passes is waited out."""
-        return await patiently(lambda: self._database.write(work), passing=(DatabaseAway,))
+        """Write to the live model's database. Trouble that passes is waited out, as long as nothing may come."""
+
+        def tell(error: Exception | None) -> None:
+            if error is not None:
+                self._standstill.because(str(error))
+
+        return await patiently(lambda: self._database.write(work), tell, passing=(DatabaseAway,))
+
+
+class _Standstill:
+    """Tells why a rebuild does not get on, and gives it up when that lasts too long."""
+
+    def __init__(self, projection: str, timeout_s: float | None, tell: Callable[[str], None]) -> None:
+        self._projection, self._timeout_s, self._tell = projection, timeout_s, tell
+        self.reasons: dict[str, None] = {}
+        """All that were told, in order."""
+        self.is_over()
+
+    def is_over(self) -> None:
+        """It goes on."""
+        self._since = time.monotonic()
+
+    def because(self, reason: str) -> None:
+        """It does not, for this reason. Raises StoreUnavailable when it has not for too long."""
+        silent_s = time.monotonic() - self._since
+        if silent_s > _SILENCE_S and reason not in self.reasons:
+            self.reasons[reason] = None
+            self._tell(reason)
+        if self._timeout_s is not None and silent_s > self._timeout_s:
+            raise StoreUnavailable(
+                f"projection {self._projection!r} was not rebuilt: nothing has come of it for {silent_s:.0f} s: "
+                f"{reason}. The live model is as it was. Rebuild again when that is over; it goes on with what is "
+                "filled"
+            )
 
 
 async def drop_old_copies(database: ViewsDatabase) -> float | None:
