@@ -92,7 +92,7 @@ async def _move(service: Service, writers: _Writers | None = None) -> float:
     await mover.wait()
     home = service.runtime.home
     assert isinstance(home, ShardedStores)
-    moved = await home.slot_stores["b"].slot_size()
+    moved = await home.stores["b"].slot_size()
     return moved.streams * EVENTS / elapsed
 
 
@@ -103,7 +103,7 @@ async def _mover(urls: dict[str, str]) -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.readline()
-        await bring_about(home.slot_stores, HashRing(["a"]).adding("b").placement)
+        await bring_about(home.stores, HashRing(["a"]).adding("b").placement)
         sys.stdout.write("moved\n")
         sys.stdout.flush()
 

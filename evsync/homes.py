@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from typing import TypeAlias
 
 from evsync.errors import AcrossShards, ConfigurationError, SlotMoved, StoreUnavailable
 from evsync.ports import ReadsOpenSlots, SlotStore, Store
@@ -19,46 +19,11 @@ PATIENCE_S = 10.0
 LOOK_S = 0.003
 
 
-class Home(Protocol):
-    """Commits, and reads, of streams by their ids; their snapshots too."""
-
-    slots: int
-
-    async def commit(self, commit: Commit) -> Position:
-        """Store the commit, all of it or none; the position of its last event. See GroupCommit.commit."""
-        ...
-
-    async def read_stream(
-        self, stream: str, *, after_version: int = 0, to_version: int | None = None
-    ) -> list[StoredEvent]:
-        """See EventStore.read_stream."""
-        ...
-
-    def read_changes(
-        self, stream: str, *, after_version: int = 0, to_version: int | None = None
-    ) -> AsyncIterator[Sequence[Change]]:
-        """See EventStore.read_changes."""
-        ...
-
-    async def head(self, stream: str) -> Position:
-        """The end of the log that the stream's events are appended to."""
-        ...
-
-    def end_of(self, event: StoredEvent) -> Position:
-        """The position of the last event of the commit that the event belongs to."""
-        ...
-
-    async def put_snapshot(self, snapshot: Snapshot) -> None:
-        """See SnapshotStore.put_snapshot."""
-        ...
-
-    async def snapshot(self, stream: str) -> Snapshot | None:
-        """See SnapshotStore.snapshot."""
-        ...
-
-
 class OneStore:
-    """All streams in one store. Implements Home."""
+    """All streams, and their snapshots, in one store.
+
+    Raises StoreUnavailable for a slot that is on another shard by now.
+    """
 
     def __init__(self, store: Store, commits: GroupCommit) -> None:
         self._store, self._commits = store, commits
@@ -66,7 +31,7 @@ class OneStore:
         self.slots = store.identity.slots
 
     async def commit(self, commit: Commit) -> Position:
-        """See Home. Raises StoreUnavailable for a slot that is on another shard by now; so do reads."""
+        """Store the commit, all of it or none; the position of its last event. Raises as GroupCommit.commit."""
         try:
             return self._store.identity.at(await self._commits.commit(commit))
         except SlotMoved as e:
@@ -75,7 +40,7 @@ class OneStore:
     async def read_stream(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
-        """See Home."""
+        """See EventStore.read_stream."""
         try:
             await _check_open_in(self._store, stream, slot_of(stream, self.slots))
         except SlotMoved as e:
@@ -85,7 +50,7 @@ class OneStore:
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
-        """See Home."""
+        """See EventStore.read_changes."""
         slot = slot_of(stream, self.slots)
         try:
             async for changes in self._reading.read_open(
@@ -96,24 +61,24 @@ class OneStore:
             raise StoreUnavailable(str(e)) from e
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
-        """See Home."""
+        """See SnapshotStore.put_snapshot."""
         await self._store.put_snapshot(snapshot)
 
     async def snapshot(self, stream: str) -> Snapshot | None:
-        """See Home."""
+        """See SnapshotStore.snapshot."""
         return await self._store.snapshot(stream)
 
     async def head(self, stream: str) -> Position:
-        """See Home."""
+        """The end of the log that the stream's events are appended to."""
         return self._store.identity.at(await self._store.head())
 
     def end_of(self, event: StoredEvent) -> Position:
-        """See Home."""
+        """The position of the last event of the commit that the event belongs to."""
         return self._store.identity.at(event.position + event.remaining)
 
 
 class ShardedStores:
-    """Each stream in the shard that its slot is open in, found by what the stores say. Implements Home.
+    """Each stream in the shard that its slot is open in, found by what the stores say. Has what OneStore has.
 
     What is known of the slots may be old: the stores refuse what it leads to wrongly, and then it is read again.
     """
@@ -121,7 +86,7 @@ class ShardedStores:
     def __init__(
         self, stores: Mapping[str, Store], commits: Mapping[str, GroupCommit], now: Mapping[int, Held]
     ) -> None:
-        self._stores, self._commits = dict(stores), dict(commits)
+        self.stores, self._commits = dict(stores), dict(commits)
         self._reading = {shard: reading(store) for shard, store in stores.items()}
         self._looking: asyncio.Future[dict[int, Held]] | None = None
         self._now: Mapping[int, Held] = {}
@@ -132,11 +97,6 @@ class ShardedStores:
         for log in (store.identity for store in stores.values()):
             self._logs |= dict.fromkeys([log.incarnation, *(a.incarnation for a in log.ancestry)], log)
 
-    @property
-    def slot_stores(self) -> Mapping[str, SlotStore]:
-        """The stores, as those that slots are moved between."""
-        return self._stores
-
     def shard_of(self, stream: str) -> str:
         """The shard of a stream, as far as this process knows."""
         return self._now[slot_of(stream, self.slots)].bound_for
@@ -145,21 +105,21 @@ class ShardedStores:
         """Ask all stores where the slots are; all who want to know at once ask together."""
         looking = self._looking
         if looking is None or looking.done():
-            looking = self._looking = asyncio.ensure_future(truth(self.slot_stores))
+            looking = self._looking = asyncio.ensure_future(truth(self.stores))
         self._know(await asyncio.shield(looking))
         return self._now
 
     def _know(self, now: Mapping[int, Held]) -> None:
         for held in now.values():
-            if held.bound_for not in self._stores:
+            if held.bound_for not in self.stores:
                 raise StoreUnavailable(
                     f"slots were moved to shard {held.bound_for!r}, which this process does not know; nothing was "
-                    f"stored. Add its store to the others ({', '.join(self._stores)}) and start the process again."
+                    f"stored. Add its store to the others ({', '.join(self.stores)}) and start the process again."
                 )
         self._now = now
 
     async def commit(self, commit: Commit) -> Position:
-        """See Home. Raises AcrossShards where the streams' slots are not all in one shard."""
+        """See OneStore. Raises AcrossShards where the streams' slots are not all in one shard."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             shards = {a.stream: self._now[a.slot].bound_for for a in commit.appends}
@@ -167,21 +127,21 @@ class ShardedStores:
                 raise AcrossShards(shards)
             (shard,) = set(shards.values())
             try:
-                return self._stores[shard].identity.at(await self._commits[shard].commit(commit))
+                return self.stores[shard].identity.at(await self._commits[shard].commit(commit))
             except SlotMoved as e:
                 await self._wait(e.slot, shard, deadline, e.stream)
 
     async def read_stream(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
-        """See Home. The shard's word that the slot is open comes first: what is read then is all there was."""
+        """See OneStore. The shard's word that the slot is open comes first: what is read then is all there was."""
         store = await self._owner(stream)
         return await store.read_stream(stream, after_version=after_version, to_version=to_version)
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
-        """See Home. A slot that leaves meanwhile leaves its events where they are read."""
+        """See OneStore. A slot that leaves meanwhile leaves its events where they are read."""
         slot, deadline = slot_of(stream, self.slots), time.monotonic() + PATIENCE_S
         while True:
             shard = self._now[slot].bound_for
@@ -195,12 +155,12 @@ class ShardedStores:
                 await self._wait(slot, shard, deadline, stream)
 
     async def head(self, stream: str) -> Position:
-        """See Home."""
-        store = self._stores[self.shard_of(stream)]
+        """See OneStore."""
+        store = self.stores[self.shard_of(stream)]
         return store.identity.at(await store.head())
 
     def end_of(self, event: StoredEvent) -> Position:
-        """See Home: in the log that the event was appended to, wherever its stream is now."""
+        """See OneStore: in the log that the event was appended to, wherever its stream is now."""
         log = self._logs.get(event.incarnation)
         if log is None:
             raise ConfigurationError(
@@ -210,12 +170,12 @@ class ShardedStores:
         return log.at(event.position + event.remaining)
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
-        """See Home: beside the stream. One that a move leaves behind is of no use, and no harm."""
-        await self._stores[self.shard_of(snapshot.stream)].put_snapshot(snapshot)
+        """See OneStore: beside the stream. One that a move leaves behind is of no use, and no harm."""
+        await self.stores[self.shard_of(snapshot.stream)].put_snapshot(snapshot)
 
     async def snapshot(self, stream: str) -> Snapshot | None:
-        """See Home."""
-        return await self._stores[self.shard_of(stream)].snapshot(stream)
+        """See OneStore."""
+        return await self.stores[self.shard_of(stream)].snapshot(stream)
 
     async def _owner(self, stream: str) -> Store:
         slot = slot_of(stream, self.slots)
@@ -223,8 +183,8 @@ class ShardedStores:
         while True:
             shard = self._now[slot].bound_for
             try:
-                await _check_open_in(self._stores[shard], stream, slot)
-                return self._stores[shard]
+                await _check_open_in(self.stores[shard], stream, slot)
+                return self.stores[shard]
             except SlotMoved:
                 await self._wait(slot, shard, deadline, stream)
 
@@ -240,6 +200,10 @@ class ShardedStores:
                 "it finishes what others have begun."
             )
         await asyncio.sleep(LOOK_S)
+
+
+Home: TypeAlias = OneStore | ShardedStores
+"""Where a service commits and reads."""
 
 
 class _AskedFirst:

@@ -71,7 +71,7 @@ class Runtime:
         self.store = store = next(iter(stores.values()))
         """The only one, or that of the first shard."""
         policy = service.snapshots
-        self.snapshots = Snapshots(policy, service.codec, home, home) if policy is not None else None
+        self.snapshots = Snapshots(policy, service.codec, home) if policy is not None else None
         sizes = SizeLimit(store.identity, lambda: self.connection.max_payload if self.connection is not None else None)
         cache = AggregateCache(service.cached_aggregates) if service.cached_aggregates else None
         self.repository = Repository(service.codec, home, sizes, self.snapshots, cache)

@@ -55,7 +55,7 @@ async def move(directory: Path, stores: Mapping[str, str], target: list[str], di
             os.kill(os.getpid(), signal.SIGKILL)
 
     async with opened(directory, stores=stores, run="none") as service:
-        await bring_about(home(service).slot_stores, target, step)
+        await bring_about(home(service).stores, target, step)
     print("moved", flush=True)
 
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from evsync.aggregates.cache import AggregateCache
@@ -38,11 +38,8 @@ A = TypeVar("A", bound=BaseAggregate[Any])
 ATTEMPTS = 30
 """How often `execute` decides before it gives up."""
 
-
-class SizeCheck(Protocol):
-    """Raises EventTooLarge for an append that some broker could not carry."""
-
-    def __call__(self, append: Append) -> None: ...
+SizeCheck = Callable[[Append], None]
+"""Raises EventTooLarge for an append that some broker could not carry."""
 
 
 class _Unsettled(NamedTuple):

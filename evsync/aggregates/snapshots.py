@@ -53,8 +53,8 @@ class Loaded(NamedTuple):
     snapshot: Snapshot
 
 
-class Streams(Protocol):
-    """Where the events of a stream are read."""
+class Streams(SnapshotStore, Protocol):
+    """Where the events of a stream are read, and its snapshot is kept."""
 
     async def read_stream(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
@@ -65,8 +65,8 @@ class Streams(Protocol):
 class Snapshots:
     """Takes and loads the snapshots of one service. Whatever goes wrong costs time only, and is logged."""
 
-    def __init__(self, policy: SnapshotPolicy, codec: EventCodec, store: Streams, kept: SnapshotStore) -> None:
-        self._policy, self._codec, self._store, self._kept = policy, codec, store, kept
+    def __init__(self, policy: SnapshotPolicy, codec: EventCodec, store: Streams) -> None:
+        self._policy, self._codec, self._store = policy, codec, store
         self._due: dict[str, None] = {}
         self._taking: asyncio.Task[None] | None = None
         self._refused: set[str] = set()
@@ -81,7 +81,7 @@ class Snapshots:
     async def load(self, stream: str) -> Loaded | None:
         """The aggregate as the stream's snapshot has it, or None if there is none, or none that still fits."""
         try:
-            snapshot = await self._kept.snapshot(stream)
+            snapshot = await self._store.snapshot(stream)
             return self._restored(snapshot) if snapshot is not None else None
         except EvsyncError as e:
             logger.warning("the snapshot of stream %r cannot be used: %s", stream, e)
@@ -128,7 +128,7 @@ class Snapshots:
                 self._refused.add(kind)
                 logger.warning("no snapshots of %s, whose state cannot be kept: %s", kind, e)
             return
-        await self._kept.put_snapshot(snapshot)
+        await self._store.put_snapshot(snapshot)
 
     def _restored(self, snapshot: Snapshot) -> Loaded | None:
         cls = next((c for c in self._codec.aggregates if snapshot.type == f"{self._codec.service}.{c.__name__}"), None)

@@ -138,10 +138,10 @@ async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run
             raise ConfigurationError(
                 f"service {service.name!r} has no shard {shard!r}: its settings name {', '.join(map(repr, stores))}"
             )
-        now = await truth(home.slot_stores)
+        now = await truth(home.stores)
         planned = plan(plan_of(stores, service.router), placement_of(now))
         moves = moves_between(now, planned)
-        await check_moves(home.slot_stores, moves, now)
+        await check_moves(home.stores, moves, now)
         _print_plan(moves, now, json)
         if dry_run:
             if not moves and not json:
@@ -149,7 +149,7 @@ async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run
             for line in await _split(stores, planned):
                 say(line, "yellow")
             return
-        count = await bring_about(home.slot_stores, planned, _tell)
+        count = await bring_about(home.stores, planned, _tell)
         if not json:
             print_lines(
                 f"moved {sum(len(m.slots) for m in moves)} slots in {count} steps" if count else "nothing to move"

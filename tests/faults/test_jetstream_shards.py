@@ -51,6 +51,6 @@ async def test_movers_and_servers_are_killed_while_slots_move_to_a_stream(
                 await asyncio.to_thread(goes_on, tmp_path, writer)
             done = await asyncio.to_thread(finished, writers)
         async with opened(tmp_path, stores=stores, router=target) as service:
-            now = await truth(home(service).slot_stores)
+            now = await truth(home(service).stores)
             assert {(held.shard, held.is_open) for held in now.values()} == {("b", True)}
             await check_order(service, done)

@@ -129,7 +129,7 @@ async def test_movers_are_killed_between_all_steps_and_writers_notice_nothing(tm
         assert killed == 6
         done = finished(writers)
     async with opened(tmp_path, *SHARDS, router=three) as service:
-        now = await truth(home(service).slot_stores)
+        now = await truth(home(service).stores)
         assert tuple(now[slot].shard for slot in range(256)) == three.placement
         assert all(held.is_open for held in now.values())
         await check_order(service, done)
@@ -157,7 +157,7 @@ async def test_slots_go_from_postgresql_to_sqlite_and_back_while_movers_die(tmp_
         assert killed == 6
         done = finished(writers)
     async with opened(tmp_path, stores=stores, router=in_p) as service:
-        now = await truth(home(service).slot_stores)
+        now = await truth(home(service).stores)
         assert {(held.shard, held.is_open, held.state.epoch) for held in now.values()} == {("p", True, 3)}
         await check_order(service, done)
         (report,) = [await verify(service.runtime, projection) for projection in service.projections]

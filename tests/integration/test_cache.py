@@ -55,7 +55,7 @@ class Bank:
     def __init__(self, store: Any, other: Any, cache: AggregateCache, snapshots_every: int | None = None) -> None:
         self.lossy, self.cache, self.reads = LostReply(store), cache, [0]
         policy = SnapshotPolicy(every_events=snapshots_every) if snapshots_every is not None else None
-        self.snapshots = Snapshots(policy, CODEC, store, store) if policy is not None else None
+        self.snapshots = Snapshots(policy, CODEC, store) if policy is not None else None
         home = OneStore(self.lossy, GroupCommit(self.lossy))
         self.cached = Repository(CODEC, home, lambda _: None, self.snapshots, cache)
         self.other = Repository(CODEC, OneStore(other, GroupCommit(other)), lambda _: None)

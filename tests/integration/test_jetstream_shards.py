@@ -105,7 +105,7 @@ async def test_slots_move_to_a_stream_while_writers_go_on(tmp_path: Path, nats_s
             await asyncio.sleep(0.005)
         stop.set()
         await asyncio.gather(*writers)
-        assert {held.shard for held in (await truth(home(service).slot_stores)).values()} == {"b"}
+        assert {held.shard for held in (await truth(home(service).stores)).values()} == {"b"}
         logs = [e.position.log for e in await service.history(Counted, ids[1])]
         assert logs == sorted(logs)
         assert set(logs) == {"counts.a", "counts.b"}
@@ -113,7 +113,7 @@ async def test_slots_move_to_a_stream_while_writers_go_on(tmp_path: Path, nats_s
         await check_order(service, done)
         with pytest.raises(ConfigurationError, match="shard 'b' is a JetStream stream that holds events"):
             await move_all(service, HashRing(["a", "b"]))
-        assert {held.state.epoch for held in (await truth(home(service).slot_stores)).values()} == {2}
+        assert {held.state.epoch for held in (await truth(home(service).stores)).values()} == {2}
         await check_order(service, done)
 
 

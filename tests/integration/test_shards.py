@@ -100,7 +100,7 @@ def home(service: Service) -> ShardedStores:
 async def move_all(service: Service, target: Router | tuple[str, ...]) -> None:
     """Bring the service's slots where they shall be."""
     placement = target if isinstance(target, tuple) else target.placement
-    await bring_about(home(service).slot_stores, placement)
+    await bring_about(home(service).stores, placement)
 
 
 async def check_order(service: Service, expected: Mapping[str, int]) -> None:
@@ -222,7 +222,7 @@ async def test_slots_move_while_writers_go_on(tmp_path: Path) -> None:
             await asyncio.sleep(0.005)
         stop.set()
         await asyncio.gather(*writers)
-        now = await truth(home(service).slot_stores)
+        now = await truth(home(service).stores)
         assert {held.shard for held in now.values()} == {"a", "c", "d"}
         await check_order(service, done)
 
@@ -246,7 +246,7 @@ async def test_a_move_that_was_left_anywhere_is_finished_by_anybody(tmp_path: Pa
                 if step.what == stop_at:
                     raise Left
 
-            stores = home(service).slot_stores
+            stores = home(service).stores
             move = moves_between(await truth(stores), target.placement)[0]
             with pytest.raises(Left):
                 await carry_out(stores, move, leave)
@@ -270,7 +270,7 @@ async def test_two_movers_at_once_do_no_harm(tmp_path: Path) -> None:
     async with opened(tmp_path, "a", "b", router=RangeRouter({"a": range(256)})) as service:
         for id in ids:
             await service.save(Counted(id=id))
-        stores = home(service).slot_stores
+        stores = home(service).stores
         target = HashRing(["a", "b"]).placement
         await asyncio.gather(*(bring_about(stores, target) for _ in range(3)))
         now = await truth(stores)
@@ -285,7 +285,7 @@ async def test_two_movers_who_want_different_things_come_to_an_end(tmp_path: Pat
     async with opened(tmp_path, "a", "b", router=RangeRouter({"a": range(256)})) as service:
         for id in ids:
             await service.save(Counted(id=id))
-        stores = home(service).slot_stores
+        stores = home(service).stores
         open_slots = stores["b"].open_slots
 
         async def open_and_lose(opening: Mapping[int, Opening], source: LogIdentity | None = None) -> bool:
@@ -310,7 +310,7 @@ async def test_a_copy_that_differs_stops_the_move(tmp_path: Path) -> None:
     """Imports that are not the slot's history are not built on: the slot stays open where it is."""
     async with opened(tmp_path, "a", "b", router=RangeRouter({"a": range(256)})) as service:
         await service.save(Counted(id="x"))
-        stores, slot = home(service).slot_stores, slot_of("x")
+        stores, slot = home(service).stores, slot_of("x")
         [(_, event)] = await stores["a"].slot_events([slot], BEGINNING, 10)
         assert await stores["b"].import_events([event._replace(id=bytes(16))], {slot: History()})
         async with asyncio.timeout(20):

@@ -220,7 +220,7 @@ async def test_a_world_has_shards_in_memory() -> None:
         with pytest.raises(AcrossShards):
             await service.save(Counted(id="{s0}"), Counted(id=f"{{{apart}}}"))
         steps: list[Step] = []
-        await bring_about(home(service).slot_stores, all_in("b").placement, steps.append)
+        await bring_about(home(service).stores, all_in("b").placement, steps.append)
         assert [step.what for step in steps[-3:]] == ["copied", "closed", "opened"]
         for id in ids:
             await service.execute(Counted, id, Counted.add, 1)

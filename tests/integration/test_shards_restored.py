@@ -145,7 +145,7 @@ async def stop_after_closing(service: Service, target: Router) -> None:
             raise asyncio.CancelledError
 
     with contextlib.suppress(asyncio.CancelledError):
-        await bring_about(home(service).slot_stores, target.placement, stop)
+        await bring_about(home(service).stores, target.placement, stop)
 
 
 async def test_a_slot_that_was_on_its_way_arrives_with_the_restore(place: Place) -> None:

@@ -40,7 +40,7 @@ class Bank:
 
     def __init__(self, store: Any = None, every: int = 3) -> None:
         self.store = store or MemoryStore(LogIdentity("bank", "main", new_incarnation()))
-        self.snapshots = Snapshots(SnapshotPolicy(every_events=every), CODEC, self.store, self.store)
+        self.snapshots = Snapshots(SnapshotPolicy(every_events=every), CODEC, self.store)
         commits = GroupCommit(self.store)
         self.with_snapshots = Repository(CODEC, OneStore(self.store, commits), lambda append: None, self.snapshots)
         self.without = Repository(CODEC, OneStore(self.store, commits), lambda append: None)

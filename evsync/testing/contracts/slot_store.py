@@ -52,7 +52,7 @@ class SlotStoreContract(StoreCase):
     async def test_all_slots_begin_in_the_first_shard(self) -> None:
         """A store that joins later has none, and refuses every append."""
         async with self.shards() as stores:
-            a, b = movable(stores).values()
+            a, b = stores.values()
             assert await a.slot_states() == dict.fromkeys(range(stores["a"].identity.slots), SlotState(1))
             assert await b.slot_states() == {}
             assert (await a.slot_state(7), await b.slot_state(7)) == (SlotState(1), None)
@@ -87,7 +87,7 @@ class SlotStoreContract(StoreCase):
         """And says where it went; other commits of the same call are stored. So it is from the moment of its close."""
         async with self.shards() as stores:
             self.require(stores["b"], "slots_leave")
-            a = movable(stores)["a"]
+            a = stores["a"]
             await stores["a"].append([one("ada")])
             await close(a, "ada")
             refused, stored = await stores["a"].append([one("ada", 1), one("bob")])
@@ -95,7 +95,7 @@ class SlotStoreContract(StoreCase):
             assert stored == await stores["a"].head()
             [not_yet] = await stores["b"].append([one("ada", 1)])
             check_refused(not_yet, "ada", None)
-            await bring_about(movable(stores), ["a"] * stores["a"].identity.slots)
+            await bring_about(stores, ["a"] * stores["a"].identity.slots)
             assert isinstance((await stores["a"].append([one("ada", 1)]))[0], int)
             check_refused((await stores["b"].append([one("ada", 2)]))[0], "ada", "a")
             check_refused((await stores["b"].append([one("ada", 0)]))[0], "ada", "a")
@@ -134,7 +134,7 @@ class SlotStoreContract(StoreCase):
         """All slots are open in the epoch before, or nothing is closed; a second mover changes nothing."""
         async with self.shards() as stores:
             self.require(stores["b"], "slots_leave")
-            a, b = movable(stores).values()
+            a, b = stores.values()
             await stores["a"].append([one("ada"), one("bob")])
             ada, bob = slot_of("ada"), slot_of("bob")
             histories = await read(a, [ada, bob])
@@ -158,7 +158,7 @@ class SlotStoreContract(StoreCase):
     async def test_an_import_is_a_compare_and_set(self) -> None:
         """Behind what has arrived, once; never for a slot that is open."""
         async with self.shards() as stores:
-            a, b = movable(stores).values()
+            a, b = stores.values()
             await stores["a"].append([one("ada", 0, 4), one("bob")])
             ada, bob = slot_of("ada"), slot_of("bob")
             events = [e for _, e in await a.slot_events([ada], BEGINNING, 100)]
@@ -176,7 +176,7 @@ class SlotStoreContract(StoreCase):
     async def test_opening_demands_the_whole_history(self) -> None:
         """And happens once: it is a compare-and-set too."""
         async with self.shards() as stores:
-            a, b = movable(stores).values()
+            a, b = stores.values()
             await stores["a"].append([one("ada", 0, 3)])
             ada = slot_of("ada")
             events = [e for _, e in await a.slot_events([ada], BEGINNING, 100)]
@@ -194,7 +194,7 @@ class SlotStoreContract(StoreCase):
     async def test_a_slot_without_events_is_opened_once(self) -> None:
         """All of its history is there from the start, so only its epoch tells that it has been opened."""
         async with self.shards() as stores:
-            a, b = movable(stores).values()
+            a, b = stores.values()
             closed = await close(a, "ada")
             log = stores["a"].identity
             opening = {slot_of("ada"): Opening(2, log.name, log.incarnation, closed.position, History())}
@@ -231,14 +231,14 @@ class SlotStoreContract(StoreCase):
             if stores["b"].capabilities.slots_leave:
                 return
             for target in ("b", "a", "b"):
-                await bring_about(movable(stores), [target] * stores["a"].identity.slots)
+                await bring_about(stores, [target] * stores["a"].identity.slots)
             await stores["b"].append([one("ada")])
             said = {name: await everything(store) for name, store in stores.items()}
             with pytest.raises(ConfigurationError, match=r"'b'.*Nothing was moved"):
-                await bring_about(movable(stores), ["a"] * stores["a"].identity.slots)
-            assert await movable(stores)["b"].close_slots({slot_of("ada"): 9}, "a", 0, {}) is None
+                await bring_about(stores, ["a"] * stores["a"].identity.slots)
+            assert await stores["b"].close_slots({slot_of("ada"): 9}, "a", 0, {}) is None
             with pytest.raises(ConfigurationError, match="slots cannot be moved away"):
-                await movable(stores)["b"].close_slots({0: 5}, "a", 0, {0: History()})
+                await stores["b"].close_slots({0: 5}, "a", 0, {0: History()})
             assert {name: await everything(store) for name, store in stores.items()} == said
             assert isinstance((await stores["b"].append([one("ada", 1)]))[0], int)
 
@@ -254,7 +254,7 @@ class SlotStoreContract(StoreCase):
                 await move(stores, side, other, "ada")
             expected = await stores["b"].read_stream("ada")
             assert [e.version for e in expected] == list(range(1, version + 1))
-            for store in movable(stores).values():
+            for store in stores.values():
                 found: list[StoredEvent] = []
                 place = BEGINNING
                 while part := await store.slot_events([slot], place, 2):
@@ -273,8 +273,8 @@ class SlotStoreContract(StoreCase):
                 dying = {name: cast(SlotStore, Dying(store, budget)) for name, store in stores.items()}
                 with contextlib.suppress(Killed):
                     await bring_about(dying, target)
-                assert await bring_about(movable(stores), target) <= 1
-                assert await bring_about(movable(stores), target) == 0
+                assert await bring_about(stores, target) <= 1
+                assert await bring_about(stores, target) == 0
                 for stream in STREAMS:
                     assert [e.version for e in await stores["b"].read_stream(stream)] == [1, 2, 3]
                     assert isinstance((await stores["b"].append([one(stream, 3)]))[0], int)
@@ -288,7 +288,7 @@ class SlotStoreContract(StoreCase):
             commits = {name: GroupCommit(store) for name, store in stores.items()}
             for queue in commits.values():
                 stack.push_async_callback(queue.close)
-            home = ShardedStores(stores, commits, await truth(movable(stores)))
+            home = ShardedStores(stores, commits, await truth(stores))
             done = dict.fromkeys(STREAMS, 0)
             writing = True
 
@@ -300,7 +300,7 @@ class SlotStoreContract(StoreCase):
             writers = [asyncio.ensure_future(write(stream)) for stream in STREAMS]
             async with asyncio.timeout(DEADLINE_S):
                 for target in ("b", "a", "b", "a"):
-                    await bring_about(movable(stores), [target] * home.slots)
+                    await bring_about(stores, [target] * home.slots)
                     before = dict(done)
                     while any(done[stream] <= before[stream] for stream in STREAMS):
                         await asyncio.sleep(0.001)
@@ -316,7 +316,7 @@ class SlotStoreContract(StoreCase):
         """The events of its log, and the streams that are at home there."""
         async with self.shards() as stores:
             await stores["a"].append([one("ada", 0, 3), one("bob")])
-            a, b = movable(stores).values()
+            a, b = stores.values()
             bytes_of_all = sum(len(e.data) for e in await samples.whole_log(stores["a"]))
             assert (await a.slot_size(), await b.slot_size()) == (SlotSize(4, bytes_of_all, 2), SlotSize(0, 0, 0))
             await move(stores, "a", "b", "ada")
@@ -328,8 +328,8 @@ class SlotStoreContract(StoreCase):
             self.require(stores["a"], "durable")
             await stores["a"].append([one("ada", 0, 3), one("bob", 0, 2)])
             await move(stores, "a", "b", "ada")
-            events = [e for _, e in await movable(stores)["a"].slot_events([slot_of("bob")], BEGINNING, 1)]
-            assert await movable(stores)["b"].import_events(events, {slot_of("bob"): History()})
+            events = [e for _, e in await stores["a"].slot_events([slot_of("bob")], BEGINNING, 1)]
+            assert await stores["b"].import_events(events, {slot_of("bob"): History()})
             said = {name: await everything(store) for name, store in stores.items()}
             for name, store in stores.items():
                 await store.close()
@@ -340,18 +340,11 @@ class SlotStoreContract(StoreCase):
                 await store.close()
 
 
-def movable(stores: Mapping[str, Store]) -> dict[str, SlotStore]:
-    """The stores, as those that slots are moved between."""
-    for store in stores.values():
-        assert isinstance(store, SlotStore)
-    return cast(dict[str, SlotStore], dict(stores))
-
-
 async def move(stores: Mapping[str, Store], source: str, to: str, stream: str) -> SlotState:
     """Move a stream's slot; what the old store says of it then."""
     slot = slot_of(stream)
-    await carry_out(movable(stores), Move(source, to, (slot,)))
-    state = await movable(stores)[source].slot_state(slot)
+    await carry_out(stores, Move(source, to, (slot,)))
+    state = await stores[source].slot_state(slot)
     assert state is not None
     return state
 
@@ -372,10 +365,9 @@ async def close(store: SlotStore, stream: str) -> SlotState:
 
 async def everything(store: Store) -> tuple[Any, ...]:
     """What a store says of slots and streams."""
-    slots = movable({"": store})[""]
-    arrived = await slots.arrived(list(SLOTS))
+    arrived = await store.arrived(list(SLOTS))
     streams = [await store.read_stream(stream) for stream in STREAMS]
-    return await slots.slot_states(), arrived, streams, await slots.slot_events(list(SLOTS), BEGINNING, 100)
+    return await store.slot_states(), arrived, streams, await store.slot_events(list(SLOTS), BEGINNING, 100)
 
 
 def check_refused(outcome: int | Conflict, stream: str, to: str | None) -> None:
