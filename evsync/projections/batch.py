@@ -87,17 +87,11 @@ def end_of(event: StoredEvent) -> StoredEvent:
     return event._replace(position=event.position + event.remaining, remaining=0) if event.remaining else event
 
 
-def restored_before(log: str, position: int, known: str, found: str, ancestry: Sequence[Ancestor]) -> OtherIncarnation:
+def other_incarnation(
+    log: str, position: int, known: str, found: str, ancestry: Sequence[Ancestor] = ()
+) -> OtherIncarnation:
     """What to say of a log that is now `found`, and is not, or not that far, what was applied up to a position."""
     last = next((a.last for a in ancestry if a.incarnation == known), None)
-    return other_incarnation(log, position, known, found, last)
-
-
-def other_incarnation(log: str, position: int, known: str, found: str, last: int | None = None) -> OtherIncarnation:
-    """What to say when a log has another history than the one that was applied.
-
-    `last` is up to where the two have the same events, if the one is known to be a restore of the other.
-    """
     what = (
         "it is another log, or was put back to an older copy"
         if last is None

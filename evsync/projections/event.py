@@ -19,6 +19,9 @@ from evsync.records import (
 
 D_co = TypeVar("D_co", covariant=True)
 
+_SHOWN = ("type", "data", "stream_id", "version", "position", "id", "time", "metadata")
+"""What two events that are equal have in common."""
+
 
 class Event(Generic[D_co]):
     """An immutable fact: what happened (`type`, `data`), to which aggregate, where in its stream and in its log.
@@ -109,17 +112,8 @@ class Event(Generic[D_co]):
         """correlation_id, causation_id, and whatever tags `metadata()` gave."""
         return decode_meta(self._stored.meta)
 
-    def _values(self) -> tuple[Any, ...]:
-        return (
-            self.type,
-            self.data,
-            self.stream_id,
-            self.version,
-            self.position,
-            self.id,
-            self.time,
-            self.metadata,
-        )
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _SHOWN}
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, Event) else NotImplemented
@@ -128,7 +122,4 @@ class Event(Generic[D_co]):
         return hash((self._stored.id, self._stored.stream, self._stored.version))
 
     def __repr__(self) -> str:
-        return (
-            f"Event(type={self.type!r}, data={self.data!r}, stream_id={self.stream_id!r}, version={self.version}, "
-            f"position={self.position!r}, id={self.id!r}, time={self.time!r}, metadata={self.metadata!r})"
-        )
+        return f"Event({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import ConfigurationError
 from evsync.projections.contracts import Contract, check_contract, matches
 from evsync.records import is_control, service_of
 
 Handler = Callable[[Any, Any], Any]
+H = TypeVar("H", bound=Handler)
 
 
 class Step(NamedTuple):
@@ -42,6 +43,19 @@ class Handlers:
         self._check(handler)
         self._of[cls] = handler
         self._steps.clear()
+
+    def on(self, contract: object) -> Callable[[H], H]:
+        """A decorator that registers a handler. Raises as `add`, and for what is no contract at once.
+
+        `@view.on` without one would else take the handler for it, and drop it.
+        """
+        check_contract(contract)
+
+        def register(handler: H) -> H:
+            self.add(contract, handler)
+            return handler
+
+        return register
 
     def _check(self, handler: Handler) -> None:
         if not callable(handler):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
 
 from evsync.errors import ConfigurationError
-from evsync.projections.contracts import Contract, check_contract
+from evsync.projections.contracts import Contract
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
 from evsync.projections.models.read_model import ReadModel
@@ -76,14 +76,7 @@ class Projection(Generic[M]):
         order of registration. Raises ConfigurationError for what is no contract, for a handler that is async or does
         not take two arguments, and for a second handler of the same type.
         """
-
-        check_contract(contract)  # at once: `@view.on` without it would take the handler for one, and drop it
-
-        def register(handler: Callable[[Event[C], M], None]) -> Callable[[Event[C], M], None]:
-            self.handlers.add(contract, handler)
-            return handler
-
-        return register
+        return self.handlers.on(contract)
 
 
 def check_number(what: str, value: int, least: int, most: int) -> int:

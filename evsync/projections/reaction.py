@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from evsync.errors import ConfigurationError
-from evsync.projections.contracts import Contract, check_contract
+from evsync.projections.contracts import Contract
 from evsync.projections.event import Event
 from evsync.projections.handlers import Handlers
 from evsync.projections.projection import check_number
@@ -71,13 +71,4 @@ class Reaction:
         [Callable[[Event[C], Service], Awaitable[Changes]]], Callable[[Event[C], Service], Awaitable[Changes]]
     ]:
         """Register an async handler for the events that the contract names. Raises as Projection.on does."""
-
-        check_contract(contract)
-
-        def register(
-            handler: Callable[[Event[C], Service], Awaitable[Changes]],
-        ) -> Callable[[Event[C], Service], Awaitable[Changes]]:
-            self.handlers.add(contract, handler)
-            return handler
-
-        return register
+        return self.handlers.on(contract)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evsync.projections.models.claims import Observation
+from evsync.projections.models.claims import Observation, Worker
 from evsync.projections.projection import Projection
 
 State = Literal["running", "standby", "halted", "retrying"]
@@ -53,18 +53,6 @@ class LogStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """A process that works on a projection, or stands by for it."""
-
-    owner: str
-    """Host, process id and something unique, with colons between them."""
-    groups: int
-    """How many of the projection's groups it has."""
-    reason: str | None
-    """What stands in its way, if anything does."""
-
-
-@dataclass(frozen=True, slots=True)
 class FollowerStatus:
     """A projection or a reaction, whether it is run by this process or by another."""
 
@@ -75,7 +63,7 @@ class FollowerStatus:
     logs: Sequence[LogStatus]
     waiting_for: Sequence[str] = ()
     """Services of which no log has been found yet."""
-    workers: Sequence[WorkerStatus] = ()
+    workers: Sequence[Worker] = ()
     """Those of a projection, in all processes."""
     parked: int = 0
     """How many events are set aside."""
@@ -110,5 +98,4 @@ def status_of(
         for name in sorted({*seen, *heads, *trouble})
     ]
     waiting = [s for s in projection.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
-    workers = [WorkerStatus(w.owner, len(w.groups), w.reason) for w in observed.workers]
-    return FollowerStatus(projection.name, state, reason, logs, waiting, workers, observed.parked)
+    return FollowerStatus(projection.name, state, reason, logs, waiting, observed.workers, observed.parked)

@@ -35,11 +35,12 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as anybody may see it."""
+    """A process that works on a projection, or stands by for it."""
 
     owner: str
-    """As in its Claim."""
-    groups: Sequence[int]
+    """Host, process id and something unique, with colons between them."""
+    groups: int
+    """How many of the projection's groups it has."""
     reason: str | None
     """What stands in its way, if anything does."""
 

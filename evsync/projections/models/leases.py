@@ -117,7 +117,7 @@ def observe(connection: sa.Connection, claim: Claim) -> Observation:
         held=bool(running),
         halted=halted,
         workers=[
-            Worker(row.owner, sorted(lease.group for lease in running if lease.owner == row.owner), row.reason)
+            Worker(row.owner, sum(lease.owner == row.owner for lease in running), row.reason)
             for row in rows
             if _runs(row.expires, now)
         ],

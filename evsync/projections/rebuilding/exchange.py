@@ -70,6 +70,10 @@ class Exchange:
     shadow: str
     """The name of the schema where the shadow is: in SQLite the one under which its file is attached."""
 
+    @property
+    def _mine(self) -> sa.ColumnElement[bool]:
+        return LEASES.c.projection == self.projection
+
     def check_possible(self, connection: sa.Connection) -> None:
         """Raise ConfigurationError for what an exchange would lose: views, triggers and keys that others have made."""
         if named := [t.name for t in self.metadata.tables.values() if t.schema is not None]:
@@ -100,14 +104,13 @@ class Exchange:
         from one another.
         """
         bookkeeping.create(connection)
-        mine = LEASES.c.projection == self.projection
-        rows = sa.select(LEASES.c.owner, LEASES.c.expires).where(mine).order_by(LEASES.c.group).with_for_update()
+        rows = sa.select(LEASES.c.owner, LEASES.c.expires).where(self._mine).order_by(LEASES.c.group).with_for_update()
         found, now = connection.execute(rows).all(), time(connection)
         if any(r.owner.startswith(REBUILDER) and r.owner != self.owner and r.expires > now for r in found):
             return None
         until = time(connection) + FREEZE_S
         connection.execute(
-            sa.update(LEASES).where(mine).values(token=LEASES.c.token + 1, owner=self.owner, expires=until)
+            sa.update(LEASES).where(self._mine).values(token=LEASES.c.token + 1, owner=self.owner, expires=until)
         )
         return self.shown(connection)
 
@@ -123,17 +126,15 @@ class Exchange:
     def keep_frozen(self, connection: sa.Connection) -> None:
         """For as long again. Raises Lost."""
         self._check_frozen(connection)
-        mine = LEASES.c.projection == self.projection
-        connection.execute(sa.update(LEASES).where(mine).values(expires=time(connection) + FREEZE_S))
+        connection.execute(sa.update(LEASES).where(self._mine).values(expires=time(connection) + FREEZE_S))
 
     def thaw(self, connection: sa.Connection) -> None:
         """Let the live model's workers go on with what is there."""
-        mine = (LEASES.c.projection == self.projection) & (LEASES.c.owner == self.owner)
-        connection.execute(sa.update(LEASES).where(mine).values(owner="", expires=0.0))
+        frozen = self._mine & (LEASES.c.owner == self.owner)
+        connection.execute(sa.update(LEASES).where(frozen).values(owner="", expires=0.0))
 
     def _check_frozen(self, connection: sa.Connection) -> None:
-        mine = LEASES.c.projection == self.projection
-        rows = sa.select(LEASES.c.owner).where(mine).order_by(LEASES.c.group).with_for_update()
+        rows = sa.select(LEASES.c.owner).where(self._mine).order_by(LEASES.c.group).with_for_update()
         owners = connection.scalars(rows).all()
         if any(owner != self.owner for owner in owners):
             raise Lost("a worker has taken the groups back")
@@ -152,7 +153,7 @@ class Exchange:
             raise Lost("the shadow does not show everything that the live model shows")
         _schema.create_all(connection)
         number = int(time(connection) * 1_000)
-        old = self._aside(connection, number)
+        old = self._aside(connection)
         move = self._copy_in_sqlite if connection.dialect.name == "sqlite" else self._move_in_postgresql
         move(connection, number, old)
         self._take_bookkeeping(connection)
@@ -165,7 +166,7 @@ class Exchange:
             copy = {"projection": self.projection, "number": number, "tables": json.dumps(old), "drop_after": due}
             connection.execute(sa.insert(_copies).values(copy))
 
-    def _aside(self, connection: sa.Connection, number: int) -> list[str]:
+    def _aside(self, connection: sa.Connection) -> list[str]:
         """The live tables that there are, what refers to others last."""
         there = set(sa.inspect(connection).get_table_names(schema=_live(connection)))
         return [t.name for t in self.metadata.sorted_tables if t.name in there]
@@ -210,8 +211,8 @@ class Exchange:
 
     def _take_bookkeeping(self, connection: sa.Connection) -> None:
         """Checkpoints (and what else is kept of a projection) are the shadow's from now on; tokens go on rising."""
-        last = connection.scalar(sa.select(sa.func.max(LEASES.c.token)).where(LEASES.c.projection == self.projection))
-        connection.execute(sa.delete(LEASES).where(LEASES.c.projection == self.projection))
+        last = connection.scalar(sa.select(sa.func.max(LEASES.c.token)).where(self._mine))
+        connection.execute(sa.delete(LEASES).where(self._mine))
         for table in bookkeeping.tables_of_models():
             connection.execute(sa.delete(table).where(table.c.projection == self.projection))
             numbered = table.autoincrement_column  # a number of the shadow may be another projection's here

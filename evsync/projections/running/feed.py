@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Stretch
-from evsync.projections.batch import restored_before
+from evsync.projections.batch import other_incarnation
 from evsync.projections.pause import patiently
+from evsync.projections.running.barrier import IsApplied, Reach, up_to_barrier
 from evsync.records import incarnation_at
 from evsync.tasks import end_task
 
@@ -33,9 +34,8 @@ class Feed:
         """Whose events are needed; None: everybody's. A hint, as not every log can leave others' out."""
         self._width = 1.0
         """How long a stretch was for each of its events, where others were left out."""
-        self._ahead: asyncio.Task[Stretch] | None = None
+        self._ahead: asyncio.Future[Stretch] | None = None
         self._ahead_of: tuple[int, Share | None] = 0, None
-        self._kept: tuple[int, Stretch] | None = None
 
     @property
     def span(self) -> int:
@@ -54,6 +54,22 @@ class Feed:
 
         return await patiently(read, self._cannot_be_read, passing=(Exception,), but=FATAL)
 
+    async def up_to_barrier(
+        self, after: int, incarnation: str, applied: IsApplied, timeout_s: float, ahead_s: float
+    ) -> tuple[Stretch, Reach]:
+        """What `next` gives, as far as it may be applied; what comes behind that is being read already, for `ahead_s`.
+
+        What stands behind a barrier is kept until that is met.
+        """
+        stretch = await self.next(after, incarnation, timeout_s)
+        reach = up_to_barrier(stretch.events, applied)
+        if reach.barrier is None and reach.events:
+            self.read_ahead(reach.events[-1].position, ahead_s)
+        elif reach.barrier is not None and not reach.events:
+            self._report(str(reach.barrier))
+            self.keep(after, stretch)
+        return stretch._replace(events=reach.events), reach
+
     async def now(self, after: int, incarnation: str, limit: int | None) -> Stretch:
         """What is there behind `after`, without waiting and without second attempts."""
         self._check(after, incarnation)
@@ -67,11 +83,13 @@ class Feed:
 
     def keep(self, after: int, stretch: Stretch) -> None:
         """Give this once more, without reading it again, if `next` is called for the same place."""
-        self._kept = after, stretch
+        self._ahead = asyncio.get_running_loop().create_future()
+        self._ahead.set_result(stretch)
+        self._ahead_of = after, stretch.share
 
     async def drop(self) -> None:
         """Forget what was read ahead, or kept."""
-        ahead, self._ahead, self._kept = self._ahead, None, None
+        ahead, self._ahead = self._ahead, None
         if ahead is not None:
             await end_task(ahead)
 
@@ -84,17 +102,12 @@ class Feed:
         self._report(f"log {self._reader.log!r} cannot be read: {type(error).__name__}: {error}" if error else None)
 
     async def _read(self, after: int, timeout_s: float) -> Stretch:
-        kept, self._kept = self._kept, None
-        if kept is not None and kept[0] == after and self._serves(kept[1].share):
-            return kept[1]
-        if self._ahead is not None and self._ahead_of[0] == after and self._serves(self._ahead_of[1]):
+        position, share = self._ahead_of
+        if self._ahead is not None and position == after and (share is None or share.serves(self.share)):
             ahead, self._ahead = self._ahead, None
             return await ahead
         await self.drop()
         return await self._ask(self.share, after, self.span, timeout_s)
-
-    def _serves(self, share: Share | None) -> bool:
-        return share is None or share.serves(self.share)
 
     async def _ask(self, share: Share | None, after: int, span: int, timeout_s: float) -> Stretch:
         reader = self._reader
@@ -113,7 +126,7 @@ class Feed:
         if incarnation and found is not None and found != incarnation:
             if incarnation_at(found, reader.ancestry, after) == incarnation:
                 return
-            raise restored_before(reader.log, after, incarnation, found, reader.ancestry)
+            raise other_incarnation(reader.log, after, incarnation, found, reader.ancestry)
 
 
 def _shortened(found: Stretch, after: int, limit: int) -> Stretch:

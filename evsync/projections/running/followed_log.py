@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from evsync.ports import LogReader, Share, Stretch
-from evsync.projections.batch import check_batch, restored_before
+from evsync.projections.batch import check_batch, other_incarnation
 from evsync.projections.models.claims import Holding
 from evsync.projections.running.barrier import IsApplied, Reach, place_of, up_to_barrier
 from evsync.projections.running.feed import Feed
@@ -82,7 +82,7 @@ class FollowedLog:
         for c in self.checkpoints.values():
             if c.incarnation and self.incarnation_of(c.position) not in (None, c.incarnation):
                 reader = self._reader
-                raise restored_before(self.name, c.position, c.incarnation, reader.incarnation or "", reader.ancestry)
+                raise other_incarnation(self.name, c.position, c.incarnation, reader.incarnation or "", reader.ancestry)
 
     def hold(self, holding: Holding) -> None:
         """From now on these groups are held.
@@ -108,15 +108,7 @@ class FollowedLog:
 
     async def next(self, applied: IsApplied, timeout_s: float) -> tuple[Stretch, Reach]:
         """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
-        after = self.position
-        stretch = await self.feed.next(after, self.incarnation, timeout_s)
-        reach = up_to_barrier(stretch.events, applied)
-        if reach.barrier is not None and not reach.events:
-            self.reason = str(reach.barrier)
-            self.feed.keep(after, stretch)
-        elif reach.events and reach.barrier is None:
-            self.feed.read_ahead(reach.events[-1].position, timeout_s)
-        return stretch._replace(events=reach.events), reach
+        return await self.feed.up_to_barrier(self.position, self.incarnation, applied, timeout_s, timeout_s)
 
     async def now(self, applied: IsApplied, limit: int | None) -> tuple[Stretch, Reach]:
         """The same, of what is there, and without reading ahead."""

@@ -199,19 +199,13 @@ class ReactionRunner:
         while True:
             # What was seen is stored when the log is idle, so while there is some, idleness must show soon.
             patience_s = SETTLE_S if log.unstored else IDLE_S
-            stretch = await log.feed.next(log.seen.position, log.seen.incarnation, patience_s)
-            ready, barrier, further = up_to_barrier(stretch.events, self._answered)
+            _, (ready, barrier, further) = await log.feed.up_to_barrier(
+                log.seen.position, log.seen.incarnation, self._answered, patience_s, SETTLE_S
+            )
             self._following.named(further)
-            if ready:
-                if barrier is None:
-                    log.feed.read_ahead(ready[-1].position, SETTLE_S)
-                done = await self._answer_all(log, ready)
-            else:
-                done = await self._store(log)
-                if barrier is not None:
-                    log.reason = str(barrier)
-                    log.feed.keep(log.seen.position, stretch)
-                    await asyncio.sleep(LOOK_S)
+            done = await (self._answer_all(log, ready) if ready else self._store(log))
+            if barrier is not None and not ready:
+                await asyncio.sleep(LOOK_S)
             if not done:
                 await self._recover(log)
 

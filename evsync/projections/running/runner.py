@@ -210,13 +210,8 @@ class ProjectionRunner:
         return await self._following.step(log, work)
 
     @property
-    def holds(self) -> bool:
-        """Whether this runner has any groups; if not, it stands by, or was not told to run."""
-        return self._tenure.holding is not None
-
-    @property
     def groups(self) -> tuple[int, ...]:
-        """The groups that this runner has."""
+        """The groups that this runner has: none while it stands by, or was not told to run."""
         return tuple(self._tenure.holding.tokens) if self._tenure.holding is not None else ()
 
     @property

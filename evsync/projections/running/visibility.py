@@ -54,10 +54,6 @@ class Visibility:
         """Whether any event was ever seen to be parked: if not, none is behind the positions that are known."""
         self._looking: asyncio.Task[None] | None = None
 
-    def shown(self, log: str) -> Position | None:
-        """The last position of a log that is known to be visible, or None."""
-        return self._shown.get(log)
-
     def moved(self, checkpoints: Iterable[Checkpoint]) -> None:
         """These are the checkpoints of some groups now: wake who waited for them."""
         logs = set()
