@@ -709,9 +709,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "The checkpoint moves in the transaction of the batch",
         "evsync/projections/models/sql_model.py", "the batch is committed before its checkpoint",
-        "        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints",
-        "        connection.commit()\n"
-        "        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints",
+        "        bookkeeping.store(connection, self._claim, applied.checkpoints",
+        "        connection.commit()\n        bookkeeping.store(connection, self._claim, applied.checkpoints",
         "tests/integration/test_projection_runner.py::TestDatabase::test_a_batch_and_its_checkpoint_are_stored_in_one_transaction",
     ),
     _break(

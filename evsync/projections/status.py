@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from evsync.projections.models.claims import Observation, Worker
 from evsync.projections.projection import Projection
+from evsync.records import service_of
 
 State = Literal["running", "standby", "halted", "retrying"]
 
@@ -74,6 +75,11 @@ def lag_events(head: int | None, position: int) -> int | None:
     return None if head is None else max(0, head - position)
 
 
+def waiting_for(sources: Sequence[str], logs: Sequence[LogStatus]) -> list[str]:
+    """The services of which no log is among these."""
+    return [source for source in sources if not any(service_of(log.log) == source for log in logs)]
+
+
 def status_of(
     projection: Projection[Any],
     state: State,
@@ -97,5 +103,5 @@ def status_of(
         )
         for name in sorted({*seen, *heads, *trouble})
     ]
-    waiting = [s for s in projection.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
+    waiting = waiting_for(projection.sources, logs)
     return FollowerStatus(projection.name, state, reason, logs, waiting, observed.workers, observed.parked)

@@ -20,19 +20,15 @@ def scratch(place: ViewsPlace, metadata: sa.MetaData) -> Iterator[sa.Connection]
     In SQLite it is a database in memory. In PostgreSQL they are temporary tables, so that types and functions are there
     as ever. Nobody else sees it, and nothing of it stays.
     """
-    engine = (ViewsPlace(sa.make_url("sqlite://")) if place.is_sqlite else place).engine(readers=0)
-    try:
-        with engine.begin() as connection:
-            if not place.is_sqlite:
-                path = connection.exec_driver_sql("SHOW search_path").scalar_one()
-                connection.exec_driver_sql(f"SET LOCAL search_path = {TEMPORARY}, {path}")
-                # Nobody waits for it, and the log that is gone through may be slow to read.
-                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-                connection.exec_driver_sql("SET LOCAL application_name = 'evsync scratch'")
-                connection.execution_options(schema_translate_map={None: TEMPORARY})
-            metadata.create_all(connection, checkfirst=False)
-            connection.execution_options(schema_translate_map={})
-            yield connection
-            connection.rollback()
-    finally:
-        engine.dispose()
+    with (ViewsPlace(sa.make_url("sqlite://")) if place.is_sqlite else place).opened() as connection:
+        if not place.is_sqlite:
+            path = connection.exec_driver_sql("SHOW search_path").scalar_one()
+            connection.exec_driver_sql(f"SET LOCAL search_path = {TEMPORARY}, {path}")
+            # Nobody waits for it, and the log that is gone through may be slow to read.
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL application_name = 'evsync scratch'")
+            connection.execution_options(schema_translate_map={None: TEMPORARY})
+        metadata.create_all(connection, checkfirst=False)
+        connection.execution_options(schema_translate_map={})
+        yield connection
+        connection.rollback()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -78,6 +80,16 @@ class ViewsPlace:
     def in_memory(self) -> bool:
         """Whether it lives in this process only."""
         return self.is_sqlite and self.url.database in (None, "", ":memory:")
+
+    @contextmanager
+    def opened(self) -> Iterator[sa.Connection]:
+        """A connection of its own that writes, in a transaction that is committed when the block ends."""
+        engine = self.engine(readers=0)
+        try:
+            with engine.begin() as connection:
+                yield connection
+        finally:
+            engine.dispose()
 
     def engine(self, *, readers: int) -> sa.Engine:
         """For so many connections that can only read; 0: for one that writes."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Collection
-from typing import ClassVar, TypeVar
+from typing import ClassVar, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -25,6 +26,20 @@ from evsync.projections.parking import ParkedEvent
 from evsync.records import Checkpoint, Position
 
 T = TypeVar("T")
+Ps = ParamSpec("Ps")
+
+
+def _database_away(work: Callable[Ps, T]) -> Callable[Ps, T]:
+    """Bookkeeping that fails is the database's fault, never an event's."""
+
+    @functools.wraps(work)
+    def carry_out(*args: Ps.args, **kwargs: Ps.kwargs) -> T:
+        try:
+            return work(*args, **kwargs)
+        except sa.exc.SQLAlchemyError as e:
+            raise DatabaseAway(f"the bookkeeping cannot be used: {away(e) or e}") from e
+
+    return carry_out
 
 
 class SqlModel(ReadModel[Tables]):
@@ -74,10 +89,11 @@ class SqlSession:
     async def balance(self, holding: Holding | None, reason: str | None) -> Holding:
         """See ModelSession."""
 
+        @_database_away
         def work(connection: sa.Connection) -> Holding:
             return leases.balance(connection, self._claim, holding, reason, self._worker_plan)
 
-        found = await self._database.write(lambda connection: self._keep(lambda: work(connection)))
+        found = await self._database.write(work)
         self._renewed = time.monotonic()
         return found
 
@@ -98,7 +114,12 @@ class SqlSession:
     async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
         """See ModelSession."""
         tokens = holding.tokens if holding is not None else {}
-        await self._database.write(lambda c: self._keep(lambda: leases.leave(c, self._claim, tokens, halted)))
+
+        @_database_away
+        def work(connection: sa.Connection) -> None:
+            leases.leave(connection, self._claim, tokens, halted)
+
+        await self._database.write(work)
 
     async def observe(self) -> Observation:
         """See ModelSession."""
@@ -125,7 +146,7 @@ class SqlSession:
         work: Callable[[Tables, Settle | None], Outcome],
         one_by_one: bool,
     ) -> None:
-        entry = _Entry(lambda: self._keep(lambda: leases.check(connection, self._claim, holding.tokens, before)))
+        entry = _Entry(_database_away(lambda: leases.check(connection, self._claim, holding.tokens, before)))
         tables = Tables(connection, self._catalog, entry.enter)
         began = time.monotonic()
         try:
@@ -145,21 +166,16 @@ class SqlSession:
             raise GatheredFailed(e.reason if isinstance(e, CannotApply) else str(e)) from e
         finally:
             tables.end()
-        self._keep(lambda: bookkeeping.store(connection, self._claim, applied.checkpoints, self._checkpoint_plan))
-        if applied.parked:
-            now = self._keep(lambda: leases.time(connection))
-            self._keep(lambda: parked_rows.store(connection, self._claim, applied.parked, now))
-        if time.monotonic() - self._renewed > self._claim.lease_s / 3:
-            self._keep(lambda: leases.renew(connection, self._claim, holding.tokens))
-            self._renewed = time.monotonic()
+        self._store(connection, holding, applied)
 
-    @staticmethod
-    def _keep(step: Callable[[], T]) -> T:
-        """Bookkeeping that fails is the database's fault, never an event's."""
-        try:
-            return step()
-        except sa.exc.SQLAlchemyError as e:
-            raise DatabaseAway(f"the bookkeeping cannot be used: {away(e) or e}") from e
+    @_database_away
+    def _store(self, connection: sa.Connection, holding: Holding, applied: Outcome) -> None:
+        bookkeeping.store(connection, self._claim, applied.checkpoints, self._checkpoint_plan)
+        if applied.parked:
+            parked_rows.store(connection, self._claim, applied.parked, leases.time(connection))
+        if time.monotonic() - self._renewed > self._claim.lease_s / 3:
+            leases.renew(connection, self._claim, holding.tokens)
+            self._renewed = time.monotonic()
 
     def _prepare(self, connection: sa.Connection) -> None:
         bookkeeping.create(connection)

@@ -150,7 +150,7 @@ class Rebuild:
                     if not await self._is_placed():
                         continue
                     await self._patiently(self._exchange.thaw)
-                    await self._patiently(self._remove_placed)
+                    await self._patiently(lambda c: _remove_placed(c, self._place, self._projection.name))
                     events, resumed, frozen_s = await self._patiently(self._exchange.events), True, 0.0
                 name, version = self._projection.name, self._projection.version
                 taken_s = time.monotonic() - begun
@@ -193,7 +193,7 @@ class Rebuild:
             await shadow.close()
         await self._carry_out()
         frozen_s = time.monotonic() - frozen
-        await self._patiently(self._remove_placed)
+        await self._patiently(lambda c: _remove_placed(c, self._place, self._projection.name))
         return events, resumed, frozen_s
 
     async def _open_shadow(self) -> tuple[ViewsDatabase, bool]:
@@ -215,9 +215,6 @@ class Rebuild:
         """Whether another process has put the very shadow in place that this one has been filling too."""
         nonce = self._mark.nonce if self._mark is not None else None
         return nonce is not None and (await self._patiently(placed)).get(self._projection.name) == nonce
-
-    def _remove_placed(self, connection: sa.Connection) -> None:
-        _remove_placed(connection, self._place, self._projection.name)
 
     async def _check_shadow(self) -> None:
         """Raise Lost if the shadow is another by now, or none."""

@@ -9,8 +9,6 @@ would have made.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -109,7 +107,7 @@ def obtain(connection: sa.Connection, place: ViewsPlace, fingerprint: str, *, an
     mark = Mark(fingerprint, uuid4().hex)
     if place.is_sqlite:
         file_of(place).parent.mkdir(exist_ok=True)
-        with _opened(place) as inside:
+        with place.opened() as inside:
             _write_mark(inside, mark)
     else:
         connection.exec_driver_sql(f"CREATE SCHEMA {_quoted(connection, place)}")
@@ -125,7 +123,7 @@ def peek(connection: sa.Connection, place: ViewsPlace) -> Mark | None:
         return read_mark(connection, place.shadow)
     if not file_of(place).exists():
         return None
-    with _opened(place) as inside:
+    with place.opened() as inside:
         return read_mark(inside)
 
 
@@ -137,16 +135,6 @@ def remove(connection: sa.Connection, place: ViewsPlace) -> None:
     file = file_of(place)
     for name in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
         name.unlink(missing_ok=True)
-
-
-@contextmanager
-def _opened(place: ViewsPlace) -> Iterator[sa.Connection]:
-    engine = place.engine(readers=0)
-    try:
-        with engine.begin() as connection:
-            yield connection
-    finally:
-        engine.dispose()
 
 
 def _write_mark(connection: sa.Connection, mark: Mark) -> None:

@@ -70,11 +70,13 @@ class Feed:
             self.keep(after, stretch)
         return stretch._replace(events=reach.events), reach
 
-    async def now(self, after: int, incarnation: str, limit: int | None) -> Stretch:
-        """What is there behind `after`, without waiting and without second attempts."""
+    async def now(self, after: int, incarnation: str, applied: IsApplied, limit: int | None) -> tuple[Stretch, Reach]:
+        """The same, of what is there behind `after`: without waiting, second attempts, and reading ahead."""
         self._check(after, incarnation)
         await self.drop()
-        return await self._ask(self.share, after, limit or self.span, 0.0)
+        stretch = await self._ask(self.share, after, limit or self.span, 0.0)
+        reach = up_to_barrier(stretch.events, applied)
+        return stretch._replace(events=reach.events), reach
 
     def read_ahead(self, after: int, timeout_s: float) -> None:
         """Begin to read what the next call of `next` will probably ask for."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from evsync.ports import LogReader, Share, Stretch
 from evsync.projections.batch import check_batch, other_incarnation
 from evsync.projections.models.claims import Holding
-from evsync.projections.running.barrier import IsApplied, Reach, place_of, up_to_barrier
+from evsync.projections.running.barrier import IsApplied, Reach, place_of
 from evsync.projections.running.feed import Feed
 from evsync.records import Checkpoint, Position, incarnation_at, service_of
 
@@ -112,9 +112,7 @@ class FollowedLog:
 
     async def now(self, applied: IsApplied, limit: int | None) -> tuple[Stretch, Reach]:
         """The same, of what is there, and without reading ahead."""
-        stretch = await self.feed.now(self.position, self.incarnation, limit)
-        reach = up_to_barrier(stretch.events, applied)
-        return stretch._replace(events=reach.events), reach
+        return await self.feed.now(self.position, self.incarnation, applied, limit)
 
     def moved(self, checkpoints: Iterable[Checkpoint], *, lasting: bool) -> None:
         """A batch was applied, and these are the checkpoints now. `lasting`: see ModelSession."""

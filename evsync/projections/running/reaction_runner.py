@@ -32,9 +32,9 @@ from evsync.projections.halt import halted_at
 from evsync.projections.pause import patiently, pause_s
 from evsync.projections.reaction import Reaction
 from evsync.projections.running.answered_log import AnsweredLog, ReadCheckpoints
-from evsync.projections.running.barrier import LOOK_S, up_to_barrier
+from evsync.projections.running.barrier import LOOK_S
 from evsync.projections.running.following import Following, Stop
-from evsync.projections.status import FollowerStatus, LogStatus, State
+from evsync.projections.status import FollowerStatus, LogStatus, State, waiting_for
 from evsync.records import (
     Checkpoint,
     Position,
@@ -118,8 +118,8 @@ class ReactionRunner:
             return False
 
         async def work(found: AnsweredLog) -> bool:
-            stretch = await found.feed.now(found.seen.position, found.seen.incarnation, limit)
-            ready, _, further = up_to_barrier(stretch.events, self._answered)
+            seen = found.seen
+            _, (ready, _, further) = await found.feed.now(seen.position, seen.incarnation, self._answered, limit)
             self._following.named(further)
             if not ready:
                 await self._store(found)
@@ -141,24 +141,17 @@ class ReactionRunner:
         with contextlib.suppress(*PASSING):
             stored = {c.log: c.position for c in await self._checkpoints(self.reaction.name)}
         heads = await self._following.heads(stored)
-        logs = []
-        for name in sorted({*heads, *stored, *self._logs}):
-            log = self._logs.get(name)
-            of_log: State = log.state if log is not None and state == "running" else state
-            logs.append(
-                LogStatus(
-                    name,
-                    log.seen.position if log else stored.get(name, 0),
-                    heads.get(name),
-                    of_log,
-                    log.reason if log else None,
-                )
-            )
+        names = sorted({*heads, *stored, *self._logs})
+        logs = [self._status_of(name, stored.get(name, 0), heads.get(name), state) for name in names]
         if state == "running" and logs:
             state = next((s for s in ("retrying", "running", "standby") if any(log.state == s for log in logs)), state)
-        waiting = [s for s in self.reaction.sources if not any(log.log.startswith(f"{s}.") for log in logs)]
         reason = str(self.halted) if self.halted else self._following.reason
-        return FollowerStatus(self.reaction.name, state, reason, logs, waiting)
+        return FollowerStatus(self.reaction.name, state, reason, logs, waiting_for(self.reaction.sources, logs))
+
+    def _status_of(self, name: str, stored: int, head: int | None, state: State) -> LogStatus:
+        if (log := self._logs.get(name)) is None:
+            return LogStatus(name, stored, head, state, None)
+        return LogStatus(name, log.seen.position, head, log.state if state == "running" else state, log.reason)
 
     async def close(self) -> None:
         """Let go of the logs."""
