@@ -645,13 +645,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     # ---- projections
     _break(
         "A gap or another history stops before anything is applied",
-        "evsync/projections/batch.py", "gaps are not looked for",
+        "evsync/projections/running/continuity.py", "gaps are not looked for",
         "if begin > after + 1 or last - begin + 1 != len(events) + left_out:", "if False:",
         "tests/integration/test_projection_runner.py::TestSources::test_a_gap_or_another_history_stops_before_anything_is_applied",
     ),
     _break(
         "A gap or another history stops before anything is applied",
-        "evsync/projections/batch.py", "another incarnation is gone on with",
+        "evsync/projections/running/continuity.py", "another incarnation is gone on with",
         "            raise other_incarnation(log, after, known, event.incarnation)\n", "",
         "tests/integration/test_projection_runner.py::TestSources::test_a_gap_or_another_history_stops_before_anything_is_applied",
     ),

@@ -11,13 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from evsync.codec.values import unpack
-from evsync.errors import BEGIN_ANEW, DecodingError, OtherIncarnation, StreamHole
+from evsync.errors import DecodingError
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.failures import CannotApply, DatabaseAway
 from evsync.projections.handlers import Handlers, Step
-from evsync.records import RESTORED_EVENT, Ancestor, Checkpoint, StoredEvent
-from evsync.restores import Restored
+from evsync.records import Checkpoint, StoredEvent
 
 Settle = Callable[[], None]
 """Brings what was gathered so far to the database, so that an error shows at the event it comes from."""
@@ -46,30 +45,6 @@ def _share(content: bytes) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredEvent], left_out: int = 0) -> None:
-    """Raise unless a batch continues a log behind position `after`: without a gap, and in the same history.
-
-    Of other groups so many were `left_out`. If none, it may begin earlier: what is known already is skipped. It may
-    pass a restore of the log, if that was to a position that was not passed yet: then the next event says so (see
-    evsync.restores). Raises StreamHole, OtherIncarnation.
-    """
-    first, last = events[0].position, events[-1].position
-    begin = after + 1 if left_out else first
-    if begin > after + 1 or last - begin + 1 != len(events) + left_out:
-        raise StreamHole(
-            f"log {log!r} was to go on behind position {after}, and its source gave {len(events) + left_out} events at "
-            f"{begin}..{last}: at least one event is missing, so nothing was applied. If it is read from JetStream, "
-            "check the stream with `evsync stream check`."
-        )
-    known = incarnation or events[0].incarnation
-    for event in events:
-        if event.incarnation != known and event.position > after:
-            if event.type.endswith(RESTORED_EVENT) and Restored.of(event).follows(known):
-                known = event.incarnation
-                continue
-            raise other_incarnation(log, after, known, event.incarnation)
-
-
 def half_of(events: Sequence[StoredEvent], after: int) -> Sequence[StoredEvent]:
     """About the first half of what is behind position `after`, in whole commits; [] when that is one commit only."""
     # The event at a commit's end may have been left out: it has ended where the next event lies beyond it.
@@ -85,28 +60,6 @@ def half_of(events: Sequence[StoredEvent], after: int) -> Sequence[StoredEvent]:
 def end_of(event: StoredEvent) -> StoredEvent:
     """What stands at the end of an event's commit, as far as a checkpoint needs it."""
     return event._replace(position=event.position + event.remaining, remaining=0) if event.remaining else event
-
-
-def other_incarnation(
-    log: str, position: int, known: str, found: str, ancestry: Sequence[Ancestor] = ()
-) -> OtherIncarnation:
-    """What to say of a log that is now `found`, and is not, or not that far, what was applied up to a position."""
-    last = next((a.last for a in ancestry if a.incarnation == known), None)
-    what = (
-        "it is another log, or was put back to an older copy"
-        if last is None
-        else f"it was restored from a backup, up to position {last}"
-    )
-    return OtherIncarnation(
-        f"log {log!r} is now incarnation {found}, and what was applied up to position {position} came from incarnation "
-        f"{known}: {what}. Nothing was applied since. {BEGIN_ANEW}",
-        log=log,
-        position=position,
-        incarnation=known,
-        other_incarnation=found,
-        other_position=last,
-        restored=last is not None,
-    )
 
 
 def apply_batch(

@@ -36,7 +36,7 @@ from evsync.operations.recovery import digest_of, drill, last_drill, restore_log
 from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
 from evsync.ports import BackupTarget
-from evsync.projections.batch import check_batch
+from evsync.projections.running.continuity import check_batch
 from evsync.records import StoredEvent, is_control
 from evsync.restores import Restored, restored_event
 from evsync.stores.memory import MemoryStore

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from evsync.errors import StreamHole
 from evsync.ports import Share, Stretch
-from evsync.projections.batch import check_batch, end_of, half_of
+from evsync.projections.batch import end_of, half_of
 from evsync.projections.models.claims import Holding
 from evsync.projections.running import followed_log
+from evsync.projections.running.continuity import check_batch
 from evsync.projections.running.feed import Feed
 from evsync.projections.running.followed_log import FollowedLog
 from evsync.records import Checkpoint, StoredEvent

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Stretch
-from evsync.projections.batch import other_incarnation
 from evsync.projections.pause import patiently
 from evsync.projections.running.barrier import IsApplied, Reach, up_to_barrier
+from evsync.projections.running.continuity import other_incarnation
 from evsync.records import incarnation_at
 from evsync.tasks import end_task
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 
 from evsync.ports import LogReader, Share, Stretch
-from evsync.projections.batch import check_batch, other_incarnation
 from evsync.projections.models.claims import Holding
 from evsync.projections.running.barrier import IsApplied, Reach, place_of
+from evsync.projections.running.continuity import check_batch, other_incarnation
 from evsync.projections.running.feed import Feed
 from evsync.records import Checkpoint, Position, incarnation_at, service_of
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from evsync.errors import EvsyncError
 from evsync.ports import LogReader, LogSource
@@ -47,14 +48,14 @@ class Following(Generic[L]):
         self._heads = Heads(self._sources)
         self.named = self._discovery.named
 
-    async def run(self, *others: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def run(self, *others: Callable[[], Awaitable[None]]) -> None:
         """Follow all logs, and do these other things beside it, until one of them raises Stop."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 for other in others:
-                    tasks.create_task(other())
+                    tasks.create_task(self._guarded(other))
                 for source in self._sources:
-                    tasks.create_task(self._follow_source(source, tasks))
+                    tasks.create_task(self._guarded(partial(self._follow_source, source, tasks)))
         except* Stop:
             pass
 
@@ -88,21 +89,21 @@ class Following(Generic[L]):
         await self._heads.close()
 
     async def _follow_source(self, source: LogSource, tasks: asyncio.TaskGroup) -> None:
-        try:
-            async for log in self._discovery.logs_of(source):
-                tasks.create_task(self._follow_log(log))
-        except FATAL as e:
-            await self._halt(None, e)
-            raise Stop from e
+        async for log in self._discovery.logs_of(source):
+            tasks.create_task(self._follow_log(log))
 
     async def _follow_log(self, log: L) -> None:
         try:
-            await self._follow(log)
+            await self._guarded(partial(self._follow, log), log)
+        finally:
+            await log.feed.drop()
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]], log: L | None = None) -> None:
+        try:
+            await work()
         except FATAL as e:
             await self._halt(log, e)
             raise Stop from e
-        finally:
-            await log.feed.drop()
 
     def _report(self, reason: str | None) -> None:
         self.reason = reason

@@ -24,7 +24,6 @@ from evsync.errors import (
     StoreUnavailable,
 )
 from evsync.ports import LogReader, LogSource
-from evsync.projections.batch import check_batch
 from evsync.projections.contracts import explain
 from evsync.projections.event import Event
 from evsync.projections.failures import CannotApply
@@ -33,6 +32,7 @@ from evsync.projections.pause import patiently, pause_s
 from evsync.projections.reaction import Reaction
 from evsync.projections.running.answered_log import AnsweredLog, ReadCheckpoints
 from evsync.projections.running.barrier import LOOK_S
+from evsync.projections.running.continuity import check_batch
 from evsync.projections.running.following import Following, Stop
 from evsync.projections.status import FollowerStatus, LogStatus, State, waiting_for
 from evsync.records import (

@@ -250,9 +250,6 @@ class ProjectionRunner:
                 if not await self.balance():
                     logger.info("projection %s: other workers have its groups; standing by", self.projection.name)
                     raise Stop
-            except FATAL as e:
-                await self._halt(None, e)
-                raise Stop from e
             except DatabaseAway:
                 continue  # batches will say so; and if the leases run out, the next transaction
             if any(log.rewound for log in self._logs.values()):
@@ -310,16 +307,21 @@ class ProjectionRunner:
                 problem = e
             else:
                 return True
-        if log.attempts > self.projection.retries:
-            if self.projection.then == "park":
-                logger.warning("projection %s: %s; parking its stream", self.projection.name, log.reason)
-                log.condemn(problem.event.position, problem.reason)
-                return True
-            name, cause = self.projection.name, problem.__cause__
-            error = halted_at(problem.event, follower=name, log=log.name, reason=problem.reason, cause=cause)
-            await self._halt(log, error)
-            raise Stop from problem
-        return False
+        if log.attempts <= self.projection.retries:
+            return False
+        await self._give_up(log, problem)
+        return True
+
+    async def _give_up(self, log: FollowedLog, problem: CannotApply) -> None:
+        """Have the event parked that has failed for the last time, or halt. Raises Stop then."""
+        name, cause = self.projection.name, problem.__cause__
+        if self.projection.then == "park":
+            logger.warning("projection %s: %s; parking its stream", name, log.reason)
+            log.condemn(problem.event.position, problem.reason)
+            return
+        error = halted_at(problem.event, follower=name, log=log.name, reason=problem.reason, cause=cause)
+        await self._halt(log, error)
+        raise Stop from problem
 
     async def _apply(self, holding: Holding, log: FollowedLog, events: Sequence[StoredEvent], end: StoredEvent) -> None:
         handlers, groups = self.projection.handlers, self.projection.groups
