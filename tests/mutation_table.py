@@ -136,8 +136,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A file that is replaced under a store takes no commits",
-        "evsync/stores/sqlite/movable.py", "the file is not looked at",
-        "if file_id(self._name) != self._file:", "if False:",
+        "evsync/stores/sqlite/store.py", "the file is not looked at",
+        "if _file_id(self._where) != self._file:", "if False:",
         "tests/faults/test_sqlite_faults.py::test_a_file_that_is_replaced_while_open_is_noticed",
     ),
     _break(
@@ -170,7 +170,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "A store of another service or a newer evsync is refused",
         "evsync/stores/sqlite/schema.py", "nobody looks whose store it is",
-        "if (identity.service, identity.shard) != (service, shard):", "if False:",
+        "if identity.name != expected.name:", "if False:",
         "tests/faults/test_sqlite_files.py::test_a_store_of_another_service_or_shard_is_refused",
     ),
     _break(
@@ -420,7 +420,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "An append is refused where its slot is not open",
-        "evsync/stores/sqlite/movable.py", "versions that came with a slot do not count",
+        "evsync/stores/sqlite/slots.py", "versions that came with a slot do not count",
         "statements.VERSION_MOVED, [(s, s) for s in streams]", "statements.VERSION, [(s,) for s in streams]",
         _SQLITE + "test_a_slot_moves_with_its_history",
     ),
@@ -669,7 +669,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "A worker that reads only its groups' events misses none, nor evsync's own, and sees what is missing",
-        "evsync/stores/shares.py", "what is neither given nor counted is passed over",
+        "evsync/stores/database.py", "what is neither given nor counted is passed over",
         " if len(events) + others == end - after else Stretch(())", "",
         "tests/integration/test_archive_trim.py::test_every_read_of_a_trimmed_log_is_whole",
     ),

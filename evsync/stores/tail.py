@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from evsync.tasks import end_task
 
 
 class Tail:
     """Wakes whoever waits for a position, at once and only then; any number may wait."""
 
-    def __init__(self, head: int = 0) -> None:
+    def __init__(self, head: int = 0, watch: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """`watch` looks for what others append: it is begun, and begun anew once it has ended, when somebody waits."""
         self.head = head
+        self._watch = watch
+        self._watching: asyncio.Task[None] | None = None
         self._waiters: dict[asyncio.Future[None], int] = {}
 
     @property
@@ -37,6 +44,8 @@ class Tail:
         if self.head > after or timeout_s <= 0:
             return
         loop = asyncio.get_running_loop()
+        if self._watch is not None and (self._watching is None or self._watching.done()):
+            self._watching = loop.create_task(self._watch())
         future: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(timeout_s, _wake, future)
         self._waiters[future] = after
@@ -45,6 +54,12 @@ class Tail:
         finally:
             del self._waiters[future]
             timer.cancel()
+
+    async def close(self, error: Exception) -> None:
+        """End the watch; everybody who waits gets the error."""
+        self.failed(error)
+        if self._watching is not None:
+            await end_task(self._watching)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

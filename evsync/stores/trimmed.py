@@ -14,13 +14,14 @@ from dataclasses import replace
 from evsync.errors import ArchiveIncomplete, ConfigurationError, HistoryGone
 from evsync.inspection import StoreFacts
 from evsync.ports import Arrived, Past, Place
-from evsync.records import Change, LogIdentity, StoredEvent, change_of
+from evsync.records import Change, StoredEvent, change_of
+from evsync.stores.database import DatabaseStore
 
 ROWS_PER_TRANSACTION = 2_000
 """How many events leave at once."""
 
 
-class Trimmed:
+class Trimmed(DatabaseStore):
     """A store whose log can be trimmed from the front, and what makes whole what it has read.
 
     Laws: the last event of a stream never leaves. What is read of a log or a stream is whole, the trimmed part of it
@@ -30,11 +31,10 @@ class Trimmed:
 
     past: Past | None = None
     """Where to read what is gone."""
-    identity: LogIdentity
 
     async def trimmed(self) -> int:
         """The position up to which events may be gone; 0 for a log that was never trimmed."""
-        raise NotImplementedError
+        return await self._number(self.reads.trimmed)
 
     async def begin_trim(self, position: int) -> None:
         """From now on, events up to this position may be gone. Raises ConfigurationError for one of several shards."""
@@ -43,34 +43,37 @@ class Trimmed:
     async def old_streams(self, position: int, after: str, limit: int) -> Sequence[tuple[str, int]]:
         """Streams behind `after`, by id, that have events at or before a position which are not their last; each with
         its last version. None of evsync's own."""
-        raise NotImplementedError
+        return await self._fetch(self.reads.old_streams, (after, position, limit))
 
     async def drop(self, versions: Mapping[str, int]) -> int:
         """Take out the events of these streams up to the version given, and the position trimmed to; how many."""
-        raise NotImplementedError
+        dropped = 0
+        while part := await self._drop_some(versions):
+            dropped += part
+        return dropped
 
-    async def _goes_on(self, stream: str, version: int) -> bool:
-        """Whether a stream has events behind a version."""
+    async def _drop_some(self, versions: Mapping[str, int]) -> int:
+        """Do that with up to ROWS_PER_TRANSACTION of them, in one transaction."""
         raise NotImplementedError
 
     # ---- reading
 
     async def read(self, after: int, limit: int) -> list[StoredEvent]:
         """See EventLog. Raises HistoryGone for what was trimmed, where there is no archive to read it from."""
-        return await self._whole_log(await super().read(after, limit), after, limit)  # type: ignore[misc]
+        return await self._whole_log(await super().read(after, limit), after, limit)
 
     async def read_stream(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """See EventStore. Raises HistoryGone as `read`."""
-        events = await super().read_stream(stream, after_version=after_version, to_version=to_version)  # type: ignore[misc]
+        events = await super().read_stream(stream, after_version=after_version, to_version=to_version)
         return await self._whole_stream(events, stream, after_version, to_version)
 
     def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """See EventStore. Raises HistoryGone as `read`."""
-        slices = super().read_changes(stream, after_version=after_version, to_version=to_version)  # type: ignore[misc]
+        slices = super().read_changes(stream, after_version=after_version, to_version=to_version)
         return self._whole_changes(slices, stream, after_version, to_version)
 
     async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
@@ -81,12 +84,11 @@ class Trimmed:
                 "this version: their whole history would have to go along. Restore the service from its archive first; "
                 "that makes it whole."
             )
-        found: list[Arrived] = await super().slot_events(slots, after, limit)  # type: ignore[misc]
-        return found
+        return await super().slot_events(slots, after, limit)
 
     async def facts(self) -> StoreFacts:
         """See Inspectable."""
-        return replace(await super().facts(), trimmed=await self.trimmed())  # type: ignore[misc, no-any-return]
+        return replace(await super().facts(), trimmed=await self.trimmed())
 
     async def _whole_log(self, events: list[StoredEvent], after: int, limit: int) -> list[StoredEvent]:
         """What was read of the log, or instead what the archive has there, if there is a gap in it."""
@@ -139,7 +141,8 @@ class Trimmed:
         """Where nothing was found up to a version: the one behind it, if the stream goes on there; else 0."""
         if to_version is None or to_version <= after_version:
             return 0  # the last event is always there
-        return to_version + 1 if await self._goes_on(stream, to_version) else 0
+        goes_on = await self._fetch(self.reads.goes_on, (stream, to_version))
+        return to_version + 1 if goes_on else 0
 
     async def _trimmed_of(self, stream: str, after_version: int, to_version: int) -> list[StoredEvent]:
         if not (trimmed := await self.trimmed()):

@@ -8,8 +8,9 @@ from contextlib import aclosing
 
 import pytest
 
+from evsync.errors import EncodingError
 from evsync.ports import Store
-from evsync.records import Commit, new_command
+from evsync.records import Commit, Snapshot, new_command
 from evsync.sharding.slots import slot_of
 from evsync.stores.postgres.slots import CHANGES_PER_READ
 from evsync.stores.postgres.store import PostgresStore
@@ -42,6 +43,17 @@ class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContr
     def url_of(self, store: Store) -> str:
         assert isinstance(store, PostgresStore)
         return f"{self.database}&schema={store.schema}"
+
+    @pytest.mark.anyio
+    async def test_an_id_that_no_column_can_hold_names_nothing(self) -> None:
+        """PostgreSQL has no NUL in its texts: what is asked for by such an id is not there, and cannot be put there."""
+        store = await self.new_store()
+        assert await store.snapshot("a\0b") is None
+        assert await store.checkpoints("a\0b") == []
+        assert await store.read_stream("a\0b") == []
+        with pytest.raises(EncodingError, match="cannot hold this"):
+            await store.put_snapshot(Snapshot("a\0b", 1, "users.User", "shape", 0, b"", b""))
+        await store.close()
 
     @pytest.mark.anyio
     @pytest.mark.parametrize("beyond", [-1, 2, 3, CHANGES_PER_READ + 2, CHANGES_PER_READ + 7])

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from evsync.errors import Conflict
-from evsync.ports import Store
-from evsync.records import Commit
+from evsync.ports import Place, Store
+from evsync.records import Commit, History
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.sqlite import pace
 from evsync.stores.sqlite.store import SqliteStore
@@ -78,12 +78,33 @@ class TestSqliteStore(EventStoreContract, EventLogContract, SnapshotStoreContrac
                 waiting = [asyncio.ensure_future(here.wait(n, 3600)) for _ in range(10)]
                 await there.append([one("ada", n)])
                 assert await asyncio.gather(*waiting) == [n + 1] * 10
-            assert here._poller is not None
-            await here._poller  # it ends when nobody waits
+            assert here._tail._watching is not None
+            await here._tail._watching  # it ends when nobody waits
             assert await here.wait(5, 0.001) == 5
-            await here._poller
+            await here._tail._watching
         await here.close()
         await there.close()
+
+    async def test_a_page_of_a_history_costs_the_same_wherever_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Imports are found by their place: who copies them page by page does not have all of them read each time."""
+        monkeypatch.setattr("evsync.stores.sqlite.store.READ_THREADS", 1)
+        source = await SqliteStore.open(next(self.paths), service="users", shard="old")
+        store = await SqliteStore.open(next(self.paths), service="users", shard="new", owns_slots=False)
+        await source.append([one("ada", 0, 4_000)])
+        events = await source.read(0, 4_000)
+        slot = events[0].slot
+        await store.import_events(events, {slot: History()})
+
+        async def steps(place: Place) -> int:
+            counted = itertools.count()
+            await store._in_thread(lambda c: c.set_progress_handler(lambda: next(counted) < 0, 10))
+            assert len(await store.slot_events([slot], place, 50)) == 50
+            return next(counted)
+
+        beginning = await steps((0, 0))
+        assert [await steps((0, n)) for n in (1_000, 3_900)] == [pytest.approx(beginning, rel=0.5)] * 2
+        await source.close()
+        await store.close()
 
 
 class TestSqliteStoreReadInThreads(TestSqliteStore):

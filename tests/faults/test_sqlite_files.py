@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from evsync.errors import ConfigurationError, EvsyncError, StoreUnavailable, WrongStore
-from evsync.records import LogIdentity
+from evsync.records import LogIdentity, new_incarnation
 from evsync.stores.sqlite import schema as sqlite_schema
 from evsync.stores.sqlite.errors import is_busy
 from evsync.stores.sqlite.store import SqliteStore
@@ -45,9 +45,8 @@ class _Interrupted(sqlite3.Connection):
 
 
 def _prepared(connection: sqlite3.Connection, path: Path) -> LogIdentity:
-    return sqlite_schema.prepare(
-        connection, path, service="users", shard="main", slots=256, create=True, patience_s=0.0
-    )
+    new = LogIdentity("users", "main", new_incarnation())
+    return sqlite_schema.prepare(connection, path, new, create=True, owns_slots=True, patience_s=0.0)
 
 
 def _opened_elsewhere(path: Path) -> LogIdentity | None:

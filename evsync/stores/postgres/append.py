@@ -26,7 +26,7 @@ def parts_of(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
     yield part
 
 
-PARAMETERS = (
+_PARAMETERS = (
     "%s::int[]", "%s::text[]", "%s::bigint[]",
     "%s::int[]", "%s::text[]", "%s::bigint[]",
     "%s::int[]", "%s::text[]", "%s::text[]", "%s::int[]", "%s::text[]", "%s::bigint[]", "%s::bigint[]", "%s::bigint[]",
@@ -35,6 +35,11 @@ PARAMETERS = (
     "%b::bytea[]", "%s::text[]",
     "%s", "%s",
 )  # fmt: skip
+APPEND = f"SELECT * FROM {{schema}}.append_commits({', '.join(_PARAMETERS)})"
+"""The call of the function, given what `arguments_of` gives, the store's incarnation and its channel."""
+
+
+_EVENT = ("stream", "version", "slot", "type", "time_us", "id", "remaining", "data", "meta")
 
 
 def arguments_of(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequence[Any]], dict[int, tuple[str, int]]]:
@@ -79,15 +84,7 @@ def arguments_of(commits: Sequence[Commit], planned: Plan) -> tuple[list[Sequenc
         *_columns(places, 3),
         *_columns(checkpoints, 9),
         sizes,
-        [e.stream for e in rows],
-        [e.version for e in rows],
-        [e.slot for e in rows],
-        [e.type for e in rows],
-        [e.time_us for e in rows],
-        [e.id for e in rows],
-        [e.remaining for e in rows],
-        [e.data for e in rows],
-        [e.meta for e in rows],
+        *([getattr(e, name) for e in rows] for name in _EVENT),
     ]
     return columns, judged
 

@@ -15,17 +15,15 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
+from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.liveness import CLIENT, server_settings, those_again
-from evsync.records import LogIdentity
+from evsync.stores.postgres.errors import translated, words
 
 T = TypeVar("T")
 
 READERS = 4
 CONNECT_TIMEOUT_S = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-FULL = ("53100", "53400")  # disk_full, configuration_limit_exceeded
-REFUSED = ("22", "23")  # classes: data that the columns cannot hold
 
 
 def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str]:
@@ -52,11 +50,6 @@ def settings_of(url: str, service: str, shard: str) -> tuple[dict[str, Any], str
             f"schema={schema!r} cannot be the name of a PostgreSQL schema: 1 to 63 bytes, not pg_…, no % and no $$"
         )
     return settings, schema
-
-
-def words(error: Exception) -> str:
-    """What the driver says, on one line that can be gone on with: without the end of its last sentence."""
-    return " ".join(str(error).split()).rstrip(".?! ") or type(error).__name__
 
 
 class Connections:
@@ -97,15 +90,23 @@ class Connections:
         finally:
             await connection.close()
 
-    async def patiently(self, read: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """What `read` returns; tried again on another connection when one breaks. It may be done twice then."""
+    async def patiently(
+        self, work: Callable[[AsyncConnection[Any]], Awaitable[T]], *, undone: str = "nothing was stored"
+    ) -> T:
+        """What `work` returns; tried again on another connection when one breaks. It may be done twice then.
+
+        Raises as `translated`, which tells what `undone` says.
+        """
 
         async def attempt() -> T:
             pool = await self.readers()
             async with pool.connection(timeout=CONNECT_TIMEOUT_S) as connection:
-                return await read(connection)
+                return await work(connection)
 
-        return await self._again(attempt)
+        try:
+            return await self._again(attempt)
+        except psycopg.Error as e:
+            raise translated(self.where, e, undone) from e
 
     async def readers(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
         """The connections kept for reading; the first one is made beside what else goes on."""
@@ -142,11 +143,3 @@ class Connections:
         """Close the connections kept for reading."""
         if self._readers is not None:
             await self._readers.close()
-
-
-def replaced(where: str, identity: LogIdentity) -> WrongStore:
-    """Of a process that goes on after its store was restored in its place."""
-    return WrongStore(
-        f"{where} holds another store by now than when this process opened it (incarnation {identity.incarnation}): "
-        "it was restored from a backup. Nothing was stored. Start the process again."
-    )

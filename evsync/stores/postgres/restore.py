@@ -8,16 +8,19 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 
-from evsync.errors import ConfigurationError, EncodingError, EvsyncError, StoreFull, StoreUnavailable
+from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.ports import Arrived
 from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name
 from evsync.stores.checkpoint_rows import to_row
 from evsync.stores.plan import check_follows
 from evsync.stores.postgres import schema as tables
-from evsync.stores.postgres.connections import FULL, REFUSED, Connections, settings_of, words
+from evsync.stores.postgres import statements
+from evsync.stores.postgres.connections import Connections, settings_of
+from evsync.stores.postgres.errors import translated, words
 from evsync.stores.postgres.slots import put
 
 _SUFFIX = "_restoring"
+_UNDONE = "the store was not restored"
 _CLAIM = 0x7265_7374  # with the name of the schema, an advisory lock of its own
 
 
@@ -87,17 +90,17 @@ class PostgresRestore:
         """Store events behind those that were loaded before."""
         check_follows(self._head, events)
         copy = sql.SQL("COPY {}.events ({}) FROM STDIN (FORMAT binary)").format(
-            sql.Identifier(self._part), sql.SQL(tables.COLUMNS)
+            sql.Identifier(self._part), sql.SQL(statements.COLUMNS)
         )
-        await self._copy(copy, tables.COLUMN_TYPES, events)
+        await self._copy(copy, statements.COLUMN_TYPES, events)
         self._head += len(events)
 
     async def import_events(self, arrived: Sequence[Arrived]) -> None:
         """Store imports, each in its place."""
         copy = sql.SQL('COPY {}.imports ("at", number, {}) FROM STDIN (FORMAT binary)').format(
-            sql.Identifier(self._part), sql.SQL(tables.COLUMNS)
+            sql.Identifier(self._part), sql.SQL(statements.COLUMNS)
         )
-        await self._copy(copy, ("int8", "int8", *tables.COLUMN_TYPES), [(*place, *e) for place, e in arrived])
+        await self._copy(copy, ("int8", "int8", *statements.COLUMN_TYPES), [(*place, *e) for place, e in arrived])
         self._numbers = max(self._numbers, *(number for (_, number), _ in arrived))
 
     async def _copy(self, copy: sql.Composed, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -107,7 +110,7 @@ class PostgresRestore:
                 for row in rows:
                     await written.write_row(row)
         except psycopg.Error as e:
-            raise self._failed(e) from e
+            raise translated(self._database.where, e, _UNDONE) from e
 
     async def complete(
         self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
@@ -138,7 +141,7 @@ class PostgresRestore:
             self._completed = True
             await c.execute(sql.SQL("ANALYZE {}.events").format(schema))
         except psycopg.Error as e:
-            raise self._failed(e) from e
+            raise translated(self._database.where, e, _UNDONE) from e
 
     async def close(self) -> None:
         """Release everything, and take away what is not complete, as far as the database answers."""
@@ -153,11 +156,3 @@ class PostgresRestore:
 
     async def _drop(self) -> None:
         await self._connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self._part)))
-
-    def _failed(self, e: psycopg.Error) -> EvsyncError:
-        state, where = e.sqlstate or "", self._database.where
-        if state in FULL:
-            return StoreFull(f"{where}: {words(e)}; the store was not restored. Make room, and restore again.")
-        if state[:2] in REFUSED or (isinstance(e, psycopg.DataError) and not state):
-            return EncodingError(f"{where} cannot hold this: {words(e)}; the store was not restored")
-        return StoreUnavailable(f"{where}: {words(e)}; the store was not restored. Begin the restore again.")

@@ -13,21 +13,29 @@ from typing import Any
 from psycopg import AsyncConnection, sql
 
 from evsync.errors import StoreUnavailable, WrongStore
-from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation
+from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent
 from evsync.restores import with_ancestry
+from evsync.stores.postgres.errors import OTHER_STORE
+from evsync.stores.postgres.statements import COLUMNS
 
 SCHEMA = 1
 """Counts changes of the tables and the function. A greater number in the database was written by a newer evsync."""
 
-COLUMNS = ", ".join(StoredEvent._fields)
-"""In the order of the fields, so that a row is a StoredEvent as it is."""
-COLUMN_TYPES = ("int8", "text", "int8", "int4", "text", "int8", "bytea", "int4", "text", "bytea", "text")
-
-OTHER_STORE = "EV001"
-"""The SQLSTATE of an append by a process that opened the store that had this name before: a restored one has it now."""
 MAKING = 0x6576_7379_6E63
 """Advisory lock ('evsync') under which stores are made, so that processes that start at once wait for one another."""
 
+_EVENT = """
+    stream      text COLLATE "C" NOT NULL,
+    version     bigint NOT NULL,
+    slot        integer NOT NULL,
+    type        text NOT NULL,
+    time_us     bigint NOT NULL,
+    id          bytea NOT NULL,
+    remaining   integer NOT NULL,
+    incarnation text NOT NULL,
+    data        bytea NOT NULL,
+    meta        text
+"""
 _TABLES = """
 CREATE TABLE {schema}.log (
     single      boolean PRIMARY KEY CHECK (single),
@@ -41,16 +49,7 @@ CREATE TABLE {schema}.log (
 
 CREATE TABLE {schema}.events (
     position    bigint PRIMARY KEY,
-    stream      text COLLATE "C" NOT NULL,
-    version     bigint NOT NULL,
-    slot        integer NOT NULL,
-    type        text NOT NULL,
-    time_us     bigint NOT NULL,
-    id          bytea NOT NULL,
-    remaining   integer NOT NULL,
-    incarnation text NOT NULL,
-    data        bytea NOT NULL,
-    meta        text,
+    {event},
     UNIQUE (stream, version)
 );
 
@@ -100,16 +99,7 @@ CREATE TABLE {schema}.imports (
     number      bigint GENERATED ALWAYS AS IDENTITY,
     "at"        bigint NOT NULL,  -- head of this log when it was imported
     position    bigint NOT NULL,  -- in the log that it was appended to
-    stream      text COLLATE "C" NOT NULL,
-    version     bigint NOT NULL,
-    slot        integer NOT NULL,
-    type        text NOT NULL,
-    time_us     bigint NOT NULL,
-    id          bytea NOT NULL,
-    remaining   integer NOT NULL,
-    incarnation text NOT NULL,
-    data        bytea NOT NULL,
-    meta        text,
+    {event},
     PRIMARY KEY ("at", number),
     UNIQUE (stream, version)
 );
@@ -220,16 +210,9 @@ END $$;
 
 
 async def prepare(
-    connection: AsyncConnection[Any],
-    schema: str,
-    *,
-    service: str,
-    shard: str,
-    slots: int,
-    create: bool,
-    owns_slots: bool = True,
+    connection: AsyncConnection[Any], schema: str, new: LogIdentity, *, create: bool, owns_slots: bool
 ) -> tuple[LogIdentity, int]:
-    """The identity of the store in this schema, which is made if it is not there and `create` allows it; its `moves`.
+    """The identity of the store in this schema, which is made as `new` if `create` allows it; and its `moves`.
 
     Safe when many processes do it at once. A role that may not make schemas can use one that was made for it. Raises
     WrongStore, StoreUnavailable.
@@ -244,19 +227,18 @@ async def prepare(
                 )
             if await missing(connection, "to_regnamespace", name.as_string()):
                 await connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-            identity = LogIdentity(service, shard, new_incarnation(), slots)
-            await make_tables(connection, schema, identity, owns_slots=owns_slots)
+            await make_tables(connection, schema, new, owns_slots=owns_slots)
         found = await connection.execute(
             sql.SQL("SELECT schema, service, shard, incarnation, slots FROM {}.log").format(name)
         )
-        identity = _identity(schema, await found.fetchone(), service, shard)
+        identity = _identity(schema, await found.fetchone(), new)
         if await missing(connection, "to_regclass", f"{name.as_string()}.slots"):
             if not create:
                 raise StoreUnavailable(
                     f"the store in schema {schema!r} lacks the tables of slots, as its service was not opened by this "
                     "version of evsync yet. Open the service, or call `evsync store init`: they are added then."
                 )
-            await connection.execute(sql.SQL(_SLOT_TABLES).format(schema=name))
+            await connection.execute(sql.SQL(_SLOT_TABLES).format(schema=name, event=sql.SQL(_EVENT)))
             await define(connection, schema)
         found = await connection.execute(sql.SQL("SELECT moves FROM {}.log").format(name))
         ((moves,),) = await found.fetchall()
@@ -275,7 +257,7 @@ async def make_tables(
 ) -> None:
     """Make the tables and the function of an empty log."""
     name = sql.Identifier(schema)
-    await connection.execute(sql.SQL(_TABLES + _SLOT_TABLES).format(schema=name))
+    await connection.execute(sql.SQL(_TABLES + _SLOT_TABLES).format(schema=name, event=sql.SQL(_EVENT)))
     await define(connection, schema)
     await connection.execute(
         sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0, %s)").format(name),
@@ -300,7 +282,7 @@ async def missing(connection: AsyncConnection[Any], lookup: str, name: str) -> b
     return bool(found and found[0])
 
 
-def _identity(schema: str, row: tuple[Any, ...] | None, service: str, shard: str) -> LogIdentity:
+def _identity(schema: str, row: tuple[Any, ...] | None, expected: LogIdentity) -> LogIdentity:
     if row is None:
         raise WrongStore(f"table log of schema {schema!r} is empty: it was not written by evsync, or is damaged")
     version, *found = row
@@ -309,9 +291,10 @@ def _identity(schema: str, row: tuple[Any, ...] | None, service: str, shard: str
             f"the store in schema {schema!r} has version {version} of the tables, and this evsync knows {SCHEMA}: it "
             "was opened by a newer one. Nothing was touched; install that version, or a later one."
         )
-    if found[:2] != [service, shard]:
+    if found[:2] != [expected.service, expected.shard]:
         raise WrongStore(
-            f"schema {schema!r} holds the store of service {found[0]!r}, shard {found[1]!r}, not of {service!r}, shard "
-            f"{shard!r}. Nothing was touched; give the URL of this service's own store, or another ?schema=."
+            f"schema {schema!r} holds the store of service {found[0]!r}, shard {found[1]!r}, not of "
+            f"{expected.service!r}, shard {expected.shard!r}. Nothing was touched; give the URL of this service's own "
+            "store, or another ?schema=."
         )
     return LogIdentity(*found)

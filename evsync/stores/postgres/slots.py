@@ -15,151 +15,63 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 
-from evsync.errors import SlotMoved, StoreUnavailable
-from evsync.ports import Arrived, SlotSize
-from evsync.records import (
-    FENCES_STREAM,
-    OWN_STREAMS,
-    SLOTS_STREAM,
-    Change,
-    History,
-    SlotRows,
-    SlotState,
-    StoredEvent,
-)
-from evsync.stores.postgres.connections import Connections, replaced, words
-from evsync.stores.postgres.schema import COLUMN_TYPES, COLUMNS
-from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps, unmoved
-from evsync.stores.tail import Tail
+from evsync.errors import SlotMoved
+from evsync.ports import Arrived, Place
+from evsync.records import FENCES_STREAM, SLOTS_STREAM, Change, History, LogIdentity, SlotRows, SlotState
+from evsync.stores.database import DatabaseStore
+from evsync.stores.postgres import statements
+from evsync.stores.postgres.connections import Connections
+from evsync.stores.postgres.errors import is_unwritable, replaced
+from evsync.stores.slot_rows import arrival_rows, arrived_of, history_of, state_rows
+from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange
 from evsync.tasks import end_task
 
-MANY = 2**63 - 1
 CHANGES_PER_READ = 2_048
 """Events of one round trip when an aggregate is read."""
 
-_CHANGE = "position, version, type, time_us, data, meta"
-_OF_STREAM = "FROM {schema}.%s WHERE stream = %%(stream)s AND version > %%(after)s AND version <= %%(to)s"
-_OWN, _IMPORTED = _OF_STREAM % "events", _OF_STREAM % "imports"
-_END = "ORDER BY version LIMIT %(limit)s"
 
-
-def _over_imports(columns: str) -> str:
-    return f"SELECT * FROM (SELECT {columns} {_OWN} UNION ALL SELECT {columns} {_IMPORTED}) e {_END}"
-
-
-def _with_moves(read: str) -> str:
-    # A row of a version below all others says how often slots had moved when the rest was read. Put in order by whoever
-    # reads: the database would sort again what is sorted but for that row.
-    return (
-        "SELECT moves AS position, -1::bigint AS version, ''::text AS type, 0::bigint AS time_us, ''::bytea AS data, "
-        f"NULL::text AS meta FROM {{schema}}.log UNION ALL SELECT * FROM ({read}) e"
-    )
-
-
-# By whether a slot has moved.
-READ_STREAM = {False: f"SELECT {COLUMNS} {_OWN} {_END}", True: _over_imports(COLUMNS)}
-READ_CHANGES = {False: f"SELECT {_CHANGE} {_OWN} {_END}", True: _over_imports(_CHANGE)}
-READ_OPEN = {moved: _with_moves(read) for moved, read in READ_CHANGES.items()}
-
-_NOT_OWN = f"NOT starts_with(stream, '{OWN_STREAMS}')"
-_STATES = 'SELECT slot, epoch, "to", position, length, digest FROM {schema}.slots'
-_ARRIVALS = "SELECT slot, length, digest FROM {schema}.arrivals WHERE slot = ANY(%s)"
-_HISTORY = f"""
-    SELECT * FROM (
-        (SELECT position AS came, 0::bigint AS number, {COLUMNS} FROM {{schema}}.events
-            WHERE position > %(came)s AND slot = ANY(%(slots)s) AND {_NOT_OWN} ORDER BY position LIMIT %(limit)s)
-        UNION ALL
-        (SELECT "at" AS came, number, {COLUMNS} FROM {{schema}}.imports
-            WHERE ("at", number) > (%(came)s, %(number)s) AND slot = ANY(%(slots)s)
-            ORDER BY "at", number LIMIT %(limit)s)
-    ) e ORDER BY came, number LIMIT %(limit)s
-"""
-_SIZE = f"SELECT count(*), coalesce(sum(length(data)), 0)::bigint FROM {{schema}}.events WHERE {_NOT_OWN}"
-_STREAMS_HERE = f"""
-    SELECT count(*) FROM (
-        SELECT stream, slot FROM {{schema}}.events WHERE {_NOT_OWN} UNION SELECT stream, slot FROM {{schema}}.imports
-    ) streams WHERE slot = ANY(%s)
-"""
-_LOCK = "LOCK TABLE {schema}.arrivals IN SHARE ROW EXCLUSIVE MODE"
-_LOG = """
-    SELECT incarnation, moves, head, (SELECT coalesce(max(version), 0) FROM {schema}.events WHERE stream = %s)
-    FROM {schema}.log
-"""
-_LATER = f"""
-    SELECT slot, id FROM {{schema}}.events WHERE position > %s AND slot = ANY(%s) AND {_NOT_OWN} ORDER BY position
-"""
-_FENCE = """
-    SELECT version, incarnation, data FROM {schema}.events WHERE stream = %s ORDER BY version DESC LIMIT 1
-"""
-_INSERT = f"INSERT INTO {{schema}}.events ({COLUMNS}) VALUES ({', '.join(['%b'] * len(StoredEvent._fields))})"
-_IMPORT = f'COPY {{schema}}.imports ("at", {COLUMNS}) FROM STDIN (FORMAT binary)'
-_PUT_ARRIVALS = """
-    INSERT INTO {schema}.arrivals SELECT * FROM unnest(%s::int[], %s::bigint[], %s::bigint[])
-    ON CONFLICT (slot) DO UPDATE SET (length, digest) = (excluded.length, excluded.digest)
-"""
-_PUT_STATES = """
-    INSERT INTO {schema}.slots
-    SELECT * FROM unnest(%s::int[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[])
-    ON CONFLICT (slot) DO UPDATE SET (epoch, "to", position, length, digest) =
-        (excluded.epoch, excluded."to", excluded.position, excluded.length, excluded.digest)
-"""
-_MOVED = "UPDATE {schema}.log SET (head, moves) = (%s, moves + %s)"
-
-
-class MovableSlots(Steps):
+class MovableSlots(DatabaseStore):
     """What PostgresStore is too. Implements SlotStore, whose docstrings say what its methods do."""
 
-    _database: Connections
-    _tail: Tail
-    _channel: str
-    _known_slots: tuple[int, Mapping[int, SlotState]]
-    """As of which move, and the states then ({}: not read yet)."""
-    _schema_name: sql.Identifier
-    _composed: dict[str, sql.Composed]
+    reads = statements.READS
 
-    async def _fetch(self, query: sql.Composed, parameters: Any) -> list[tuple[Any, ...]]:
-        raise NotImplementedError
-
-    def _check_open(self) -> None:
-        raise NotImplementedError
+    def __init__(self, database: Connections, identity: LogIdentity, schema: str, moves: int) -> None:
+        super().__init__(identity, database.where, moves)
+        self.schema = schema
+        self._database = database
+        self._channel = f"evsync_{schema}"[:63]
+        self._composed: dict[str, sql.Composed] = {}
 
     def _sql(self, text: str) -> sql.Composed:
+        """A statement over the store's schema, made when it is first needed."""
         found = self._composed.get(text)
         if found is None:
-            found = self._composed[text] = sql.SQL(text).format(schema=self._schema_name)
+            found = self._composed[text] = sql.SQL(text).format(schema=sql.Identifier(self.schema))
         return found
 
-    async def slot_states(self) -> Mapping[int, SlotState]:
-        """What the store says of each slot that is, or was, open in it."""
-        ((moves,),) = await self._fetch(self._sql("SELECT moves FROM {schema}.log"), ())
-        known, states = self._known_slots
-        if known != moves or not states:
-            # Read after `moves`: what is newer than that is read once more by whoever sees `moves` rise.
-            states = _states(await self._fetch(self._sql(_STATES), ())) if moves else unmoved(self.identity.slots)
-            self._known_slots = moves, states
-        return states
+    async def _fetch(self, text: str, parameters: Any = ()) -> list[Any]:
+        async def fetch(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
+            async with c.cursor(binary=True) as cursor:
+                try:
+                    await cursor.execute(self._sql(text), parameters, prepare=True)
+                except psycopg.DataError as e:
+                    if is_unwritable(e):
+                        return []  # under what no column can hold, such as an id with a NUL, nothing is stored
+                    raise
+                return await cursor.fetchall()
 
-    async def slot_state(self, slot: int) -> SlotState | None:
-        """What the store says of one slot now."""
-        return (await self.slot_states()).get(slot)
+        self._check_open()
+        return await self._database.patiently(fetch)
 
     async def arrived(self, slots: Sequence[int]) -> Mapping[int, History]:
         """What has arrived of the histories of slots that are not open here."""
-        return _arrived(slots, await self._fetch(self._sql(_ARRIVALS), (list(slots),)))
+        return arrived_of(slots, await self._fetch(statements.ARRIVALS, (list(slots),)))
 
-    async def slot_events(self, slots: Sequence[int], after: tuple[int, int], limit: int) -> list[Arrived]:
+    async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
         """The next events of these slots, own and imported, in the order in which they came."""
         came, number = after
         parameters = {"came": came, "number": number, "slots": list(slots), "limit": limit}
-        rows = await self._fetch(self._sql(_HISTORY), parameters)
-        return [((row[0], row[1]), StoredEvent(*row[2:])) for row in rows]
-
-    async def slot_size(self) -> SlotSize:
-        """How much there is in the store."""
-        here = [slot for slot, state in (await self.slot_states()).items() if state.to is None]
-        ((events, size_bytes),) = await self._fetch(self._sql(_SIZE), ())
-        ((streams,),) = await self._fetch(self._sql(_STREAMS_HERE), (here,))
-        return SlotSize(events, size_bytes, streams)
+        return history_of(await self._fetch(statements.HISTORY, parameters))
 
     async def read_open(
         self, stream: str, slot: int, *, after_version: int = 0, to_version: int | None = None
@@ -170,7 +82,7 @@ class MovableSlots(Steps):
             if moves and not states:
                 await self.slot_states()
                 continue
-            found = await self._of_stream(READ_OPEN, stream, after_version, to_version)
+            found = await self._of_stream(statements.READ_OPEN, stream, after_version, to_version)
             found.sort(key=itemgetter(1))
             (as_of, *_), *changes = found or [(moves,)]
             if as_of != moves:
@@ -191,7 +103,9 @@ class MovableSlots(Steps):
             if len(changes) < CHANGES_PER_READ:
                 yield changes
                 return
-            following = asyncio.create_task(self._of_stream(READ_CHANGES, stream, changes[-1][1], to_version))
+            following = asyncio.create_task(
+                self._of_stream(statements.READ_CHANGES, stream, changes[-1][1], to_version)
+            )
             try:
                 await asyncio.sleep(0)  # the question goes out
                 yield changes
@@ -207,11 +121,9 @@ class MovableSlots(Steps):
         to_version: int | None,
         limit: int = CHANGES_PER_READ,
     ) -> list[Any]:
-        if "\0" in stream:
-            return []
-        until = MANY if to_version is None else min(to_version, MANY)
-        query = self._sql(queries[self._known_slots[0] > 0])
-        return await self._fetch(query, {"stream": stream, "after": after_version, "to": until, "limit": limit})
+        until = statements.MANY if to_version is None else min(to_version, statements.MANY)
+        parameters = {"stream": stream, "after": after_version, "to": until, "limit": limit}
+        return await self._fetch(queries[self._moved], parameters)
 
     async def _step(
         self, slots: Sequence[int], decide: Decide, *, seen: int | None = None, logged: bool = True
@@ -219,10 +131,8 @@ class MovableSlots(Steps):
         # Tried again where the connection breaks. If the first attempt was carried out after all, the second finds that
         # what it presupposes is not so: the mover looks again then.
         self._check_open()
-        try:
-            change = await self._database.patiently(partial(self._carry_out, list(slots), decide, seen, logged))
-        except psycopg.Error as e:
-            raise StoreUnavailable(f"{self._database.where}: {words(e)} ({e.sqlstate}); nothing was moved") from e
+        carry_out = partial(self._carry_out, list(slots), decide, seen, logged)
+        change = await self._database.patiently(carry_out, undone="nothing was moved")
         if change is not None and change.rows:
             self._tail.moved(change.rows[-1].position)
         return change
@@ -236,57 +146,42 @@ class MovableSlots(Steps):
                 await cursor.execute(self._sql(text), parameters)
                 return await cursor.fetchall() if cursor.description else []
 
-            await rows(_LOCK)
-            ((now, moves, head, version),) = await rows(_LOG + ("FOR UPDATE" if logged else ""), SLOTS_STREAM)
+            await rows(statements.LOCK)
+            ((now, moves, head, version),) = await rows(statements.LOG + ("FOR UPDATE" if logged else ""), SLOTS_STREAM)
             if now != self.identity.incarnation:
-                raise replaced(self._database.where, self.identity)
+                raise replaced(self._where, self.identity)
             found = Found(
                 moves=moves,
-                states=_states(await rows(_STATES)) if moves else unmoved(self.identity.slots),
-                arrived=_arrived(slots, await rows(_ARRIVALS, slots)),
+                states=self._known(moves) or self._learned(moves, await rows(self.reads.states)),
+                arrived=arrived_of(slots, await rows(statements.ARRIVALS, slots)),
                 head=head,
                 version=version,
-                later=[] if seen is None else [(slot, id) for slot, id in await rows(_LATER, seen, slots)],
-                fence=next(map(Fence._make, await rows(_FENCE, FENCES_STREAM)), None),
+                later=[] if seen is None else [(slot, id) for slot, id in await rows(statements.LATER, seen, slots)],
+                fence=next(map(Fence._make, await rows(statements.FENCE, FENCES_STREAM)), None),
             )
             if (change := decide(found)) is None:
                 return None
             if change.imports:
-                async with cursor.copy(self._sql(_IMPORT)) as copy:
-                    copy.set_types(("int8", *COLUMN_TYPES))
+                async with cursor.copy(self._sql(statements.IMPORT)) as copy:
+                    copy.set_types(("int8", *statements.COLUMN_TYPES))
                     for event in change.imports:
                         await copy.write_row((head, *event))
-            if change.arrived:
-                await rows(_PUT_ARRIVALS, *_columns([(slot, *h) for slot, h in change.arrived.items()]))
-            if change.states:
-                states = [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in change.states.items()]
-                await rows(_PUT_STATES, *_columns(states))
+            await put(c, self.schema, SlotRows(change.states, change.arrived))
+            if change.opened:
                 await rows("DELETE FROM {schema}.arrivals WHERE slot = ANY(%s)", change.opened)
             if change.rows:
-                await cursor.executemany(self._sql(_INSERT), change.rows)
-                await rows(_MOVED, head + len(change.rows), int(bool(change.states)))
+                await cursor.executemany(self._sql(statements.INSERT), change.rows)
+                await rows(statements.MOVED, head + len(change.rows), int(bool(change.states)))
                 await rows("SELECT pg_notify(%s, %s)", self._channel, str(head + len(change.rows)))
             return change
 
 
 async def put(c: AsyncConnection[Any], schema: str, rows: SlotRows) -> None:
-    """Write what is said of slots where nothing was said yet."""
-    states = [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in rows.states.items()]
-    for text, found in ((_PUT_ARRIVALS, [(slot, *h) for slot, h in rows.arrived.items()]), (_PUT_STATES, states)):
+    """Write what is said of slots in place of what was."""
+    for text, found in (
+        (statements.PUT_ARRIVALS, arrival_rows(rows.arrived)),
+        (statements.PUT_STATES, state_rows(rows.states)),
+    ):
         if found:
-            await c.execute(sql.SQL(text).format(schema=sql.Identifier(schema)), _columns(found))
-
-
-def _states(rows: Sequence[tuple[Any, ...]]) -> dict[int, SlotState]:
-    return {
-        slot: SlotState(epoch, to, position, History(length, digest))
-        for slot, epoch, to, position, length, digest in rows
-    }
-
-
-def _arrived(slots: Sequence[int], rows: Sequence[tuple[Any, ...]]) -> dict[int, History]:
-    return dict.fromkeys(slots, History()) | {slot: History(length, digest) for slot, length, digest in rows}
-
-
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+            columns = [list(column) for column in zip(*found, strict=True)]
+            await c.execute(sql.SQL(text).format(schema=sql.Identifier(schema)), columns)

@@ -7,64 +7,40 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from itertools import starmap
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, sql
 
-from evsync.errors import (
-    Conflict,
-    EncodingError,
-    EvsyncError,
-    OutcomeUnknown,
-    SlotMoved,
-    StoreError,
-    StoreFull,
-    StoreUnavailable,
-)
-from evsync.inspection import StoreFacts, Unreadable
+from evsync.errors import Conflict, EvsyncError, OutcomeUnknown, SlotMoved, StoreError, StoreUnavailable
+from evsync.inspection import StoreFacts
 from evsync.ports import Capabilities, Share
-from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
+from evsync.records import (
+    Change,
+    Commit,
+    LogIdentity,
+    Snapshot,
+    StoredEvent,
+    as_stored_event,
+    check_name,
+    new_incarnation,
+)
 from evsync.sharding.slots import SLOTS
-from evsync.stores.checkpoint_rows import COLUMNS, from_row
+from evsync.stores.database import OWN_RANGE
 from evsync.stores.plan import CheckpointKey, key_of, plan
-from evsync.stores.postgres import inspection
+from evsync.stores.postgres import inspection, statements
 from evsync.stores.postgres import schema as tables
-from evsync.stores.postgres import slots as slots_of
-from evsync.stores.postgres.append import PARAMETERS, arguments_of, parts_of
-from evsync.stores.postgres.connections import FULL, REFUSED, Connections, replaced, settings_of, words
-from evsync.stores.postgres.schema import OTHER_STORE
+from evsync.stores.postgres.append import APPEND, arguments_of, parts_of
+from evsync.stores.postgres.connections import Connections, settings_of
+from evsync.stores.postgres.errors import OTHER_STORE, is_unwritable, replaced, translated, words
 from evsync.stores.postgres.slots import MovableSlots
-from evsync.stores.shares import OWN_RANGE, ReadsByShare
-from evsync.stores.tail import Tail
-from evsync.tasks import end_task
 
 logger = logging.getLogger("evsync.stores")
 
-_READ_SHARE = f"""
-    WITH stretch AS (
-        SELECT position + remaining AS until FROM {{schema}}.events
-        WHERE position > %(after)s AND position <= %(until)s AND position + remaining < coalesce((
-            SELECT min(position + 0) FROM {{schema}}.events
-            WHERE stream >= %(own)s AND stream < %(beyond)s AND position > %(after)s
-        ), {2**63 - 1})
-        ORDER BY position DESC LIMIT 1
-    )
-    SELECT {tables.COLUMNS} FROM {{schema}}.events
-    WHERE position > %(after)s AND position <= (SELECT until FROM stretch)
-        AND (slot %% %(of)s = ANY (%(groups)s) OR position = (SELECT until FROM stretch))
-    ORDER BY position
-"""
-"""Up to evsync's own events, which are few: `+ 0` keeps the server from looking for the first of them by position."""
-_COUNT_OTHERS = """
-    SELECT count(*) FROM {schema}.events
-    WHERE position > %(after)s AND position < %(end)s AND NOT slot %% %(of)s = ANY (%(groups)s)
-"""
 _GOING_DOWN = "57P"  # class of admin_shutdown, crash_shutdown: the connection ends, perhaps after the commit
 
 
-class PostgresStore(ReadsByShare, MovableSlots):
+class PostgresStore(MovableSlots):
     """An EventStore and EventLog in one schema of a PostgreSQL database. Made by `open`.
 
     One connection appends, a group of commits in one round trip; a few others read; one listens. Connections that break
@@ -96,12 +72,11 @@ class PostgresStore(ReadsByShare, MovableSlots):
         check_name("service", service)
         check_name("shard", shard)
         settings, schema = settings_of(url, service, shard)
+        new = LogIdentity(service, shard, new_incarnation(), slots)
         database = Connections(settings, schema, patience_s)
         try:
             async with database.connection() as c:
-                identity, moves = await tables.prepare(
-                    c, schema, service=service, shard=shard, slots=slots, create=create, owns_slots=owns_slots
-                )
+                identity, moves = await tables.prepare(c, schema, new, create=create, owns_slots=owns_slots)
             await database.readers()  # so that the first read need not wait for a connection
         except psycopg.Error as e:
             await database.close()
@@ -113,38 +88,10 @@ class PostgresStore(ReadsByShare, MovableSlots):
 
     def __init__(self, database: Connections, identity: LogIdentity, schema: str, poll_s: float, moves: int) -> None:
         """For `open`, which everybody else uses."""
-        self.identity, self.schema = identity, schema
-        self._database, self._poll_s = database, poll_s
-        self._schema_name = name = sql.Identifier(schema)
-        self._composed: dict[str, sql.Composed] = {}
-        self._known_slots = (moves, {})
-        events, log = sql.SQL("{}.events").format(name), sql.SQL("{}.log").format(name)
-        columns = sql.SQL(tables.COLUMNS)
-        self._read_log = sql.SQL("SELECT {} FROM {} WHERE position > %s ORDER BY position LIMIT %s").format(
-            columns, events
-        )
-        self._read_head = sql.SQL("SELECT head FROM {}").format(log)
-        self._read_checkpoints = sql.SQL("SELECT {} FROM {}.checkpoints WHERE follower = %s ORDER BY 1, 2").format(
-            sql.SQL(COLUMNS), name
-        )
-        self._read_snapshot = sql.SQL("SELECT {} FROM {}.snapshots WHERE stream = %s").format(
-            sql.SQL(", ".join(Snapshot._fields)), name
-        )
-        self._put_snapshot = sql.SQL(
-            "INSERT INTO {}.snapshots AS kept ({}) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (stream) DO UPDATE "
-            "SET {} WHERE kept.shape <> excluded.shape OR kept.version < excluded.version"
-        ).format(
-            name,
-            sql.SQL(", ".join(Snapshot._fields)),
-            sql.SQL(", ".join(f"{field} = excluded.{field}" for field in Snapshot._fields)),
-        )
-        self._append = sql.SQL("SELECT * FROM {}.append_commits({})").format(name, sql.SQL(", ".join(PARAMETERS)))
-        self._channel = f"evsync_{schema}"[:63]
-        self._tail = Tail()
-        self._watcher: asyncio.Task[None] | None = None
+        super().__init__(database, identity, schema, moves)
+        self._poll_s = poll_s
         self._appending = asyncio.Lock()
         self._writer: AsyncConnection[Any] | None = None
-        self._closed = False
 
     # ---- EventStore
 
@@ -164,44 +111,32 @@ class PostgresStore(ReadsByShare, MovableSlots):
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
-        rows = await self._of_stream(slots_of.READ_STREAM, stream, after_version, to_version, slots_of.MANY)
+        rows = await self._of_stream(statements.READ_STREAM, stream, after_version, to_version, statements.MANY)
         return list(map(as_stored_event, rows))
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """The same events in slices, as little of them as a fold needs. A slice is a round trip."""
-        first = await self._of_stream(slots_of.READ_CHANGES, stream, after_version, to_version)
+        first = await self._of_stream(statements.READ_CHANGES, stream, after_version, to_version)
         async for changes in self._slices(first, stream, to_version):
             yield changes
-
-    async def checkpoints(self, follower: str) -> list[Checkpoint]:
-        """The checkpoints that commits have stored under this name, by log and group."""
-        return list(starmap(from_row, await self._fetch(self._read_checkpoints, (follower,))))
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Keep it in place of an older one, or one of another shape."""
 
-        async def put(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
-            await c.execute(self._put_snapshot, snapshot)
-            return []
+        async def put(c: AsyncConnection[Any]) -> None:
+            await c.execute(self._sql(statements.PUT_SNAPSHOT), snapshot)
 
         self._check_open()
         await self._database.patiently(put)  # doing it twice changes nothing
-
-    async def snapshot(self, stream: str) -> Snapshot | None:
-        """The snapshot of a stream, if one is kept."""
-        rows = await self._fetch(self._read_snapshot, (stream,))
-        return Snapshot(*rows[0]) if rows else None
 
     async def close(self) -> None:
         """Carry out what was begun, then release everything. Calling twice is fine."""
         if self._closed:
             return
         self._closed = True
-        self._tail.failed(self._closed_error())
-        if self._watcher is not None:
-            await end_task(self._watcher)
+        await self._tail.close(self._closed_error())
         async with self._appending:
             if self._writer is not None:
                 await self._writer.close()
@@ -209,49 +144,24 @@ class PostgresStore(ReadsByShare, MovableSlots):
 
     # ---- EventLog
 
-    async def head(self) -> int:
-        """The position of the last event: 0 for an empty log."""
-        ((head,),) = await self._fetch(self._read_head, ())
-        return int(head)
-
-    async def read(self, after: int, limit: int) -> list[StoredEvent]:
-        """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
-        rows = await self._rows(self._read_log, (after, max(limit, 1)))
-        if rows and (remaining := rows[-1].remaining):
-            rows += await self._rows(self._read_log, (rows[-1].position, remaining))
-        return rows
+    async def _log(self, after: int, limit: int) -> list[StoredEvent]:
+        return await self._events(statements.READ_LOG, (after, limit))
 
     async def _of_share(self, after: int, limit: int, share: Share) -> list[StoredEvent]:
         first, beyond = OWN_RANGE
         bounds = {"after": after, "until": after + limit, "own": first, "beyond": beyond, **_terms(share)}
-        return await self._rows(self._sql(_READ_SHARE), bounds)
+        return await self._events(statements.READ_SHARE, bounds)
 
     async def _others(self, after: int, end: int, share: Share) -> int:
-        ((count,),) = await self._fetch(self._sql(_COUNT_OTHERS), {"after": after, "end": end, **_terms(share)})
+        ((count,),) = await self._fetch(statements.COUNT_OTHERS, {"after": after, "end": end, **_terms(share)})
         return int(count)
-
-    async def wait(self, after: int, timeout_s: float) -> int:
-        """The head, as soon as it is beyond `after`, or when the time has run out.
-
-        Woken at once by appends of this store and by notifications of others; a poll stands behind them.
-        """
-        self._check_open()
-        if self._tail.head <= after and timeout_s > 0:
-            if self._watcher is None or self._watcher.done():
-                self._watcher = asyncio.create_task(self._watch(), name=f"evsync listener of {self.identity.name}")
-            await self._tail.beyond(after, timeout_s)
-        return self._tail.head if self._tail.head > after else await self.head()
 
     # ---- Inspectable
 
     async def facts(self) -> StoreFacts:
         """How much it holds."""
         self._check_open()
-        return await self._database.patiently(partial(inspection.facts, self._database.where, self.schema))
-
-    async def scan(self, after: int, limit: int) -> list[StoredEvent | Unreadable]:
-        """What is stored at up to `limit` positions after `after`, gaps and cut commits included."""
-        return [*await self._rows(self._read_log, (after, limit))]
+        return await self._database.patiently(partial(inspection.facts, self._where, self.schema))
 
     async def self_check(self) -> Sequence[str]:
         """Nothing: what PostgreSQL has for this (amcheck) is for its administrators."""
@@ -274,23 +184,11 @@ class PostgresStore(ReadsByShare, MovableSlots):
                         async for notice in c.notifies(timeout=self._poll_s, stop_after=1):
                             self._tail.moved(int(notice.payload))
             except (psycopg.Error, StoreError) as e:
-                logger.warning("cannot listen to %s for a moment: %s", self._database.where, words(e))
+                logger.warning("cannot listen to %s for a moment: %s", self._where, words(e))
                 await asyncio.sleep(self._poll_s)
 
-    # ---- reading
-
-    async def _rows(self, query: sql.Composed, parameters: Any) -> list[StoredEvent]:
-        return list(map(as_stored_event, await self._fetch(query, parameters)))
-
-    async def _fetch(self, query: sql.Composed, parameters: Any) -> list[tuple[Any, ...]]:
-        self._check_open()
-
-        async def fetch(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
-            async with c.cursor(binary=True) as cursor:
-                await cursor.execute(query, parameters, prepare=True)
-                return await cursor.fetchall()
-
-        return await self._database.patiently(fetch)
+    async def _events(self, text: str, parameters: Any) -> list[StoredEvent]:
+        return list(map(as_stored_event, await self._fetch(text, parameters)))
 
     # ---- writing
 
@@ -323,7 +221,7 @@ class PostgresStore(ReadsByShare, MovableSlots):
         planned = plan(self.identity, 0, expected, after, commits)
         parameters, judged = arguments_of(commits, planned)
         cursor = c.cursor(binary=True)
-        await cursor.execute(self._append, (*parameters, self.identity.incarnation, self._channel), prepare=True)
+        await cursor.execute(self._sql(APPEND), (*parameters, self.identity.incarnation, self._channel), prepare=True)
         row = await cursor.fetchone()
         assert row is not None
         head, refused, items, actuals = row
@@ -349,30 +247,17 @@ class PostgresStore(ReadsByShare, MovableSlots):
     async def _failed(self, c: AsyncConnection[Any], e: psycopg.Error) -> EvsyncError:
         """What an error of an append means, which depends on whether the server itself has said that it failed."""
         state = e.sqlstate or ""
-        if isinstance(e, psycopg.DataError) and not state:
-            return EncodingError(f"{self._database.where} cannot hold this: {words(e)}; nothing was sent")
+        if is_unwritable(e):
+            return translated(self._where, e, "nothing was sent")
         if c.closed or not state or state.startswith(_GOING_DOWN):
             self._writer = None
             with contextlib.suppress(psycopg.Error):
                 await c.close()
             return OutcomeUnknown(
-                f"the connection to {self._database.where} broke in the middle of an append ({words(e)}), which may or "
+                f"the connection to {self._where} broke in the middle of an append ({words(e)}), which may or "
                 "may not be stored. Look for the command's id in its streams before you save again; execute() does."
             )
-        if state == OTHER_STORE:
-            return replaced(self._database.where, self.identity)
-        if state in FULL:
-            return StoreFull(f"{self._database.where}: {words(e)}; nothing was stored. Make room, then save again.")
-        if state[:2] in REFUSED:
-            return EncodingError(f"{self._database.where} cannot hold this: {words(e)}; nothing was stored")
-        return StoreUnavailable(f"{self._database.where}: {words(e)} ({state}); nothing was stored")
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._closed_error()
-
-    def _closed_error(self) -> StoreUnavailable:
-        return StoreUnavailable(f"the store in {self._database.where} is closed; nothing was stored")
+        return replaced(self._where, self.identity) if state == OTHER_STORE else translated(self._where, e)
 
 
 def _terms(share: Share) -> dict[str, Any]:

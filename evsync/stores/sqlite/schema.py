@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
-from evsync.records import RESTORES_STREAM, STORE_FILE_ID, LogIdentity, StoredEvent, new_incarnation
+from evsync.records import RESTORES_STREAM, STORE_FILE_ID, LogIdentity, StoredEvent
 from evsync.restores import with_ancestry
 from evsync.stores.sqlite.errors import is_busy
 
@@ -22,6 +22,19 @@ SCHEMA = 1
 COLUMNS = ", ".join(StoredEvent._fields)
 """In the order of the fields, so that a row is a StoredEvent as it is."""
 
+_EVENT = """
+        stream      TEXT NOT NULL,
+        version     INTEGER NOT NULL,
+        slot        INTEGER NOT NULL,
+        type        TEXT NOT NULL,
+        time_us     INTEGER NOT NULL,
+        id          BLOB NOT NULL,
+        remaining   INTEGER NOT NULL,
+        incarnation TEXT NOT NULL,
+        data        BLOB NOT NULL,
+        meta        TEXT,
+        UNIQUE (stream, version)
+"""
 TABLES = (
     """
     CREATE TABLE log (
@@ -57,35 +70,10 @@ TABLES = (
         number      INTEGER PRIMARY KEY,
         "at"        INTEGER NOT NULL,  -- head of this log when it was imported
         position    INTEGER NOT NULL,  -- in the log that it was appended to
-        stream      TEXT NOT NULL,
-        version     INTEGER NOT NULL,
-        slot        INTEGER NOT NULL,
-        type        TEXT NOT NULL,
-        time_us     INTEGER NOT NULL,
-        id          BLOB NOT NULL,
-        remaining   INTEGER NOT NULL,
-        incarnation TEXT NOT NULL,
-        data        BLOB NOT NULL,
-        meta        TEXT,
-        UNIQUE (stream, version)
-    )
-    """,
     """
-    CREATE TABLE events (
-        position    INTEGER PRIMARY KEY,
-        stream      TEXT NOT NULL,
-        version     INTEGER NOT NULL,
-        slot        INTEGER NOT NULL,
-        type        TEXT NOT NULL,
-        time_us     INTEGER NOT NULL,
-        id          BLOB NOT NULL,
-        remaining   INTEGER NOT NULL,
-        incarnation TEXT NOT NULL,
-        data        BLOB NOT NULL,
-        meta        TEXT,
-        UNIQUE (stream, version)
-    )
-    """,
+    f"{_EVENT})",
+    f"CREATE TABLE events (position INTEGER PRIMARY KEY, {_EVENT})",
+    'CREATE INDEX imports_by_place ON imports ("at")',  # and number, with which every index ends
     """
     CREATE TABLE checkpoints (
         follower    TEXT NOT NULL,
@@ -172,15 +160,13 @@ def check_path(name: str | os.PathLike[str], *, create: bool) -> Path:
 def prepare(
     connection: sqlite3.Connection,
     path: Path,
+    new: LogIdentity,
     *,
-    service: str,
-    shard: str,
-    slots: int,
     create: bool,
+    owns_slots: bool,
     patience_s: float,
-    owns_slots: bool = True,
 ) -> LogIdentity:
-    """Make the tables where there are none, and say which log this is.
+    """Make the tables of a `new` log where there are none, and say which log this is.
 
     Several processes may do this at once: one makes the tables, the others find them. A file that is not this log's
     is left as it is: raises WrongStore.
@@ -193,9 +179,9 @@ def prepare(
             _use_write_ahead_log(connection, path)
             connection.execute("BEGIN IMMEDIATE")
             if not _is_store(connection, path):  # otherwise another process was first
-                make_tables(connection, LogIdentity(service, shard, new_incarnation(), slots), owns_slots=owns_slots)
+                make_tables(connection, new, owns_slots=owns_slots)
             connection.execute("COMMIT")
-        identity = _identity(connection, path, service, shard)
+        identity = _identity(connection, path, new)
         _use_write_ahead_log(connection, path)
         return identity
 
@@ -264,7 +250,7 @@ def make_tables(connection: sqlite3.Connection, identity: LogIdentity, *, owns_s
     connection.execute(f"PRAGMA application_id = {STORE_FILE_ID}")
 
 
-def _identity(connection: sqlite3.Connection, path: Path, service: str, shard: str) -> LogIdentity:
+def _identity(connection: sqlite3.Connection, path: Path, expected: LogIdentity) -> LogIdentity:
     # The schema's number first and alone: a newer evsync may have changed all other columns.
     (schema,) = connection.execute("SELECT schema FROM log").fetchone() or (None,)
     if schema is None:
@@ -276,10 +262,11 @@ def _identity(connection: sqlite3.Connection, path: Path, service: str, shard: s
         )
     row = connection.execute("SELECT service, shard, incarnation, slots FROM log").fetchone()
     identity = LogIdentity(*row)
-    if (identity.service, identity.shard) != (service, shard):
+    if identity.name != expected.name:
         raise WrongStore(
             f"{path} is the store of service {identity.service!r}, shard {identity.shard!r}, and was opened for "
-            f"service {service!r}, shard {shard!r}; nothing was touched. Give each service and shard a file of its own."
+            f"service {expected.service!r}, shard {expected.shard!r}; nothing was touched. Give each service and shard "
+            "a file of its own."
         )
     restores = connection.execute(
         f"SELECT {COLUMNS} FROM events WHERE stream = ? ORDER BY version DESC LIMIT 1", (RESTORES_STREAM,)

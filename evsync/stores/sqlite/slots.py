@@ -1,134 +1,101 @@
-"""Slots of an SQLite store: who owns them, their histories, and the steps by which they move.
-
-Each function is one transaction's work on a connection that holds the write lock, or a read.
-"""
+"""The half of an SQLite store that moves slots: what it has of them, and the steps, each in one transaction."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
-from evsync.ports import Arrived, Place, SlotSize
-from evsync.records import (
-    FENCES_STREAM,
-    OWN_STREAMS,
-    SLOTS_STREAM,
-    History,
-    LogIdentity,
-    SlotRows,
-    SlotState,
-    StoredEvent,
-)
-from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, unmoved
-from evsync.stores.sqlite import statements
-from evsync.stores.sqlite.schema import COLUMNS
+from evsync.ports import Arrived, Place
+from evsync.records import FENCES_STREAM, SLOTS_STREAM, History, SlotRows, SlotState, StoredEvent
+from evsync.stores.database import DatabaseStore
+from evsync.stores.slot_rows import ARRIVAL_COLUMNS, arrival_rows, arrived_of, history_of, state_rows
+from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange
+from evsync.stores.sqlite import schema, statements
 
-_NOT_OWN = f"substr(stream, 1, {len(OWN_STREAMS)}) <> '{OWN_STREAMS}'"
+T = TypeVar("T")
+
 _FENCE = "SELECT version, incarnation, data FROM events WHERE stream = ? ORDER BY version DESC LIMIT 1"
-_IMPORT = f'INSERT INTO imports (number, "at", {COLUMNS}) VALUES (?, ?{", ?" * len(StoredEvent._fields)})'
+_IMPORT = f'INSERT INTO imports (number, "at", {schema.COLUMNS}) VALUES (?, ?{", ?" * len(StoredEvent._fields)})'
+_IMPORTED = f'SELECT "at" AS came, number, {schema.COLUMNS} FROM imports'
+# Imports in two parts, so that the index leads to the place: to compare both numbers at once would read all that came
+# at the same position, which are most of them in a new shard.
+_HISTORY = f"""
+    SELECT * FROM (
+        SELECT position AS came, 0 AS number, {schema.COLUMNS} FROM events
+        WHERE position > ?1 AND slot IN (%(slots)s) AND {statements.NOT_OWN} ORDER BY position LIMIT ?3
+    ) UNION ALL SELECT * FROM (
+        {_IMPORTED} WHERE "at" = ?1 AND number > ?2 AND slot IN (%(slots)s) ORDER BY number LIMIT ?3
+    ) UNION ALL SELECT * FROM (
+        {_IMPORTED} WHERE "at" > ?1 AND slot IN (%(slots)s) ORDER BY "at", number LIMIT ?3
+    ) ORDER BY came, number LIMIT ?3
+"""
 
 
-def states(c: sqlite3.Connection, identity: LogIdentity, moves: int) -> dict[int, SlotState]:
-    """What the store says of each slot that is, or was, open in it."""
-    if moves == 0:
-        return unmoved(identity.slots)
-    return {
-        slot: SlotState(epoch, to, position, History(length, digest))
-        for slot, epoch, to, position, length, digest in c.execute(
-            'SELECT slot, epoch, "to", position, length, digest FROM slots'
-        )
-    }
+class MovableSlots(DatabaseStore):
+    """What SqliteStore is too. Implements SlotStore, whose docstrings say what its methods do."""
 
+    async def _in_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Read in one of the threads for that."""
+        raise NotImplementedError
 
-def moves_of(c: sqlite3.Connection) -> int:
-    """How often the states have changed."""
-    (moves,) = c.execute("SELECT moves FROM log").fetchone()
-    return int(moves)
+    async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do this in the writer's thread, in line with appends; committed if it returns something."""
+        raise NotImplementedError
 
+    async def arrived(self, slots: Sequence[int]) -> Mapping[int, History]:
+        """What has arrived of the histories of slots that are not open here."""
+        return await self._in_thread(partial(_arrived, slots))
 
-def arrivals(c: sqlite3.Connection, slots: Sequence[int]) -> dict[int, History]:
-    """What has arrived of the slots' histories."""
-    found = {slot: History() for slot in slots}
-    for slot, length, digest in c.execute(
-        f"SELECT slot, length, digest FROM arrivals WHERE slot IN ({_marks(slots)})", slots
-    ):
-        found[slot] = History(length, digest)
-    return found
+    async def slot_events(self, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
+        """The next events of these slots, own and imported, in the order in which they came."""
+        text = _HISTORY % {"slots": _list(slots)}
+        return history_of(await self._in_thread(lambda c: c.execute(text, (*after, limit)).fetchall()))
 
+    async def _step(
+        self, slots: Sequence[int], decide: Decide, *, seen: int | None = None, logged: bool = True
+    ) -> SlotChange | None:
+        change = await self._transaction(partial(self._carry_out, slots, decide, seen))
+        if change is not None and change.rows:
+            self._tail.moved(change.rows[-1].position)
+        return change
 
-def history(c: sqlite3.Connection, slots: Sequence[int], after: Place, limit: int) -> list[Arrived]:
-    """The next events of these slots, own and imported, in the order in which they came."""
-    marks = _marks(slots)
-    rows = c.execute(
-        f"""
-        SELECT * FROM (
-            SELECT position AS came, 0 AS number, {COLUMNS} FROM events
-            WHERE position > ? AND slot IN ({marks}) AND {_NOT_OWN}
-            ORDER BY position LIMIT ?
-        ) UNION ALL SELECT * FROM (
-            SELECT "at" AS came, number, {COLUMNS} FROM imports
-            WHERE ("at", number) > (?, ?) AND slot IN ({marks}) ORDER BY "at", number LIMIT ?
-        ) ORDER BY came, number LIMIT ?
-        """,
-        (after[0], *slots, limit, *after, *slots, limit, limit),
-    ).fetchall()
-    return [((row[0], row[1]), StoredEvent(*row[2:])) for row in rows]
-
-
-def size(c: sqlite3.Connection, identity: LogIdentity) -> SlotSize:
-    """How much there is."""
-    events, size_bytes = c.execute(
-        f"SELECT count(*), coalesce(sum(length(data)), 0) FROM events WHERE {_NOT_OWN}"
-    ).fetchone()
-    here = [slot for slot, state in states(c, identity, moves_of(c)).items() if state.to is None]
-    (streams,) = c.execute(
-        f"SELECT count(*) FROM (SELECT stream, slot FROM events WHERE {_NOT_OWN} "
-        f"UNION SELECT stream, slot FROM imports) WHERE slot IN ({', '.join(map(str, here))})"
-    ).fetchone()
-    return SlotSize(events, size_bytes, streams)
-
-
-def carry_out(
-    c: sqlite3.Connection, identity: LogIdentity, slots: Sequence[int], decide: Decide, seen: int | None
-) -> SlotChange | None:
-    """Decide on a step, and write what was decided; None, and nothing written, if the step cannot be."""
-    head, moves, (version,) = statements.look_up(c, statements.VERSION, [(SLOTS_STREAM,)])
-    later: list[tuple[int, bytes]] = []
-    if seen is not None:
-        later = c.execute(
-            f"SELECT slot, id FROM events WHERE position > ? AND slot IN ({_marks(slots)}) AND {_NOT_OWN} "
-            "ORDER BY position",
-            (seen, *slots),
-        ).fetchall()
-    change = decide(
-        Found(
+    def _carry_out(
+        self, slots: Sequence[int], decide: Decide, seen: int | None, c: sqlite3.Connection
+    ) -> SlotChange | None:
+        head, moves, (version,) = statements.look_up(c, statements.VERSION, [(SLOTS_STREAM,)])
+        later = f"SELECT slot, id FROM events WHERE position > ? AND slot IN ({_list(slots)}) AND {statements.NOT_OWN}"
+        found = Found(
             moves=moves,
-            states=states(c, identity, moves),
-            arrived=arrivals(c, slots),
+            states=self._states(c, moves),
+            arrived=_arrived(slots, c),
             head=head,
             version=version,
-            later=later,
+            later=[] if seen is None else c.execute(f"{later} ORDER BY position", (seen,)).fetchall(),
             fence=next(map(Fence._make, c.execute(_FENCE, (FENCES_STREAM,))), None),
         )
-    )
-    if change is None:
-        return None
-    statements.insert(c, change.rows)
-    c.executemany(_IMPORT, [(None, head, *e) for e in change.imports])
-    put(c, SlotRows(change.states, change.arrived))
-    if change.states:
-        c.executemany("DELETE FROM arrivals WHERE slot = ?", [(slot,) for slot in change.opened])
-    return change
+        if (change := decide(found)) is not None:
+            _write(c, change, head)
+        return change
+
+    def _versions(self, c: sqlite3.Connection, streams: Sequence[str]) -> tuple[int, int, list[int]]:
+        """The head of the log, how often slots have moved, and the versions of streams: with imports where one has."""
+        if not self._moved:
+            found = statements.look_up(c, statements.VERSION, [(s,) for s in streams])
+            if found[1] == 0:
+                return found
+        return statements.look_up(c, statements.VERSION_MOVED, [(s, s) for s in streams])
+
+    def _states(self, c: sqlite3.Connection, moves: int) -> Mapping[int, SlotState]:
+        return self._known(moves) or self._learned(moves, c.execute(statements.READS.states))
 
 
 def put(c: sqlite3.Connection, rows: SlotRows) -> None:
     """Write what is said of slots in place of what was; `moves` is raised if any changes its state."""
-    c.executemany("INSERT OR REPLACE INTO arrivals VALUES (?, ?, ?)", [(s, *h) for s, h in rows.arrived.items()])
+    c.executemany("INSERT OR REPLACE INTO arrivals VALUES (?, ?, ?)", arrival_rows(rows.arrived))
     if rows.states:
-        c.executemany(
-            "INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)",
-            [(slot, s.epoch, s.to, s.position, *s.history) for slot, s in rows.states.items()],
-        )
+        c.executemany("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?)", state_rows(rows.states))
         c.execute("UPDATE log SET moves = moves + 1")
 
 
@@ -137,5 +104,17 @@ def import_at(c: sqlite3.Connection, arrived: Sequence[Arrived]) -> None:
     c.executemany(_IMPORT, [(number, at, *event) for (at, number), event in arrived])
 
 
-def _marks(slots: Sequence[int]) -> str:
-    return ", ".join("?" * len(slots))
+def _write(c: sqlite3.Connection, change: SlotChange, head: int) -> None:
+    statements.insert(c, change.rows)
+    c.executemany(_IMPORT, [(None, head, *e) for e in change.imports])
+    put(c, SlotRows(change.states, change.arrived))
+    if change.states:
+        c.executemany("DELETE FROM arrivals WHERE slot = ?", [(slot,) for slot in change.opened])
+
+
+def _arrived(slots: Sequence[int], c: sqlite3.Connection) -> dict[int, History]:
+    return arrived_of(slots, c.execute(f"SELECT {ARRIVAL_COLUMNS} FROM arrivals WHERE slot IN ({_list(slots)})"))
+
+
+def _list(slots: Sequence[int]) -> str:
+    return ", ".join(map(str, slots))

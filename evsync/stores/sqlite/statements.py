@@ -9,8 +9,10 @@ from itertools import chain
 from typing import Any
 
 from evsync.ports import Share
-from evsync.records import Checkpoint, Snapshot, StoredEvent
+from evsync.records import OWN_STREAMS, Checkpoint, Snapshot, StoredEvent
 from evsync.stores import checkpoint_rows
+from evsync.stores.database import Reads
+from evsync.stores.slot_rows import STATE_COLUMNS
 from evsync.stores.sqlite import schema
 
 ROWS_PER_STATEMENT = 64
@@ -40,9 +42,7 @@ def _over_imports(read: str) -> str:
 
 
 READ_STREAM_MOVED, READ_CHANGES_MOVED = _over_imports(READ_STREAM), _over_imports(READ_CHANGES)
-READ_CHECKPOINTS = f"SELECT {checkpoint_rows.COLUMNS} FROM checkpoints WHERE follower = ? ORDER BY 1, 2"
 _SNAPSHOT = ", ".join(Snapshot._fields)
-READ_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?"
 PUT_SNAPSHOT = (
     f"INSERT INTO snapshots ({_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
@@ -50,6 +50,21 @@ PUT_SNAPSHOT = (
 )
 # The head is the greatest position, and no counter of its own: that would be one more page to write at every commit.
 READ_HEAD = "SELECT coalesce((SELECT max(position) FROM events), trimmed) FROM log"
+NOT_OWN = f"substr(stream, 1, {len(OWN_STREAMS)}) <> '{OWN_STREAMS}'"
+READS = Reads(
+    head=READ_HEAD,
+    checkpoints=f"SELECT {checkpoint_rows.COLUMNS} FROM checkpoints WHERE follower = ? ORDER BY 1, 2",
+    snapshot=f"SELECT {_SNAPSHOT} FROM snapshots WHERE stream = ?",
+    moves="SELECT moves FROM log",
+    states=f"SELECT {STATE_COLUMNS} FROM slots",
+    size=f"SELECT count(*), coalesce(sum(length(data)), 0) FROM events WHERE {NOT_OWN}",
+    streams=f"SELECT slot, count(*) FROM (SELECT stream, slot FROM events WHERE {NOT_OWN} "
+    "UNION SELECT stream, slot FROM imports) GROUP BY slot",
+    trimmed="SELECT trimmed FROM log",
+    goes_on="SELECT 1 FROM events WHERE stream = ? AND version > ? LIMIT 1",
+    old_streams=f"SELECT stream, max(version) FROM events WHERE stream > ? AND {NOT_OWN} "
+    "GROUP BY stream HAVING min(position) <= ? AND count(*) > 1 ORDER BY stream LIMIT ?",
+)
 VERSION = "(SELECT max(version) FROM events WHERE stream = ?)"
 TAKEN = "EXISTS (SELECT 1 FROM events WHERE stream = ? AND version = ?)"
 # Over imports too, for a store that slots have moved from or to. Each key is given twice.

@@ -19,25 +19,30 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
-from evsync.inspection import StoreFacts, Unreadable
+from evsync.inspection import StoreFacts
 from evsync.ports import Capabilities, Share
-from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, as_stored_event, check_name
+from evsync.records import (
+    Change,
+    Commit,
+    LogIdentity,
+    Snapshot,
+    StoredEvent,
+    as_stored_event,
+    check_name,
+    new_incarnation,
+)
 from evsync.sharding.slots import SLOTS
-from evsync.stores.checkpoint_rows import from_row
+from evsync.stores.database import OWN_RANGE
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
-from evsync.stores.shares import OWN_RANGE, ReadsByShare
 from evsync.stores.sqlite import inspection, schema, statements
-from evsync.stores.sqlite import slots as slots_of
 from evsync.stores.sqlite.errors import BUSY, FAILURES, is_busy, primary_code, translated
-from evsync.stores.sqlite.movable import MovableSlots, file_id
 from evsync.stores.sqlite.pace import Pace
+from evsync.stores.sqlite.slots import MovableSlots
 from evsync.stores.sqlite.threads import ConnectionThreads, rolled_back
-from evsync.stores.tail import Tail
 
 T = TypeVar("T")
 
@@ -46,7 +51,7 @@ ROWS_PER_READ = 512
 READ_THREADS = 2
 
 
-class SqliteStore(ReadsByShare, MovableSlots):
+class SqliteStore(MovableSlots):
     """An EventStore and EventLog in one SQLite file (write-ahead log, fsync at each commit).
 
     Made by `open`. Belongs to the event loop it was opened in. Any number of processes of one machine may have the
@@ -54,6 +59,7 @@ class SqliteStore(ReadsByShare, MovableSlots):
     """
 
     capabilities = Capabilities(given_versions=True)
+    reads = statements.READS
 
     @classmethod
     async def open(
@@ -84,49 +90,40 @@ class SqliteStore(ReadsByShare, MovableSlots):
         check_name("service", service)
         check_name("shard", shard)
         file = schema.check_path(path, create=create)
-        writer = ConnectionThreads(
-            lambda: schema.patiently(lambda: schema.connect(file, create=create, timeout_s=0), patience_s),
-            file,
-            threads=1,
-            name=f"evsync-write-{service}",
-        )
+        new = LogIdentity(service, shard, new_incarnation(), slots)
+
+        def connect() -> sqlite3.Connection:
+            return schema.patiently(lambda: schema.connect(file, create=create, timeout_s=0), patience_s)
+
+        def prepare(c: sqlite3.Connection) -> tuple[LogIdentity, int, sqlite3.Connection, sqlite3.Connection]:
+            identity = schema.prepare(c, file, new, create=create, owns_slots=owns_slots, patience_s=patience_s)
+            (moves,) = c.execute(statements.READS.moves).fetchone()
+            reader = schema.patiently(lambda: schema.connect_to_read(file, timeout_s=0), patience_s)
+            return identity, moves, reader, schema.patiently(lambda: schema.connect_to_write(file), patience_s)
+
+        writer = ConnectionThreads(connect, file, threads=1, name=f"evsync-write-{service}")
         try:
-            identity = await writer.run(
-                lambda c: schema.prepare(
-                    c,
-                    file,
-                    service=service,
-                    shard=shard,
-                    slots=slots,
-                    create=create,
-                    patience_s=patience_s,
-                    owns_slots=owns_slots,
-                )
-            )
-            reader = await writer.run(
-                lambda _: schema.patiently(lambda: schema.connect_to_read(file, timeout_s=0), patience_s)
-            )
-            moves = await writer.run(slots_of.moves_of)
-            here = await writer.run(lambda _: schema.patiently(lambda: schema.connect_to_write(file), patience_s))
+            identity, moves, reader, here = await writer.run(prepare)
         except BaseException:
             await writer.close()
             raise
-        return cls(file, identity, writer, here, reader, patience_s, poll_s, read_on_loop_s, moves)
+        return cls(file, identity, moves, writer, here, reader, patience_s, poll_s, read_on_loop_s)
 
     def __init__(
         self,
         path: Path,
         identity: LogIdentity,
+        moves: int,
         writer: ConnectionThreads,
         writer_here: sqlite3.Connection,
         reader: sqlite3.Connection,
         patience_s: float,
         poll_s: float,
         read_on_loop_s: float,
-        moves: int,
     ) -> None:
         """For `open`, which everybody else uses."""
-        self.path, self.identity = path, identity
+        super().__init__(identity, str(path), moves)
+        self.path, self._file = path, _file_id(str(path))
         self._patience_s, self._poll_s, self._read_on_loop_s = patience_s, poll_s, read_on_loop_s
         self._writer, self._reader = writer, reader
         self._writer_here: sqlite3.Connection | None = writer_here
@@ -138,12 +135,6 @@ class SqliteStore(ReadsByShare, MovableSlots):
             threads=READ_THREADS,
             name=f"evsync-read-{identity.service}",
         )
-        self._name = str(path)
-        self._file = file_id(path)
-        self._tail = Tail()
-        self._poller: asyncio.Task[None] | None = None
-        self._closed = False
-        self._known_slots = (moves, {})
 
     # ---- EventStore
 
@@ -203,7 +194,7 @@ class SqliteStore(ReadsByShare, MovableSlots):
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
         until = statements.MANY if to_version is None else to_version
-        sql = statements.READ_STREAM_MOVED if self._known_slots[0] else statements.READ_STREAM
+        sql = statements.READ_STREAM_MOVED if self._moved else statements.READ_STREAM
         return list(map(as_stored_event, await self._rows(sql, 2, after_version, statements.MANY, stream, until)))
 
     async def read_changes(
@@ -211,7 +202,7 @@ class SqliteStore(ReadsByShare, MovableSlots):
     ) -> AsyncIterator[Sequence[Change]]:
         """The same events in slices, as little of them as a fold needs."""
         until = statements.MANY if to_version is None else to_version
-        sql = statements.READ_CHANGES_MOVED if self._known_slots[0] else statements.READ_CHANGES
+        sql = statements.READ_CHANGES_MOVED if self._moved else statements.READ_CHANGES
         while changes := await self._fetch(sql, (after_version, ROWS_PER_READ, stream, until)):
             yield changes
             if len(changes) < ROWS_PER_READ:
@@ -219,31 +210,20 @@ class SqliteStore(ReadsByShare, MovableSlots):
             after_version = changes[-1][1]
             await asyncio.sleep(0)
 
-    async def checkpoints(self, follower: str) -> list[Checkpoint]:
-        """The checkpoints that commits have stored under this name, by log and group."""
-        return list(starmap(from_row, await self._fetch(statements.READ_CHECKPOINTS, (follower,))))
-
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Keep it in place of an older one, or one of another shape. Waits in line with appends."""
         self._check_open()
         await self._writer.run(partial(self._keep, snapshot))
-
-    async def snapshot(self, stream: str) -> Snapshot | None:
-        """The snapshot of a stream, if one is kept."""
-        rows = await self._fetch(statements.READ_SNAPSHOT, (stream,))
-        return Snapshot(*rows[0]) if rows else None
 
     async def close(self) -> None:
         """Carry out what was begun, then release everything. Calling twice is fine."""
         if self._closed:
             return
         self._closed = True
-        if self._poller is not None:
-            self._poller.cancel()
-        self._tail.failed(self._closed_error())
         for here in filter(None, (self._reader, self._writer_here)):
             here.close()
         try:
+            await self._tail.close(self._closed_error())
             await self._readers.close()
             if self._checkpointing is not None:
                 await asyncio.wait([self._checkpointing])
@@ -253,17 +233,8 @@ class SqliteStore(ReadsByShare, MovableSlots):
 
     # ---- EventLog
 
-    async def head(self) -> int:
-        """The position of the last event: 0 for an empty log."""
-        ((head,),) = await self._fetch(statements.READ_HEAD, ())
-        return int(head)
-
-    async def read(self, after: int, limit: int) -> list[StoredEvent]:
-        """The events at positions after + 1, after + 2, …, about `limit` of them, whole commits only; [] at the end."""
-        rows = list(map(as_stored_event, await self._rows(statements.READ_LOG, 0, after, max(limit, 1))))
-        if rows and (remaining := rows[-1].remaining):
-            rows += map(as_stored_event, await self._rows(statements.READ_LOG, 0, rows[-1].position, remaining))
-        return rows
+    async def _log(self, after: int, limit: int) -> list[StoredEvent]:
+        return list(map(as_stored_event, await self._rows(statements.READ_LOG, 0, after, limit)))
 
     async def _of_share(self, after: int, limit: int, share: Share) -> list[StoredEvent]:
         end = await self._fetch(statements.END_OF_STRETCH, (after, after + limit, *OWN_RANGE))
@@ -274,18 +245,14 @@ class SqliteStore(ReadsByShare, MovableSlots):
         ((count,),) = await self._fetch(statements.count_others(share), (after, end))
         return int(count)
 
-    async def wait(self, after: int, timeout_s: float) -> int:
-        """The head, as soon as it is beyond `after`, or when the time has run out.
-
-        Woken by appends of this store at once; others are found by one poll for all who wait, which runs only while
-        somebody does.
-        """
-        self._check_open()
-        if self._tail.head <= after and timeout_s > 0:
-            if self._poller is None or self._poller.done():
-                self._poller = asyncio.get_running_loop().create_task(self._poll())
-            await self._tail.beyond(after, timeout_s)
-        return self._tail.head if self._tail.head > after else await self.head()
+    async def _watch(self) -> None:
+        """One poll for all who wait, which ends when nobody does."""
+        try:
+            while self._tail.awaited:
+                self._tail.moved(await self.head())
+                await asyncio.sleep(self._poll_s)
+        except StoreError as e:
+            self._tail.failed(e)
 
     # ---- Inspectable
 
@@ -293,23 +260,9 @@ class SqliteStore(ReadsByShare, MovableSlots):
         """How much it holds."""
         return await self._in_thread(partial(inspection.facts, self.path))
 
-    async def scan(self, after: int, limit: int) -> list[StoredEvent | Unreadable]:
-        """What is stored at up to `limit` positions after `after`, gaps and cut commits included."""
-        return list(map(as_stored_event, await self._rows(statements.READ_LOG, 0, after, limit)))
-
     async def self_check(self) -> Sequence[str]:
         """What SQLite finds wrong with the file, indexes included. Reads all of it."""
         return await self._in_thread(inspection.integrity)
-
-    async def _poll(self) -> None:
-        try:
-            while True:
-                self._tail.moved(await self.head())
-                await asyncio.sleep(self._poll_s)
-                if not self._tail.awaited:
-                    return
-        except StoreError as e:
-            self._tail.failed(e)
 
     # ---- reading
 
@@ -329,15 +282,15 @@ class SqliteStore(ReadsByShare, MovableSlots):
             after = part[-1][key]
             await asyncio.sleep(0)
 
-    async def _fetch(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+    async def _fetch(self, text: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         """All rows of a query: read here and now if that goes quickly, else in a thread."""
         self._check_open()
         try:
-            if self._read_on_loop_s > 0 and (rows := self._fetch_now(sql, parameters)) is not None:
+            if self._read_on_loop_s > 0 and (rows := self._fetch_now(text, parameters)) is not None:
                 return rows
         except FAILURES as e:
             raise translated(e, self.path) from e
-        return await self._in_thread(lambda c: c.execute(sql, parameters).fetchall())
+        return await self._in_thread(lambda c: c.execute(text, parameters).fetchall())
 
     async def _in_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
@@ -358,8 +311,7 @@ class SqliteStore(ReadsByShare, MovableSlots):
     # ---- writing
 
     def _write(self, commits: Sequence[Commit], c: sqlite3.Connection, *, patience_s: float | None = None) -> _Written:
-        self._check_file()
-        schema.begin(c, self._patience_s if patience_s is None else patience_s)
+        self._begin(c, self._patience_s if patience_s is None else patience_s)
         streams, keys = streams_of(commits), keys_of(commits)
         head, moves, versions = self._versions(c, streams)
         slots = self._states(c, moves) if moves else None
@@ -383,6 +335,27 @@ class SqliteStore(ReadsByShare, MovableSlots):
     def _keep(self, snapshot: Snapshot, c: sqlite3.Connection) -> None:
         schema.patiently(lambda: c.execute(statements.PUT_SNAPSHOT, snapshot), self._patience_s)
 
+    async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do this in the writer's thread, in line with appends; committed if it returns something."""
+
+        def transaction(c: sqlite3.Connection) -> T:
+            self._begin(c, self._patience_s)
+            if done := work(c):
+                self._commit(c)
+            return done  # a transaction that wrote nothing is rolled back behind us
+
+        self._check_open()
+        return await self._writer.run(transaction)
+
+    def _begin(self, c: sqlite3.Connection, patience_s: float) -> None:
+        # A file that is deleted or replaced under an open connection goes on taking commits, and they vanish with it.
+        if _file_id(self._where) != self._file:
+            raise StoreUnavailable(
+                f"{self.path} was deleted, moved or replaced while this process had it open; nothing was stored. Put "
+                "the file back, or start the process again to use the one that is there now."
+            )
+        schema.begin(c, patience_s)
+
     def _commit(self, c: sqlite3.Connection) -> None:
         try:
             c.execute("COMMIT")
@@ -396,14 +369,16 @@ class SqliteStore(ReadsByShare, MovableSlots):
                 "may not be stored. Look for the command's id in its streams before you save again; execute() does."
             ) from e
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._closed_error()
-
-    def _closed_error(self) -> StoreUnavailable:
-        return StoreUnavailable(f"the store {self.path} is closed; nothing was stored")
-
 
 class _Written(NamedTuple):
     outcomes: list[int | Conflict]
     head: int
+
+
+def _file_id(path: str) -> tuple[int, int] | None:
+    """Which file is at the path now; None where there is none."""
+    try:
+        status = os.stat(path)  # in a third of the time of Path.stat
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
