@@ -8,11 +8,11 @@ since, and only that is read. For the same reason no mark is below the first loo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evsync.archive.backup import BackupReport, Backups
-from evsync.archive.dependence import dependents_of, lowered
+from evsync.archive.dependence import Dependent, dependents_of, lowered
 from evsync.archive.followers import Followers, stored_checkpoints
 from evsync.archive.marks import Mark, MarkedLog, check_name, encode_mark, file_of
 from evsync.archive.policy import BackupPolicy
@@ -101,7 +101,7 @@ class _Look:
         return MarkedLog(self.log.store.identity.incarnation, position, checkpoints)
 
 
-async def decide(name: str, logs: Sequence[ToMark], clock: Callable[[], float] = time.time) -> tuple[Mark, list[int]]:
+async def decide(name: str, logs: Sequence[ToMark]) -> tuple[Mark, list[int]]:
     """A mark of these logs as they are now, kept nowhere yet; and the heads that it was lowered from."""
     looks = [_Look(log) for log in logs]
     for look in looks:
@@ -112,21 +112,16 @@ async def decide(name: str, logs: Sequence[ToMark], clock: Callable[[], float] =
         await look.read()
     identities = {look.log.name: look.log.store.identity for look in looks}
     positions = {e.id: (look.log.name, e.position) for look in looks for e in look.events}
-    dependents = [
-        dependent
-        for look in looks
-        for dependent in dependents_of(
-            look.log.name, [e for e in look.events if e.position <= look.head], identities, positions
-        )
-    ]
+    dependents: list[Dependent] = []
+    for look in looks:
+        whole = [e for e in look.events if e.position <= look.head]
+        dependents += dependents_of(look.log.name, whole, identities, positions)
     marks = lowered({look.log.name: look.head for look in looks}, dependents)
     parts = {look.log.name: look.part(marks[look.log.name]) for look in looks}
-    return Mark(name, int(clock() * 1_000_000), parts), [look.head for look in looks]
+    return Mark(name, time.time_ns() // 1000, parts), [look.head for look in looks]
 
 
-async def make_mark(
-    name: str, logs: Sequence[ToMark], tell: Progress = unheard, clock: Callable[[], float] = time.time
-) -> MarkReport:
+async def make_mark(name: str, logs: Sequence[ToMark], tell: Progress = unheard) -> MarkReport:
     """Mark these logs, bring all of them to their places up to the mark, and put the mark beside them.
 
     Raises ConfigurationError for a name that is taken or cannot be one, and a log that is named twice;
@@ -137,16 +132,15 @@ async def make_mark(
     if twice := {log.name for log in logs if [other.name for other in logs].count(log.name) > 1}:
         raise ConfigurationError(f"log {', '.join(sorted(twice))} is named twice: one mark has one place in each log")
     await _check_free(name, logs)
-    mark, heads = await decide(name, logs, clock)
+    mark, heads = await decide(name, logs)
     content = encode_mark(mark)
     report = MarkReport(name)
     for log, head in zip(logs, heads, strict=True):
         part = mark.logs[log.name]
         place = MarkedPlace(log.name, part.incarnation, part.position, head)
         report.logs.append(place)
-        backups = Backups(
-            log.store, log.targets, copies=log.policy.copies, keep=log.policy.keep, followers=log.followers
-        )
+        policy = log.policy
+        backups = Backups(log.store, log.targets, copies=policy.copies, keep=policy.keep, followers=log.followers)
         _check(log, place, await backups.run(tell))
     for log, place in zip(logs, report.logs, strict=True):
         await _put(log, place, file_of(log.name, name), content)

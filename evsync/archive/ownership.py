@@ -17,7 +17,7 @@ from evsync.archive.dependence import Dependent, lowered
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived
 from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotRows, StoredEvent
-from evsync.stores.slot_steps import SlotEvent, folded, is_of, slot_event
+from evsync.stores.slot_events import SlotEvent, folded, is_of, slot_event
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import msgpack
-
+from evsync.codec.values import pack
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived, Place, Store, StoreRestore
 from evsync.records import (
@@ -32,7 +31,7 @@ from evsync.records import (
     event_id,
 )
 from evsync.sharding.slots import slot_of
-from evsync.stores.slot_steps import SlotEvent, folded, is_of, slot_event
+from evsync.stores.slot_events import SlotEvent, folded, is_of, says_closed, says_opened, slot_event
 
 READ_EVENTS = 500
 MOST_EVENTS = 65_000
@@ -197,9 +196,9 @@ class Rescue:
 
     def _fence(self) -> StoredEvent:
         """From the others, too, this one takes slots only as they are, or as what they become from now on."""
-        data = msgpack.packb({store.identity.name: store.identity.incarnation for store in self._stores.values()})
-        row = self._control(slot_of(FENCES_STREAM, self._log.slots), SHARD_RESTORED, {})
-        return row._replace(stream=FENCES_STREAM, version=self._own.fences + 1, data=data)
+        data = pack({store.identity.name: store.identity.incarnation for store in self._stores.values()})
+        row = self._control(SHARD_RESTORED, slot_of(FENCES_STREAM, self._log.slots), data)
+        return row._replace(stream=FENCES_STREAM, version=self._own.fences + 1)
 
     # ---- what is said
 
@@ -309,37 +308,18 @@ class Rescue:
                 key = max(key, stay.found[0].position if stay.found else 0)
                 log = self._stores[stay.came.shard].identity
                 at = stay.came.said.position
-                yield (
-                    key,
-                    self._control(
-                        slot,
-                        SLOT_OPENED,
-                        {"epoch": stay.epoch, "from": log.name, "incarnation": log.incarnation_at(at), "position": at},
-                    ),
-                )
+                said = says_opened(stay.epoch, log.name, log.incarnation_at(at), at)
+                yield key, self._control(SLOT_OPENED, slot, said)
             for event in stay.found:
                 key = max(key, event.position)
                 yield key, event
             if stay.left is not None and stay.end is not None:
-                key = max(key, stay.left.said.closed_at)
-                yield (
-                    key,
-                    self._control(
-                        slot,
-                        SLOT_CLOSED,
-                        {
-                            "epoch": stay.epoch + 1,
-                            "to": stay.left.shard,
-                            "length": stay.end.length,
-                            "digest": stay.end.digest,
-                            "incarnation": stay.left.said.incarnation,
-                            "position": stay.left.said.closed_at,
-                        },
-                    ),
-                )
+                lost = stay.left.said
+                key = max(key, lost.closed_at)
+                said = says_closed(stay.epoch + 1, stay.left.shard, stay.end, (lost.closed_at, lost.incarnation))
+                yield key, self._control(SLOT_CLOSED, slot, said)
 
-    def _control(self, slot: int, type: str, said: Mapping[str, object]) -> StoredEvent:
-        data = msgpack.packb(said)
+    def _control(self, type: str, slot: int, data: bytes) -> StoredEvent:
         return StoredEvent(0, SLOTS_STREAM, 0, slot, f"{self._log.service}.{type}", 0, b"", 0, "", data, None)
 
     def _contradiction(self, slot: int, epoch: int) -> ArchiveIncomplete:

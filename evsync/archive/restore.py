@@ -18,7 +18,7 @@ from evsync.errors import ArchiveIncomplete
 from evsync.ports import LogReader, Progress, StoreRestore, unheard
 from evsync.records import OWN_STREAMS, RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation, to_datetime
 from evsync.restores import restored_event
-from evsync.stores.slot_steps import SlotEvent, slot_event
+from evsync.stores.slot_events import SlotEvent, slot_event
 
 TAIL_EVENTS = 1_000
 TAIL_PATIENCE_S = 10.0

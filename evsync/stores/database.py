@@ -14,8 +14,9 @@ from evsync.inspection import StoreFacts, Unreadable
 from evsync.ports import Arrived, Place, Share, SlotSize, Stretch
 from evsync.records import OWN_STREAMS, Change, Checkpoint, LogIdentity, SlotState, Snapshot, StoredEvent
 from evsync.stores.checkpoint_rows import from_row
+from evsync.stores.slot_events import unmoved
 from evsync.stores.slot_rows import states_of
-from evsync.stores.slot_steps import Steps, unmoved
+from evsync.stores.slot_steps import Steps
 from evsync.stores.tail import Tail
 
 OWN_RANGE = (OWN_STREAMS, OWN_STREAMS[:-1] + chr(ord(OWN_STREAMS[-1]) + 1))
@@ -38,6 +39,10 @@ class Reads(NamedTuple):
     """The service's own events: how many, and the bytes of their data."""
     streams: str
     """Slots, and how many streams there are of each, imports included."""
+    facts: str
+    """Version of the tables, head, number of events, of streams, of snapshots."""
+    all_checkpoints: str
+    """follower before the rest, of all followers"""
     trimmed: str
     goes_on: str
     """stream, version; a row if the stream has events behind that version"""
@@ -49,6 +54,8 @@ class DatabaseStore(Steps):
     """Implements what of EventStore, EventLog, ReadsShares and SlotStore is the same over any database."""
 
     reads: ClassVar[Reads]
+    kind: ClassVar[str]
+    """For people."""
 
     def __init__(self, identity: LogIdentity, where: str, moves: int) -> None:
         """`where` says for people where the store is; `moves` are those at the moment."""
@@ -92,8 +99,8 @@ class DatabaseStore(Steps):
         """See SlotStore."""
         raise NotImplementedError
 
-    async def facts(self) -> StoreFacts:
-        """See Inspectable."""
+    async def _size_bytes(self) -> int:
+        """What the store takes, indexes included."""
         raise NotImplementedError
 
     async def _watch(self) -> None:
@@ -143,6 +150,23 @@ class DatabaseStore(Steps):
         self._check_open()
         await self._tail.beyond(after, timeout_s)
         return self._tail.head if self._tail.head > after else await self.head()
+
+    # ---- Inspectable
+
+    async def facts(self) -> StoreFacts:
+        """How much it holds."""
+        ((schema, head, events, streams, snapshots),) = await self._fetch(self.reads.facts)
+        return StoreFacts(
+            kind=self.kind,
+            where=self._where,
+            schema=schema,
+            head=head,
+            events=events,
+            streams=streams,
+            size_bytes=await self._size_bytes(),
+            snapshots=snapshots,
+            checkpoints=[(name, from_row(*row)) for name, *row in await self._fetch(self.reads.all_checkpoints)],
+        )
 
     async def scan(self, after: int, limit: int) -> list[StoredEvent | Unreadable]:
         """What is stored at up to `limit` positions after `after`, gaps and cut commits included."""

@@ -23,7 +23,8 @@ from evsync.records import (
     change_of,
 )
 from evsync.stores.plan import CheckpointKey, doubtful, keys_of, plan, streams_of
-from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps, unmoved
+from evsync.stores.slot_events import unmoved
+from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps
 from evsync.stores.tail import Tail
 
 _version = attrgetter("version")

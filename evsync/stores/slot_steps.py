@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
-
-import msgpack
+from typing import NamedTuple
 
 from evsync.codec.values import pack, unpack
-from evsync.errors import DecodingError, WrongStore
+from evsync.errors import WrongStore
 from evsync.records import (
     FENCES_STREAM,
     SHARD_RESTORED,
@@ -27,14 +25,13 @@ from evsync.records import (
     LogIdentity,
     NewEvent,
     Opening,
-    SlotRows,
     SlotState,
     StoredEvent,
-    before_commit,
     new_command,
 )
 from evsync.sharding.slots import slot_of
 from evsync.stores.plan import plan
+from evsync.stores.slot_events import says_closed, says_opened
 
 
 class Fence(NamedTuple):
@@ -82,11 +79,6 @@ class SlotChange:
 
 
 Decide = Callable[[Found], SlotChange | None]
-
-
-def unmoved(slots: int) -> dict[int, SlotState]:
-    """The states of a first shard's slots."""
-    return dict.fromkeys(range(slots), SlotState(1))
 
 
 class Steps:
@@ -153,10 +145,7 @@ def close(
     if any((s := known.get(slot)) is None or s.to is not None or s.epoch + 1 != e for slot, e in closing.items()):
         return None
     full = _longer({slot: histories[slot] for slot in closing}, found.later)
-    said = {
-        slot: {"epoch": epoch, "to": to, "length": full[slot].length, "digest": full[slot].digest}
-        for slot, epoch in closing.items()
-    }
+    said = {slot: says_closed(epoch, to, full[slot]) for slot, epoch in closing.items()}
     rows = _control(identity, SLOT_CLOSED, said, found)
     closed = {row.slot: SlotState(closing[row.slot], to, row.position, full[row.slot]) for row in rows}
     return SlotChange(rows=rows, states={**known, **closed} if found.moves == 0 else closed, arrived=full)
@@ -171,10 +160,7 @@ def open_(
         return None
     if dict(found.arrived) != {slot: o.history for slot, o in opening.items()}:
         return None
-    said = {
-        slot: {"epoch": o.epoch, "from": o.source, "incarnation": o.incarnation, "position": o.position}
-        for slot, o in opening.items()
-    }
+    said = {slot: says_opened(o.epoch, o.source, o.incarnation, o.position) for slot, o in opening.items()}
     rows = _control(identity, SLOT_OPENED, said, found)
     return SlotChange(rows=rows, states={slot: SlotState(o.epoch) for slot, o in opening.items()})
 
@@ -205,69 +191,6 @@ def check_fence(fence: Fence | None, identity: LogIdentity, source: LogIdentity 
     )
 
 
-class SlotEvent(NamedTuple):
-    """What a log says of one of its slots."""
-
-    position: int
-    slot: int
-    epoch: int
-    shard: str
-    """That it went to, or came from."""
-    history: History | None
-    """All that the slot had when it was closed; None: it was opened."""
-    closed_at: int = 0
-    """Of one that was opened: the position of the SlotClosed in the log that it came from, … Of one that was closed,
-    and lost, and brought back when the log was restored: the position that it had, …"""
-    incarnation: str = ""
-    """… and the incarnation there."""
-    before: int = 0
-    """The position before its commit."""
-
-
-def is_of(opened: SlotEvent, closed: SlotEvent, log: LogIdentity) -> bool:
-    """Whether a slot was opened by what says in the log that it was closed, or said so before that was restored."""
-    now = (closed.position, log.incarnation_at(closed.position))
-    return (opened.closed_at, opened.incarnation) in (now, (closed.closed_at, closed.incarnation))
-
-
-def slot_event(event: StoredEvent) -> SlotEvent | None:
-    """What the event says of its slot; None for one of another kind. Raises DecodingError."""
-    if event.stream != SLOTS_STREAM:
-        return None
-    try:
-        said: dict[str, Any] = unpack(event.data)
-        before = before_commit(event)
-        if event.type.endswith(SLOT_CLOSED):
-            history = History(said["length"], said["digest"])
-            was_at = said.get("position", 0), said.get("incarnation", "")
-            return SlotEvent(event.position, event.slot, said["epoch"], said["to"], history, *was_at, before)
-        shard = said["from"].partition(".")[2]
-        return SlotEvent(
-            event.position, event.slot, said["epoch"], shard, None, said["position"], said["incarnation"], before
-        )
-    except (KeyError, TypeError, AttributeError) as e:
-        raise DecodingError(f"the event at position {event.position} does not tell of a slot: {e!r}") from e
-
-
-def folded(slots: int, events: Iterable[SlotEvent], *, owns_slots: bool) -> SlotRows | None:
-    """What a store says of its slots behind these events, all of its log; None where none has ever moved.
-
-    `owns_slots`: whether all were open in it at first.
-    """
-    states = unmoved(slots) if owns_slots else {}
-    arrived: dict[int, History] = {}
-    moved = not owns_slots
-    for e in events:
-        moved = True
-        if e.history is not None:
-            states[e.slot] = SlotState(e.epoch, e.shard, e.position, e.history)
-            arrived[e.slot] = e.history
-        else:
-            states[e.slot] = SlotState(e.epoch)
-            arrived.pop(e.slot, None)
-    return SlotRows(states, arrived) if moved else None
-
-
 def _longer(histories: Mapping[int, History], ids: Iterable[tuple[int, bytes]]) -> dict[int, History]:
     by_slot: dict[int, list[bytes]] = {slot: [] for slot in histories}
     for slot, id in ids:
@@ -275,16 +198,12 @@ def _longer(histories: Mapping[int, History], ids: Iterable[tuple[int, bytes]]) 
     return {slot: histories[slot].with_ids(found) for slot, found in by_slot.items()}
 
 
-def _control(
-    identity: LogIdentity, type: str, said: Mapping[int, Mapping[str, Any]], found: Found
-) -> list[StoredEvent]:
+def _control(identity: LogIdentity, type: str, said: Mapping[int, bytes], found: Found) -> list[StoredEvent]:
     """One control event for each slot, all in one commit behind the head."""
     now = time.time_ns() // 1000
     appends = [
-        Append(
-            SLOTS_STREAM, slot, found.version + n, [NewEvent(f"{identity.service}.{type}", now, msgpack.packb(d), None)]
-        )
-        for n, (slot, d) in enumerate(said.items())
+        Append(SLOTS_STREAM, slot, found.version + n, [NewEvent(f"{identity.service}.{type}", now, data, None)])
+        for n, (slot, data) in enumerate(said.items())
     ]
     commit = Commit(new_command(), appends)
     return plan(identity, found.head, {SLOTS_STREAM: found.version}, {}, [commit]).rows

@@ -18,7 +18,7 @@ from evsync.records import OWN_STREAMS, Append, Commit, LogIdentity, NewEvent, S
 from evsync.sharding.handover import BEGINNING, Step, bring_about, placement_of
 from evsync.sharding.truth import truth
 from evsync.stores.memory import MemoryStore
-from evsync.stores.slot_steps import folded, slot_event
+from evsync.stores.slot_events import folded, slot_event
 from tests.archiving import MemoryTarget, read_all
 from tests.restored_memory import MemoryRestore
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"records", "ports", "inspection", "domain", "tags", "tasks"},
     {"codec", "aggregates", "restores", "liveness", "sharding.slots"}
-    | {"stores.plan", "stores.tail", "stores.slot_steps"},
+    | {"stores.plan", "stores.tail", "stores.slot_events", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "homes", "shards", "aggregates.repository", "config", "interop", "contracts"},
     {"parts", "runtime", "service", "operations"},

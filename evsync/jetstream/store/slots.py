@@ -30,7 +30,8 @@ from evsync.records import (
     StoredEvent,
 )
 from evsync.sharding.slots import slot_of
-from evsync.stores.slot_steps import Found, close, importing, open_, unmoved
+from evsync.stores.slot_events import unmoved
+from evsync.stores.slot_steps import Found, close, importing, open_
 
 _ANSWER_S = 2.0
 _PAGE = 1_000

@@ -83,27 +83,24 @@ class PostgresRestore:
                     "was touched: wait for it, or end it, then begin again"
                 )
             await self._drop()
-            await c.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._part)))
+            await c.execute(self._sql("CREATE SCHEMA {schema}"))
             await tables.make_tables(c, self._part, identity)
 
     async def load(self, events: Sequence[StoredEvent]) -> None:
         """Store events behind those that were loaded before."""
         check_follows(self._head, events)
-        copy = sql.SQL("COPY {}.events ({}) FROM STDIN (FORMAT binary)").format(
-            sql.Identifier(self._part), sql.SQL(statements.COLUMNS)
-        )
-        await self._copy(copy, statements.COLUMN_TYPES, events)
+        await self._copy(f"events ({statements.COLUMNS})", statements.COLUMN_TYPES, events)
         self._head += len(events)
 
     async def import_events(self, arrived: Sequence[Arrived]) -> None:
         """Store imports, each in its place."""
-        copy = sql.SQL('COPY {}.imports ("at", number, {}) FROM STDIN (FORMAT binary)').format(
-            sql.Identifier(self._part), sql.SQL(statements.COLUMNS)
-        )
-        await self._copy(copy, ("int8", "int8", *statements.COLUMN_TYPES), [(*place, *e) for place, e in arrived])
-        self._numbers = max(self._numbers, *(number for (_, number), _ in arrived))
+        types = ("int8", "int8", *statements.COLUMN_TYPES)
+        rows = [(*place, *event) for place, event in arrived]
+        await self._copy(f'imports ("at", number, {statements.COLUMNS})', types, rows)
+        self._numbers = max([self._numbers, *(number for (_, number), _ in arrived)])
 
-    async def _copy(self, copy: sql.Composed, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    async def _copy(self, into: str, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        copy = self._sql(f"COPY {{schema}}.{into} FROM STDIN (FORMAT binary)")
         try:
             async with self._connection.cursor() as cursor, cursor.copy(copy) as written:
                 written.set_types(types)
@@ -116,27 +113,24 @@ class PostgresRestore:
         self, identity: LogIdentity, checkpoints: Mapping[str, Sequence[Checkpoint]], slots: SlotRows | None = None
     ) -> None:
         """Store the checkpoints and give the schema its name, in one transaction."""
-        c, part, schema = self._connection, sql.Identifier(self._part), sql.Identifier(self._schema)
+        c, schema = self._connection, sql.Identifier(self._schema)
         try:
             async with c.transaction():
-                for follower, kept in checkpoints.items():
-                    for k in kept:
-                        await c.execute(
-                            sql.SQL("INSERT INTO {}.checkpoints VALUES (%s, %s, %s, %s, %s, %s, %s)").format(part),
-                            (follower, *to_row(k)),
-                        )
-                moves = 0 if slots is None else 1
+                rows = [(follower, *to_row(k)) for follower, kept in checkpoints.items() for k in kept]
+                async with c.cursor() as cursor:
+                    insert = "INSERT INTO {schema}.checkpoints VALUES (%s, %s, %s, %s, %s, %s, %s)"
+                    await cursor.executemany(self._sql(insert), rows)
                 await c.execute(
-                    sql.SQL("UPDATE {}.log SET incarnation = %s, slots = %s, head = %s, moves = %s").format(part),
-                    (identity.incarnation, identity.slots, self._head, moves),
+                    self._sql("UPDATE {schema}.log SET incarnation = %s, slots = %s, head = %s, moves = %s"),
+                    (identity.incarnation, identity.slots, self._head, 0 if slots is None else 1),
                 )
                 if slots is not None:
                     await put(c, self._part, slots)
-                    numbered = sql.SQL("ALTER TABLE {}.imports ALTER COLUMN number RESTART WITH {}")
-                    await c.execute(numbered.format(part, sql.Literal(self._numbers + 1)))
+                    numbered = f"ALTER TABLE {{schema}}.imports ALTER COLUMN number RESTART WITH {self._numbers + 1}"
+                    await c.execute(self._sql(numbered))
                 if not await tables.missing(c, "to_regnamespace", schema.as_string()):
                     await c.execute(sql.SQL("DROP SCHEMA {}").format(schema))  # refused unless it is empty
-                await c.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(part, schema))
+                await c.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(self._part), schema))
                 await tables.define(c, self._schema)
             self._completed = True
             await c.execute(sql.SQL("ANALYZE {}.events").format(schema))
@@ -155,4 +149,7 @@ class PostgresRestore:
             await self._database.close()
 
     async def _drop(self) -> None:
-        await self._connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self._part)))
+        await self._connection.execute(self._sql("DROP SCHEMA IF EXISTS {schema} CASCADE"))
+
+    def _sql(self, text: str) -> sql.Composed:
+        return statements.composed(text, self._part)

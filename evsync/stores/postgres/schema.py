@@ -16,7 +16,7 @@ from evsync.errors import StoreUnavailable, WrongStore
 from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent
 from evsync.restores import with_ancestry
 from evsync.stores.postgres.errors import OTHER_STORE
-from evsync.stores.postgres.statements import COLUMNS
+from evsync.stores.postgres.statements import COLUMNS, READS, composed
 
 SCHEMA = 1
 """Counts changes of the tables and the function. A greater number in the database was written by a newer evsync."""
@@ -73,7 +73,10 @@ CREATE TABLE {schema}.snapshots (
     commands    bytea NOT NULL,
     state       bytea NOT NULL
 );
-"""
+""".replace("{event}", _EVENT)
+
+_WHOSE = "SELECT schema, service, shard, incarnation, slots FROM {schema}.log"
+_LATEST = f"SELECT {COLUMNS} FROM {{schema}}.events WHERE stream = %s ORDER BY version DESC LIMIT 1"
 
 # Stores that were made without these tables get them when their service is opened.
 _SLOT_TABLES = """
@@ -103,7 +106,7 @@ CREATE TABLE {schema}.imports (
     PRIMARY KEY ("at", number),
     UNIQUE (stream, version)
 );
-"""
+""".replace("{event}", _EVENT)
 
 _CONFLICTS = """SELECT array_agg(c.commit), array_agg(c.item), array_agg(c.actual) INTO commits, items, actuals FROM (
             SELECT a.commit, a.item::int, v.actual
@@ -226,11 +229,9 @@ async def prepare(
                     f"there is no store in schema {schema!r} (yet): its service makes it when it is opened first"
                 )
             if await missing(connection, "to_regnamespace", name.as_string()):
-                await connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
+                await connection.execute(composed("CREATE SCHEMA {schema}", schema))
             await make_tables(connection, schema, new, owns_slots=owns_slots)
-        found = await connection.execute(
-            sql.SQL("SELECT schema, service, shard, incarnation, slots FROM {}.log").format(name)
-        )
+        found = await connection.execute(composed(_WHOSE, schema))
         identity = _identity(schema, await found.fetchone(), new)
         if await missing(connection, "to_regclass", f"{name.as_string()}.slots"):
             if not create:
@@ -238,17 +239,12 @@ async def prepare(
                     f"the store in schema {schema!r} lacks the tables of slots, as its service was not opened by this "
                     "version of evsync yet. Open the service, or call `evsync store init`: they are added then."
                 )
-            await connection.execute(sql.SQL(_SLOT_TABLES).format(schema=name, event=sql.SQL(_EVENT)))
+            await connection.execute(composed(_SLOT_TABLES, schema))
             await define(connection, schema)
-        found = await connection.execute(sql.SQL("SELECT moves FROM {}.log").format(name))
+        found = await connection.execute(composed(READS.moves, schema))
         ((moves,),) = await found.fetchall()
-        restores = await connection.execute(
-            sql.SQL("SELECT {} FROM {}.events WHERE stream = %s ORDER BY version DESC LIMIT 1").format(
-                sql.SQL(COLUMNS), name
-            ),
-            (RESTORES_STREAM,),
-        )
-        latest = [StoredEvent(*found) for found in await restores.fetchall()]
+        restores = await connection.execute(composed(_LATEST, schema), (RESTORES_STREAM,))
+        latest = [StoredEvent(*row) for row in await restores.fetchall()]
     return with_ancestry(identity, latest), moves
 
 
@@ -256,11 +252,10 @@ async def make_tables(
     connection: AsyncConnection[Any], schema: str, identity: LogIdentity, *, owns_slots: bool = True
 ) -> None:
     """Make the tables and the function of an empty log."""
-    name = sql.Identifier(schema)
-    await connection.execute(sql.SQL(_TABLES + _SLOT_TABLES).format(schema=name, event=sql.SQL(_EVENT)))
+    await connection.execute(composed(_TABLES + _SLOT_TABLES, schema))
     await define(connection, schema)
     await connection.execute(
-        sql.SQL("INSERT INTO {}.log VALUES (true, %s, %s, %s, %s, %s, 0, %s)").format(name),
+        composed("INSERT INTO {schema}.log VALUES (true, %s, %s, %s, %s, %s, 0, %s)", schema),
         (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots, 0 if owns_slots else 1),
     )
 
@@ -273,7 +268,7 @@ async def define(connection: AsyncConnection[Any], schema: str) -> None:
         .replace("{conflicts}", own)
         .replace("{conflicts_over_imports}", over_imports)
     )
-    await connection.execute(sql.SQL(text).format(schema=sql.Identifier(schema)))
+    await connection.execute(composed(text, schema))
 
 
 async def missing(connection: AsyncConnection[Any], lookup: str, name: str) -> bool:

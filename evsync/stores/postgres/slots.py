@@ -33,21 +33,16 @@ CHANGES_PER_READ = 2_048
 class MovableSlots(DatabaseStore):
     """What PostgresStore is too. Implements SlotStore, whose docstrings say what its methods do."""
 
-    reads = statements.READS
+    reads, kind = statements.READS, "PostgreSQL"
 
     def __init__(self, database: Connections, identity: LogIdentity, schema: str, moves: int) -> None:
         super().__init__(identity, database.where, moves)
         self.schema = schema
         self._database = database
         self._channel = f"evsync_{schema}"[:63]
-        self._composed: dict[str, sql.Composed] = {}
 
     def _sql(self, text: str) -> sql.Composed:
-        """A statement over the store's schema, made when it is first needed."""
-        found = self._composed.get(text)
-        if found is None:
-            found = self._composed[text] = sql.SQL(text).format(schema=sql.Identifier(self.schema))
-        return found
+        return statements.composed(text, self.schema)
 
     async def _fetch(self, text: str, parameters: Any = ()) -> list[Any]:
         async def fetch(c: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
@@ -184,4 +179,4 @@ async def put(c: AsyncConnection[Any], schema: str, rows: SlotRows) -> None:
     ):
         if found:
             columns = [list(column) for column in zip(*found, strict=True)]
-            await c.execute(sql.SQL(text).format(schema=sql.Identifier(schema)), columns)
+            await c.execute(statements.composed(text, schema), columns)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from psycopg import sql
+
 from evsync.records import OWN_STREAMS, Snapshot, StoredEvent
 from evsync.stores import checkpoint_rows
 from evsync.stores.database import Reads
 from evsync.stores.slot_rows import ARRIVAL_COLUMNS, STATE_COLUMNS
 
 MANY = 2**63 - 1
+"""More than any number of rows or versions."""
+
+
+@lru_cache(256)
+def composed(text: str, schema: str) -> sql.Composed:
+    """A statement over a store's schema."""
+    return sql.SQL(text).format(schema=sql.Identifier(schema))
+
+
 COLUMNS = ", ".join(StoredEvent._fields)
 """In the order of the fields, so that a row is a StoredEvent as it is."""
 COLUMN_TYPES = ("int8", "text", "int8", "int4", "text", "int8", "bytea", "int4", "text", "bytea", "text")
@@ -23,12 +36,19 @@ READS = Reads(
     size=f"SELECT count(*), coalesce(sum(length(data)), 0)::bigint FROM {{schema}}.events WHERE {NOT_OWN}",
     streams=f"SELECT slot, count(*) FROM (SELECT stream, slot FROM {{schema}}.events WHERE {NOT_OWN} "
     "UNION SELECT stream, slot FROM {schema}.imports) streams GROUP BY slot",
+    facts="SELECT schema, head, (SELECT count(*) FROM {schema}.events), "
+    "(SELECT count(DISTINCT stream) FROM {schema}.events), (SELECT count(*) FROM {schema}.snapshots) FROM {schema}.log",
+    all_checkpoints=f"SELECT follower, {checkpoint_rows.COLUMNS} FROM {{schema}}.checkpoints ORDER BY 1, 2, 3",
     # The column is made by the first trim: a store that never was needs none.
     trimmed="SELECT coalesce((to_jsonb(log) ->> 'trimmed')::bigint, 0) FROM {schema}.log",
     goes_on="SELECT 1 FROM {schema}.events WHERE stream = %s AND version > %s LIMIT 1",
     old_streams=f"SELECT stream, max(version) FROM {{schema}}.events WHERE stream > %s AND {NOT_OWN} "
     "GROUP BY stream HAVING min(position) <= %s AND count(*) > 1 ORDER BY stream LIMIT %s",
 )
+SIZE_BYTES = """
+    SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relkind = 'r'
+"""
 READ_LOG = f"SELECT {COLUMNS} FROM {{schema}}.events WHERE position > %s ORDER BY position LIMIT %s"
 PUT_SNAPSHOT = (
     f"INSERT INTO {{schema}}.snapshots AS kept ({_SNAPSHOT}) VALUES (%s, %s, %s, %s, %s, %s, %s) "

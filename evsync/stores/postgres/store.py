@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, sql
 
 from evsync.errors import Conflict, EvsyncError, OutcomeUnknown, SlotMoved, StoreError, StoreUnavailable
-from evsync.inspection import StoreFacts
 from evsync.ports import Capabilities, Share
 from evsync.records import (
     Change,
@@ -28,8 +26,8 @@ from evsync.records import (
 from evsync.sharding.slots import SLOTS
 from evsync.stores.database import OWN_RANGE
 from evsync.stores.plan import CheckpointKey, key_of, plan
-from evsync.stores.postgres import inspection, statements
 from evsync.stores.postgres import schema as tables
+from evsync.stores.postgres import statements
 from evsync.stores.postgres.append import APPEND, arguments_of, parts_of
 from evsync.stores.postgres.connections import Connections, settings_of
 from evsync.stores.postgres.errors import OTHER_STORE, is_unwritable, replaced, translated, words
@@ -158,10 +156,9 @@ class PostgresStore(MovableSlots):
 
     # ---- Inspectable
 
-    async def facts(self) -> StoreFacts:
-        """How much it holds."""
-        self._check_open()
-        return await self._database.patiently(partial(inspection.facts, self._where, self.schema))
+    async def _size_bytes(self) -> int:
+        ((size_bytes,),) = await self._fetch(statements.SIZE_BYTES, (self.schema,))
+        return int(size_bytes)
 
     async def self_check(self) -> Sequence[str]:
         """Nothing: what PostgreSQL has for this (amcheck) is for its administrators."""

@@ -60,6 +60,9 @@ READS = Reads(
     size=f"SELECT count(*), coalesce(sum(length(data)), 0) FROM events WHERE {NOT_OWN}",
     streams=f"SELECT slot, count(*) FROM (SELECT stream, slot FROM events WHERE {NOT_OWN} "
     "UNION SELECT stream, slot FROM imports) GROUP BY slot",
+    facts=f"SELECT schema, ({READ_HEAD}), (SELECT count(*) FROM events), (SELECT count(DISTINCT stream) FROM events), "
+    "(SELECT count(*) FROM snapshots) FROM log",
+    all_checkpoints=f"SELECT follower, {checkpoint_rows.COLUMNS} FROM checkpoints ORDER BY 1, 2, 3",
     trimmed="SELECT trimmed FROM log",
     goes_on="SELECT 1 FROM events WHERE stream = ? AND version > ? LIMIT 1",
     old_streams=f"SELECT stream, max(version) FROM events WHERE stream > ? AND {NOT_OWN} "

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from evsync.errors import Conflict, OutcomeUnknown, StoreError, StoreUnavailable
-from evsync.inspection import StoreFacts
 from evsync.ports import Capabilities, Share
 from evsync.records import (
     Change,
@@ -38,7 +37,7 @@ from evsync.records import (
 from evsync.sharding.slots import SLOTS
 from evsync.stores.database import OWN_RANGE
 from evsync.stores.plan import Place, doubtful, keys_of, plan, streams_of
-from evsync.stores.sqlite import inspection, schema, statements
+from evsync.stores.sqlite import schema, statements
 from evsync.stores.sqlite.errors import BUSY, FAILURES, is_busy, primary_code, translated
 from evsync.stores.sqlite.pace import Pace
 from evsync.stores.sqlite.slots import MovableSlots
@@ -59,7 +58,7 @@ class SqliteStore(MovableSlots):
     """
 
     capabilities = Capabilities(given_versions=True)
-    reads = statements.READS
+    reads, kind = statements.READS, "SQLite"
 
     @classmethod
     async def open(
@@ -256,13 +255,14 @@ class SqliteStore(MovableSlots):
 
     # ---- Inspectable
 
-    async def facts(self) -> StoreFacts:
-        """How much it holds."""
-        return await self._in_thread(partial(inspection.facts, self.path))
+    async def _size_bytes(self) -> int:
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     async def self_check(self) -> Sequence[str]:
-        """What SQLite finds wrong with the file, indexes included. Reads all of it."""
-        return await self._in_thread(inspection.integrity)
+        """What SQLite finds wrong with the file, its indexes included; the first few things. Reads all of it."""
+        found = await self._in_thread(lambda c: c.execute("PRAGMA integrity_check(5)").fetchall())
+        return [text for (text,) in found if text != "ok"]
 
     # ---- reading
 
