@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from evsync.archive.dependence import Dependent, lowered
 from evsync.errors import ArchiveIncomplete
@@ -171,63 +171,71 @@ def _contradiction(*said: tuple[str, SlotEvent]) -> ArchiveIncomplete:
     )
 
 
-class Following:
-    """Follows one shard's log while it is restored, and says which of its events are imports elsewhere."""
-
-    def __init__(self, log: str, slots: int, plan: ShardPlan | None) -> None:
-        """Without a plan no slot may have moved."""
-        self._log, self._plan = log, plan
-        owned = range(slots) if plan is not None and plan.owns_slots else ()
-        self._epochs: dict[int, int] = dict.fromkeys(owned, 1)
-        self._histories: dict[int, History] = {}
+class Follows(Protocol):
+    """Is told of a log's events, in their order, while it is restored."""
 
     def see(self, events: Sequence[StoredEvent]) -> Mapping[str, list[Arrived]]:
-        """The next events: what of them each shard holds. Raises ArchiveIncomplete where a slot's events are not what
-        the log said of them, or of a slot that was not there."""
+        """The next events: what of them each other shard holds as imports. Raises ArchiveIncomplete."""
+        ...
+
+
+class OnlyLog:
+    """Follows the log of a service's only shard: none of its slots can have moved."""
+
+    def __init__(self, log: str) -> None:
+        self._log = log
+
+    def see(self, events: Sequence[StoredEvent]) -> Mapping[str, list[Arrived]]:
+        """See Follows. Raises for a log that is not the only one."""
+        for event in events:
+            if event.stream == SLOTS_STREAM:
+                raise ArchiveIncomplete(
+                    f"log {self._log} is that of one of several shards (slot {event.slot} was moved at position "
+                    f"{event.position}), and all shards are restored together: name a store for every shard, as in "
+                    "--to a=sqlite:///a.db --to b=sqlite:///b.db. Nothing was restored"
+                )
+        return {}
+
+
+class PlannedLog:
+    """Follows one of several shards' logs, and says which of its events are imports elsewhere."""
+
+    def __init__(self, log: str, slots: int, plan: ShardPlan) -> None:
+        self._log, self._plan = log, plan
+        self._epochs: dict[int, int] = dict.fromkeys(range(slots) if plan.owns_slots else (), 1)
+        self._histories: dict[int, History] = defaultdict(History)
+
+    def see(self, events: Sequence[StoredEvent]) -> Mapping[str, list[Arrived]]:
+        """See Follows. Raises where a slot's events are not what the log said of them, or of one that was not there."""
         found: dict[str, list[Arrived]] = defaultdict(list)
-        if (plan := self._plan) is None:
-            for event in events:
-                if event.stream == SLOTS_STREAM:
-                    raise self._one_of_several(event)
-            return found
         for event in events:
             if event.stream.startswith(OWN_STREAMS):
                 if (said := slot_event(event)) is not None:
-                    self._turn(said, plan)
+                    self._turn(said)
                 continue
             slot = event.slot
             epoch = self._epochs.get(slot)
             if epoch is None:
                 raise self._wrong(slot, event.position, "belongs to a slot that was not open in this shard")
-            if (stay := plan.stays.get((slot, epoch))) is None:
+            if (stay := self._plan.stays.get((slot, epoch))) is None:
                 continue
-            history = self._histories.get(slot, _NOTHING)
+            history = self._histories[slot]
             for shard, at, first in stay.routes:
                 found[shard].append(((at, first + history.length), event))
             self._histories[slot] = history.with_ids((event.id,))
         return found
 
-    def _turn(self, said: SlotEvent, plan: ShardPlan) -> None:
+    def _turn(self, said: SlotEvent) -> None:
         if said.history is None:
             self._epochs[said.slot] = said.epoch
             return
         epoch = self._epochs.pop(said.slot, None)
-        stay = plan.stays.get((said.slot, epoch)) if epoch is not None else None
-        if stay is None or self._histories.pop(said.slot, _NOTHING) != stay.history:
+        stay = self._plan.stays.get((said.slot, epoch)) if epoch is not None else None
+        if stay is None or self._histories.pop(said.slot, History()) != stay.history:
             raise self._wrong(said.slot, said.position, "tells of another history than the events before it")
-
-    def _one_of_several(self, event: StoredEvent) -> ArchiveIncomplete:
-        return ArchiveIncomplete(
-            f"log {self._log} is that of one of several shards (slot {event.slot} was moved at position "
-            f"{event.position}), and all shards are restored together: name a store for every shard, as in "
-            "--to a=sqlite:///a.db --to b=sqlite:///b.db. Nothing was restored"
-        )
 
     def _wrong(self, slot: int, position: int, what: str) -> ArchiveIncomplete:
         return ArchiveIncomplete(
             f"position {position} of log {self._log} {what} (slot {slot}): the archive is not that of one log, or of a "
             "store that was damaged. Nothing was restored"
         )
-
-
-_NOTHING = History()

@@ -62,7 +62,7 @@ class OwnLog:
         self._epochs: dict[int, int] = {}
 
     def see(self, events: Sequence[StoredEvent]) -> Mapping[str, list[Arrived]]:
-        """The next events: see Following, which tells what of them others have to hold."""
+        """See Follows. Others hold nothing more of them."""
         for event in events:
             if (said := slot_event(event)) is not None:
                 self.said.append(said)

@@ -11,7 +11,7 @@ from evsync.archive.copies import Archive
 from evsync.archive.followers import Followers
 from evsync.archive.history import read_copies
 from evsync.archive.marks import MarkedLog
-from evsync.archive.ownership import Following, ShardPlan, Surveyed, ends_that_fit, plan_shards
+from evsync.archive.ownership import Follows, OnlyLog, PlannedLog, ShardPlan, Surveyed, ends_that_fit, plan_shards
 from evsync.archive.rescue import FencedStore, OwnLog, Rescue
 from evsync.archive.segments import Header
 from evsync.errors import ArchiveIncomplete
@@ -114,12 +114,15 @@ async def restore_shards(
     read = _counting(sum(ends) * (2 if len(parts) > 1 else 1), tell)
     plans = await _planned(parts, until, read) if len(parts) > 1 else dict.fromkeys(parts)
     filled = {}
+    into = {shard: part.into for shard, part in parts.items()}
     for shard, part in parts.items():
-        filled[shard] = _Filling(part, plans[shard], {s: p.into for s, p in parts.items()})
+        identity, plan = part.archive.identity, plans[shard]
+        follows = OnlyLog(identity.name) if plan is None else PlannedLog(identity.name, identity.slots, plan)
+        filled[shard] = _Filling(part, follows, plan, into)
         await filled[shard].fill(until, read)
     await _check_any(until, list(filled.values()))
     # The first shard last: without its store no service can be opened on those of the others.
-    order = sorted(parts, key=lambda shard: plan is not None and plan.owns_slots if (plan := plans[shard]) else False)
+    order = sorted(parts, key=lambda shard: (plan := plans[shard]) is not None and plan.owns_slots)
     reports = {shard: await filled[shard].complete() for shard in order}
     return {shard: reports[shard] for shard in parts}
 
@@ -138,7 +141,7 @@ async def restore_beside(
     `restore_shards`, and ArchiveIncomplete where what the others say does not fit the archive.
     """
     own = OwnLog()
-    filling = _Filling(part, None, {}, own)
+    filling = _Filling(part, own)
     await filling.fill(until, _counting(await part.archive.end(), tell))
     await _check_any(until, [filling])
     identity = part.archive.identity.restored(filling.position, new_incarnation())
@@ -218,11 +221,10 @@ class _Filling:
     """One log on its way into its store, and what of it others have to hold into theirs."""
 
     def __init__(
-        self, part: Part, plan: ShardPlan | None, into: Mapping[str, StoreRestore], own: OwnLog | None = None
+        self, part: Part, follows: Follows, plan: ShardPlan | None = None, into: Mapping[str, StoreRestore] = {}
     ) -> None:
-        self.part, self._plan, self._into = part, plan, into
-        identity = part.archive.identity
-        self._following = own or Following(identity.name, identity.slots, plan)
+        """`plan` and `into`: of several shards, what becomes of this one, and all of their stores."""
+        self.part, self._follows, self._plan, self._into = part, follows, plan, into
         self._followers = Followers()
         self._worked_around: dict[str, None] = {}
         self.position = self._restores = self._latest_us = self._from_stream = 0
@@ -234,7 +236,7 @@ class _Filling:
         until = part.until(until) if self._plan is None else Until(position=self._plan.end)
         total = await part.archive.end()
         async for header, events, ends in _events(part, until, self._worked_around):
-            imports = self._following.see(events)
+            imports = self._follows.see(events)
             await part.into.load(events)
             for shard, arrived in imports.items():
                 await self._into[shard].import_events(arrived)

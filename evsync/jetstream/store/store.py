@@ -39,7 +39,6 @@ from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
 from evsync.sharding.slots import SLOTS
 from evsync.stores.tail import Tail
-from evsync.tasks import end_task
 
 T = TypeVar("T")
 
@@ -127,8 +126,7 @@ class JetStreamStore(MovableSlots):
             owns_slots=streams.WITHOUT_SLOTS_KEY not in (state.config.get("metadata") or {}),
         )
         self._seen: Seen | None = None
-        self._tail = Tail(state.last)
-        self._poller: asyncio.Task[None] | None = None
+        self._tail = Tail(state.last, self._poll)
         self._appending = asyncio.Lock()
         self._closed = False
 
@@ -189,9 +187,7 @@ class JetStreamStore(MovableSlots):
         if self._closed:
             return
         self._closed = True
-        self._tail.failed(self._closed_error())
-        if self._poller is not None:
-            await end_task(self._poller)
+        await self._tail.close(self._closed_error())
         async with self._appending:
             self._sender.close()
             self._slots.imports.close()
@@ -237,10 +233,7 @@ class JetStreamStore(MovableSlots):
         Woken at once by appends of this store, by those of others within a poll.
         """
         self._check_open()
-        if self._tail.head <= after and timeout_s > 0:
-            if self._poller is None or self._poller.done():
-                self._poller = asyncio.create_task(self._poll(), name=f"evsync poll of {self.identity.name}")
-            await self._tail.beyond(after, timeout_s)
+        await self._tail.beyond(after, timeout_s)
         return self._tail.head
 
     # ---- Inspectable

@@ -15,7 +15,7 @@ MANY = 2**63 - 1
 """More than any number of rows or versions."""
 
 
-@lru_cache(256)
+@lru_cache(1024)
 def composed(text: str, schema: str) -> sql.Composed:
     """A statement over a store's schema."""
     return sql.SQL(text).format(schema=sql.Identifier(schema))

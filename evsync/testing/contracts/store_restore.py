@@ -121,6 +121,7 @@ class StoreRestoreContract:
             await restore.load(events[:7])
             for arrived in reversed(list(zip(places, imports, strict=True))):
                 await restore.import_events([arrived])
+            await restore.import_events([])
             await restore.load(events[7:])
             await restore.complete(identity, {}, rows)
             store = await self.open(restore)
