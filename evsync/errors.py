@@ -129,19 +129,19 @@ class _NotApplied(EvsyncError):
     ) -> None:
         self.follower, self.log, self.position = follower, log, position
         self.event_type, self.stream, self.version, self.reason = event_type, stream, version, reason
-        super().__init__(self._text())
+        super().__init__(self._text((reason or "").removesuffix(".")))
 
-    def _text(self) -> str:
+    def _text(self, why: str) -> str:
         raise NotImplementedError
 
 
 class Halted(_NotApplied):
     """A projection or reaction stopped at an event; nothing of that event's batch was applied."""
 
-    def _text(self) -> str:
+    def _text(self, why: str) -> str:
         return (
             f"{self.follower!r} halted at position {self.position} of log {self.log!r}: {self.event_type} (version "
-            f"{self.version} of stream {self.stream!r}) could not be applied: {self.reason}. Nothing of its batch was "
+            f"{self.version} of stream {self.stream!r}) could not be applied: {why}. Nothing of its batch was "
             "applied. Mend the handler (or the event's contract) and start the process again: it resumes at this event."
         )
 
@@ -152,13 +152,12 @@ class Parked(_NotApplied):
     `reason` is None for an event that only stands behind another one.
     """
 
-    def _text(self) -> str:
-        failed = f"it could not be applied: {self.reason}"
+    def _text(self, why: str) -> str:
+        failed = f"it could not be applied: {why}" if why else "an earlier event of the stream could not be applied"
         return (
             f"{self.follower!r} has parked stream {self.stream!r}, and with it {self.event_type} (version "
-            f"{self.version}) at position {self.position} of log {self.log!r}: "
-            f"{failed if self.reason else 'an earlier event of the stream could not be applied'}. What was written is "
-            "durable, and other streams go on. Mend the handler (or the event's contract), then `evsync parked retry`; "
+            f"{self.version}) at position {self.position} of log {self.log!r}: {failed}. What was written is durable, "
+            "and other streams go on. Mend the handler (or the event's contract), then `evsync parked retry`; "
             "`evsync parked list` shows what is parked."
         )
 

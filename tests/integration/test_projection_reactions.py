@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -252,14 +253,17 @@ class TestFailures:
             await until(store.at(2))
         assert (seen, store.answers) == ([1, 1, 2], [1, 2])
 
-    async def test_conflicts_with_writers_who_are_faster_are_no_failures(self) -> None:
-        """However many: the stream has grown each time. One that stands still is the handler's own fault, and so is
-        one that was to be new."""
+    async def test_conflicts_with_writers_who_are_faster_are_no_failures(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """However many: the stream has grown each time, and no warning tells of it. One that stands still is the
+        handler's own fault, and so is one that was to be new."""
         source, store, seen = bank(2), AnswerStore(), list[int]()
         store.before = [Conflict("order-1", n, n + 1) for n in range(1, 9)]
         async with running(runner_of(answering(seen, retries=0), store, source)):
             await until(store.at(2))
         assert (seen, store.answers) == ([1] * 9 + [2], [1, 2])
+        assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
         for conflicts in ([Conflict("order-1", 3, 4)] * 2, [Conflict("order-1", 0, 4)]):
             source.add(PAID, "a", amount=1)
             store.before = list(conflicts)

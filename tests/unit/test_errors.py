@@ -40,3 +40,11 @@ def test_an_error_stays_what_it_is_when_it_is_copied_or_sent(error: errors.Evsyn
     for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert type(again) is type(error)
         assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+
+
+def test_a_reason_that_is_a_sentence_ends_with_one_full_stop() -> None:
+    """Reasons are other errors' texts, of which some end with a full stop and some do not."""
+    for kind in (errors.Halted, errors.Parked):
+        texts = {str(kind(**PLACE, stream="ada", version=2, reason=said)) for said in ("no", "no.")}  # type: ignore[arg-type]
+        assert len(texts) == 1
+        assert ".." not in texts.pop()

@@ -212,9 +212,10 @@ class ReactionRunner:
         if log.state == "standby":
             await self._stand_by(log)
             return
-        logger.warning("reaction %s: %s; trying again", self.reaction.name, log.reason)
+        level = logging.WARNING if log.failures else logging.DEBUG  # a conflict is ordinary
+        logger.log(level, "reaction %s, trying again: %s", self.reaction.name, log.reason)
         while True:
-            await asyncio.sleep(pause_s(log.failures))
+            await asyncio.sleep(pause_s(max(1, log.failures)))
             try:
                 await log.load(self._checkpoints)
                 return
@@ -319,8 +320,8 @@ class ReactionRunner:
         """Whether others were merely faster: that is nobody's fault, however often it happens."""
         if not log.is_contended(conflict):
             return False
-        log.failures = 0  # soon: a longer pause would not make them slower
         log.failed(str(conflict))
+        log.failures = 0  # soon: a longer pause would not make them slower
         return True
 
     async def _failed(self, log: AnsweredLog, event: StoredEvent, error: Exception) -> None:

@@ -277,7 +277,7 @@ class ProjectionRunner:
             ready, reach = await log.next(self._applied, IDLE_S)
             self._following.named(reach.further)
             if ready.events and not await self._attempt(log, position, ready):
-                logger.warning("projection %s: %s; trying again", self.projection.name, log.reason)
+                logger.warning("projection %s, trying again: %s", self.projection.name, log.reason)
                 await asyncio.sleep(pause_s(log.failures))
             elif reach.barrier is not None and not ready.events:
                 await asyncio.sleep(LOOK_S)
