@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -89,13 +89,19 @@ def broker_url() -> str | None:
     return _Broker().nats
 
 
-def resolve(service: str, given: Deployment, overrides: Deployment) -> Deployment:
-    """The settings of one opening. Raises ConfigurationError for a setting nobody knows, or with the wrong form."""
-    for setting in (*given, *overrides):
+def check_settings(service: str, given: Iterable[str], hint: str = "") -> None:
+    """Raises ConfigurationError for a setting that there is not."""
+    for setting in given:
         if setting not in Deployment.__annotations__:
             raise ConfigurationError(
-                f"service {service!r} has no setting {setting!r}; there are {', '.join(Deployment.__annotations__)}"
+                f"service {service!r} has no setting {setting!r}; there are "
+                f"{', '.join(Deployment.__annotations__)}{hint}"
             )
+
+
+def resolve(service: str, given: Deployment, overrides: Deployment) -> Deployment:
+    """The settings of one opening. Raises ConfigurationError for a setting nobody knows, or with the wrong form."""
+    check_settings(service, overrides)
     prefix = f"EVSYNC_{service.upper().replace('-', '_')}_"
     try:
         environment = _Environment(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of the base class

@@ -265,12 +265,20 @@ def topic_of(cls: type[AnyAggregate]) -> str:
 def invoke(decide: Callable[..., Any], aggregate: AnyAggregate, *args: Any, **kwargs: Any) -> None:
     """Call a command on an aggregate: a function of the aggregate, or a method taken from the class.
 
-    Raises TypeError for a coroutine function: a decision takes no time and calls nobody.
+    Raises TypeError for a method of an object, which would change that one, and for a coroutine function: a decision
+    takes no time and calls nobody.
     """
     if isinstance(decide, UnboundCommandMethodDecorator):
         # The library's own call insists on its UUID-bound base class; binding does what its call would do.
         BoundCommandMethodDecorator(decide.event_decorator, aggregate)(*args, **kwargs)
         return
+    bound = decide.obj if isinstance(decide, BoundCommandMethodDecorator) else getattr(decide, "__self__", None)
+    if isinstance(bound, BaseAggregate):
+        method = f"{type(aggregate).__name__}.{getattr(decide, '__name__', '…')}"
+        raise TypeError(
+            f"{method} of the object {bound.id} was given, and another object is loaded, to be changed and saved: give "
+            f"the method of the class, {method}"
+        )
     result = decide(aggregate, *args, **kwargs)
     if isinstance(result, types.CoroutineType):
         result.close()

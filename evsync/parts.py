@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from evsync.errors import ConfigurationError
 from evsync.jetstream.relay import RelayStatus
 from evsync.ports import BackupTarget, Store
 from evsync.projections import Projection, Reaction
+from evsync.projections.contracts import matches
 from evsync.projections.status import FollowerStatus
+from evsync.records import service_of
 from evsync.stores.trimmed import Trimmed
 
 if TYPE_CHECKING:
     from evsync.service import Service
+
+logger = logging.getLogger("evsync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,25 @@ def services_read_by(service: Service) -> tuple[str, ...]:
                 "before the service is opened: @….on(Contract)"
             )
     return tuple(dict.fromkeys(s for part in parts for s in part.sources))
+
+
+def tell_of_unknown(reader: Service, of: Service) -> None:
+    """A warning for each contract of `reader` that names no event of `of`, by today's name or an earlier one.
+
+    Nothing ever comes to a handler whose event is misspelt, which looks like a read model that stays empty.
+    """
+    names = [*of.codec.types, *of.codec.renamed]
+    parts: list[Projection[Any] | Reaction] = [*reader.projections, *reader.reactions]
+    for part in parts if of.codec.types else ():
+        for contract in part.handlers.contracts:
+            type = contract.__event_type__
+            known = any(matches(type, name) for name in names) or type.rpartition(".")[0] in of.codec.renamed
+            if service_of(type) == of.name and not known:
+                logger.warning(
+                    "%s %s of service %s handles %s (contract %s), and service %s has no such event: it has %s",
+                    *(part.__class__.__name__.lower(), part.name, reader.name, type, contract.__name__, of.name),
+                    ", ".join(of.codec.types),
+                )
 
 
 def read_past(service: Service, settings: Deployment, stores: Mapping[str, Store]) -> None:

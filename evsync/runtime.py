@@ -35,7 +35,15 @@ from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import broker_of, first_url, open_store, shards_on_nats, urls_by_shard, views_beside
 from evsync.operations.renewal import Renewal, sweep_for_ever
-from evsync.parts import OwnLogStatus, Status, parts_to_run, read_past, scheduled_backups, services_read_by
+from evsync.parts import (
+    OwnLogStatus,
+    Status,
+    parts_to_run,
+    read_past,
+    scheduled_backups,
+    services_read_by,
+    tell_of_unknown,
+)
 from evsync.ports import LogSource, Store
 from evsync.projections import (
     MemoryModel,
@@ -146,6 +154,7 @@ class Runtime:
             found: LogSource = given
             return found
         if name == self.service.name:
+            tell_of_unknown(self.service, self.service)
             return ServiceSource(name, lambda: self.stores)
         if isinstance(given, (str, Mapping)):
             source = StoreSource(name, urls_by_shard(given))
@@ -156,6 +165,7 @@ class Runtime:
             service: Service = given
             if getattr(service, "name", None) != name:
                 raise ConfigurationError(f"sources={{{name!r}: {given!r}}}: give service {name!r}, or its store's URL")
+            tell_of_unknown(self.service, service)
             return ServiceSource(name, lambda: service.stores)
         if self.connection is not None:
             return JetStreamSource(self.connection, name)
@@ -331,16 +341,17 @@ class Runtime:
         await runner.wait(after, max(0.0, end - asyncio.get_running_loop().time()))
 
     def _runner(self, projection: Projection[Any]) -> ProjectionRunner:
-        runner = self.projections.get(projection.name)
-        if runner is None or projection not in self.service.projections:
+        if projection not in self.service.projections or projection.name not in self.projections:
             raise ConfigurationError(
                 f"{projection!r} is not a projection of service {self.service.name!r}: "
                 "give it to Service(projections=[…])"
             )
-        return runner
+        return self.projections[projection.name]
 
     async def query(self, select: sa.Select[*Ts], after: Position | None, timeout_s: float) -> sa.Result[*Ts]:
         """See Service.query."""
+        if not isinstance(select, sa.Executable):
+            raise ConfigurationError(f"query() takes a select, as in sqlalchemy.select(customers), not {select!r}")
         if self.views is None:
             raise ConfigurationError(f"service {self.service.name!r} has no projection with tables to query")
         owners = self._owners(select) if after is not None or self.renewals else []

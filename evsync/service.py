@@ -15,7 +15,7 @@ from evsync.aggregates.snapshots import SnapshotPolicy
 from evsync.archive.policy import BackupPolicy
 from evsync.codec.events import EventCodec, Upcaster, unreadable
 from evsync.codec.values import unpack
-from evsync.config import Deployment, resolve
+from evsync.config import Deployment, check_settings, resolve
 from evsync.domain import AnyAggregate, BaseAggregate
 from evsync.errors import ConfigurationError, DecodingError, StoreUnavailable
 from evsync.operations.trust import rebuild, stored_projections
@@ -59,6 +59,7 @@ class Service:
         **deployment: Unpack[Deployment],
     ) -> None:
         self.name = check_name("service", name)
+        check_settings(name, deployment, "; it is made of aggregates=, projections=, reactions=, …")
         _check_parts(name, "aggregates", aggregates, type, "aggregate classes")
         _check_parts(name, "projections", projections, Projection, "projections")
         _check_parts(name, "reactions", reactions, Reaction, "reactions")

@@ -267,7 +267,8 @@ class Repository:
         known = self._codec.aggregates
         for a in aggregates:
             if not isinstance(a, BaseAggregate):
-                raise ConfigurationError(f"{a!r} is not an aggregate and cannot be saved")
+                hint = ": give them one by one, as in save(a, b)" if isinstance(a, (list, tuple)) else ""
+                raise ConfigurationError(f"{a!r} is not an aggregate and cannot be saved{hint}")
             if type(a) not in known:
                 raise self._unregistered(type(a))
             stream = stream_of(a.id)

@@ -50,6 +50,7 @@ class EventCodec:
         self._of_class: dict[tuple[type[Any], type[Any]], Coding] = {}
         self._renamed = dict(renamed or {})
         upcasters = upcasters or {}
+        self._check_chains(upcasters)
         self._check_aggregates()
         for cls in self.aggregates:
             for name, event in event_types(cls).items():
@@ -96,6 +97,14 @@ class EventCodec:
             if type not in self._of_type:
                 raise ConfigurationError(
                     f"upcasters for {type!r}: there is no such event type, only {', '.join(sorted(self._of_type))}"
+                )
+
+    def _check_chains(self, upcasters: Mapping[str, Any]) -> None:
+        for type, chain in upcasters.items():
+            if not isinstance(chain, Sequence) or not all(callable(step) for step in chain):
+                raise ConfigurationError(
+                    f"service {self.service!r}: upcasters for {type!r}: {chain!r}, where a list of functions is "
+                    "needed, one for each step from one schema version to the next"
                 )
 
     @property

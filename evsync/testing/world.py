@@ -13,6 +13,7 @@ from typing import Any
 from evsync.codec.fields import plain
 from evsync.codec.values import pack
 from evsync.errors import ConfigurationError
+from evsync.parts import tell_of_unknown
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Store, Stretch
 from evsync.projections import Contract, Projection, Reaction
 from evsync.records import (
@@ -45,6 +46,9 @@ async def world(*services: Service, shuffle: int | None = None) -> AsyncIterator
     of it: batches are cut anywhere, events are delivered again, and projections, reactions and services overtake one
     another in every way that is legal. The same seed makes the same choices.
     """
+    for service in services:
+        if not isinstance(service, Service):
+            raise ConfigurationError(f"world() takes services, not {service!r}")
     made = World(services, shuffle)
     async with made.running():
         yield made
@@ -101,6 +105,8 @@ class World:
             self._absent[name] = MemoryStore(LogIdentity(name, "main", new_incarnation()))
         async with AsyncExitStack() as stack:
             for service in self._services.values():
+                for other in self._services.values():
+                    tell_of_unknown(service, other)
                 sources: Any = {name: self._source(name) for name in _sources_of(service)}
                 store: Any = "memory://"
                 if service.router is not None:

@@ -18,6 +18,7 @@ from evsync import (
     Event,
     EvsyncError,
     Halted,
+    MemoryModel,
     NotFound,
     Position,
     Projection,
@@ -36,6 +37,7 @@ from evsync.errors import (
 )
 from evsync.jetstream.server import EmbeddedServer
 from evsync.stores.sqlite.store import SqliteStore
+from evsync.testing import world
 from tests.relaying import eventually
 from tests.spine_services import ACCOUNTS, Account, Note
 
@@ -463,11 +465,13 @@ async def test_a_read_models_database_that_is_away_is_an_error_of_ours(
         ({"reactions": [owner_view]}, "where a list of reactions is needed"),
         ({"snapshots": 5}, "snapshots=5, where a SnapshotPolicy is needed"),
         ({"backups": "disk-a"}, "backups='disk-a', where a BackupPolicy is needed"),
+        ({"aggregate": [Account]}, "has no setting 'aggregate'; there are store, .* made of aggregates="),
+        ({"upcasters": {"bank.Account.Opened": dict}}, "where a list of functions is needed, one for each step"),
     ],
 )
 def test_a_part_of_another_kind_is_refused_when_the_service_is_made(given: dict[str, Any], said: str) -> None:
     """With the service's name, what was given, and what is needed."""
-    with pytest.raises(ConfigurationError, match=f"service 'bank': .*{said}"):
+    with pytest.raises(ConfigurationError, match=f"service 'bank'.*{said}"):
         Service("bank", **given)
 
 
@@ -486,3 +490,33 @@ async def test_arguments_of_another_type_are_refused_with_what_to_write() -> Non
             await bank.get(Account, ada.id, at="2026-01-01")
         with pytest.raises(ConfigurationError, match=r"takes a method, such as User\.rename, not 'pay'"):
             await bank.execute(Account, ada.id, "pay")
+        with pytest.raises(TypeError, match=r"give the method of the class, Account\.move$"):
+            await bank.execute(Account, ada.id, ada.move, 1, "t")
+        with pytest.raises(ConfigurationError, match="'owners' is not a projection of service 'bank'"):
+            await bank.wait(Position.parse(text), "owners")
+        with pytest.raises(ConfigurationError, match=r"takes a select, .*, not 'select \* from owners'"):
+            await bank.query("select * from owners")
+        with pytest.raises(ConfigurationError, match=r"cannot be saved: give them one by one, as in save\(a, b\)"):
+            await bank.save([ada])
+        assert len(await bank.history(Account, ada.id)) == 1
+
+
+class Misspelt(Contract, type="bank.Account.Openend"):
+    """Of an event that there is not."""
+
+
+async def test_a_contract_for_an_event_that_its_service_does_not_have_is_told_of(
+    bank: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the events that there are, in every place where the service is at hand; names of before are events too."""
+    view, told = Projection("owners", model=MemoryModel(dict)), "has no such event: it has bank.Account.Created, "
+    view.on(Misspelt)(lambda e, state: None)
+    async with bank.open(), Service("desk", projections=[view]).open(store="memory://", sources={"bank": bank}):
+        assert told in caplog.text
+    caplog.clear()
+    async with world(Service("bank", aggregates=[Account], projections=[view])):
+        assert "projection owners of service bank handles bank.Account.Openend (contract Misspelt)" in caplog.text
+    caplog.clear()
+    renamed = {"bank.Account.Openend": "bank.Account.Opened"}
+    async with world(Service("bank", aggregates=[Account], projections=[view], renamed=renamed)):
+        assert told not in caplog.text
