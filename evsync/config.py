@@ -111,7 +111,10 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
         # Neither the error nor its cause may tell the value: it may hold a password.
         wrong = e.errors(include_input=False, include_url=False) if isinstance(e, ValidationError) else ()
         what = "; ".join(f"{'.'.join(map(str, w['loc']))}: {w['msg']}" for w in wrong) or str(e)
-        raise ConfigurationError(f"the environment of service {service!r} ({prefix}…) cannot be read: {what}") from None
+        raise ConfigurationError(
+            f"the environment of service {service!r} ({prefix}…) cannot be read: {what}. Lists and mappings are JSON "
+            'there, as in {"users": "sqlite:///users.db"}'
+        ) from None
     if "run" in found and found["run"] not in ("all", "none"):
         found["run"] = [part.strip() for part in found["run"].split(",") if part.strip()]
     settings: dict[str, Any] = {"nats": nats, **found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -13,6 +13,7 @@ from evsync.ports import EventLog, LogReader, ReadsShares, Share, Store, Stretch
 from evsync.records import Ancestor, StoredEvent
 from evsync.sharding.truth import check_all_there
 
+logger = logging.getLogger("evsync")
 _LOOK_S = 0.01
 
 
@@ -112,9 +113,11 @@ class StoreSource:
 
     async def check(self) -> None:
         """Raise now what no waiting will mend: ConfigurationError for the URL, WrongStore. A store may come later."""
-        with contextlib.suppress(StoreUnavailable):
+        try:
             await self._open()
             await self._check_all_there()
+        except StoreUnavailable as e:
+            logger.warning("waiting for the log of %s: %s", self.service, e)
 
     async def _open(self) -> None:
         for shard, url in self._urls.items():

@@ -178,7 +178,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     """Missing, incomplete, or not what they should be."""
     (tmp_path / "junk").write_text("junk")
     junk = tmp_path / "junk"
-    with pytest.raises(ConfigurationError, match=r"ca is .*not a file"):
+    with pytest.raises(ConfigurationError, match=r"ca=.* is not a file \(from the environment: EVSYNC_NATS_CA\)"):
         NatsSettings("localhost", ca=tmp_path / "nothing")
     with pytest.raises(ConfigurationError, match="belong together"):
         NatsSettings("localhost", certificate=junk)

@@ -175,6 +175,7 @@ def test_no_error_about_the_environment_tells_a_password(
     with pytest.raises(ConfigurationError) as raised:
         Service("reader", projections=[view]).settings()
     assert_untold(f"{raised.value!r} {''.join(traceback.format_exception(raised.value))}")
+    assert "JSON" in str(raised.value)  # which is what to do
 
 
 @pytest.mark.parametrize(

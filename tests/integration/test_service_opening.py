@@ -307,12 +307,15 @@ async def test_a_source_may_be_a_service_of_this_process_that_opens_later_and_ag
                 assert len(desk.state(model)) == n
 
 
-async def test_a_source_may_be_the_url_of_a_store_that_comes_later(tmp_path: Path) -> None:
-    """Its writer may be another process."""
+async def test_a_source_may_be_the_url_of_a_store_that_comes_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its writer may be another process. What is waited for is told, with its path: it may be misspelt."""
     projection, model = counting()
     bank = Service("bank", aggregates=[Account], store=f"sqlite:///{tmp_path}/bank.db")
     desk = Service("desk", aggregates=[Note], projections=[projection])
     async with desk.open(store="memory://", sources={"bank": f"sqlite:///{tmp_path}/bank.db"}):
+        assert f"waiting for the log of bank: there is no store at {tmp_path}/bank.db" in caplog.text
         async with bank.open():
             position = await moved(bank)
             await desk.wait(position)

@@ -36,7 +36,9 @@ class NatsSettings:
         for name in ("credentials", "ca", "certificate", "key"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
-                raise ConfigurationError(f"{name} is {str(path)!r}, which is not a file")
+                raise ConfigurationError(
+                    f"{name}={str(path)!r} is not a file (from the environment: EVSYNC_NATS_{name.upper()})"
+                )
         if (self.certificate is None) != (self.key is None):
             raise ConfigurationError("certificate and key belong together: give both or neither")
 

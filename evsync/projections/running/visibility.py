@@ -163,12 +163,13 @@ class Visibility:
     def _not_visible(self, position: Position, timeout_s: float) -> NotVisible:
         shown = self._shown.get(position.log)
         number = shown.number if shown else 0
-        trouble = self._trouble() or (None if shown else "nothing of that log is visible yet")
+        trouble = self._trouble() or (None if shown else "nothing of that log is visible yet: is its service open?")
         reason = f" ({trouble})" if trouble else ""
         return NotVisible(
             f"projection {self._projection!r} has applied log {position.log!r} up to position {number}, "
             f"{position.number - number:,} events short of {position.number}, and did not get there within "
-            f"{timeout_s:g} s{reason}. What was written is durable; wait longer, or see what `evsync status` says."
+            f"{round(timeout_s, 2):g} s{reason}. What was written is durable; wait longer, or see what `evsync status` "
+            "says."
         )
 
     def _look(self) -> None:
