@@ -25,8 +25,8 @@ Half of a shard's slots, with 20 events in each of 2,000 streams, are moved to a
 Their saves a second while the move lasts stand beside those without a move. The longest save is one that met a closed
 slot: from the call of `save` to its return.
 
-What limits it: between two reads the mover rests for two and a half times as long as it worked, so that writers have
-the disk and the processor. Without the rest it moves three times as many events a second, at the writers' cost.
+What limits it: between two reads the mover rests three times as long as it worked, so that writers have the disk and
+the processor. Without the rest it moves several times as many events a second, at the writers' cost.
 """
 
 STREAMS, EVENTS, WRITERS = 2_000, 20, 16

@@ -12,7 +12,7 @@ import typer
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.terminal import plain, print_json, print_lines, reporting, say, table
+from evsync.cli.terminal import counted, plain, print_json, print_lines, reporting, say, table
 from evsync.errors import ConfigurationError
 from evsync.homes import ShardedStores
 from evsync.ports import Store
@@ -152,7 +152,9 @@ async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run
         count = await bring_about(home.stores, planned, _tell)
         if not json:
             print_lines(
-                f"moved {sum(len(m.slots) for m in moves)} slots in {count} steps" if count else "nothing to move"
+                f"moved {counted(sum(len(m.slots) for m in moves), 'slot')} in {counted(count, 'step')}"
+                if count
+                else "nothing to move"
             )
 
 
