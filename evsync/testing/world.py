@@ -49,6 +49,8 @@ async def world(*services: Service, shuffle: int | None = None) -> AsyncIterator
     for service in services:
         if not isinstance(service, Service):
             raise ConfigurationError(f"world() takes services, not {service!r}")
+    if len(names := [service.name for service in services]) > len(set(names)):
+        raise ConfigurationError(f"world() takes services of different names, not {', '.join(names)}")
     made = World(services, shuffle)
     async with made.running():
         yield made

@@ -520,3 +520,16 @@ async def test_a_contract_for_an_event_that_its_service_does_not_have_is_told_of
     renamed = {"bank.Account.Openend": "bank.Account.Opened"}
     async with world(Service("bank", aggregates=[Account], projections=[view], renamed=renamed)):
         assert told not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["bank"], "world\\(\\) takes services, not 'bank'"),
+        ([Service("bank"), Service("desk"), Service("bank")], "of different names, not bank, desk, bank"),
+    ],
+)
+async def test_a_world_takes_services_of_different_names(given: list[Any], said: str) -> None:
+    """A second one of a name would take the place of the first, which would never be opened."""
+    with pytest.raises(ConfigurationError, match=said):
+        await world(*given).__aenter__()
