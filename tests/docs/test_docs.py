@@ -186,9 +186,12 @@ def test_links_lead_somewhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_paths_in_backticks_exist(name: str) -> None:
-    """`evsync/stores/plan.py` is a file; `benchmarks/` is a directory."""
+    """`evsync/stores/plan.py` is a file; `benchmarks/` is a directory; `leases.py` is a module somewhere."""
     paths = [w for w in page(name).code_words if re.match(r"(evsync|tests|docs|examples|benchmarks)/", w)]
     assert [p for p in paths if not (ROOT / p).exists()] == []
+    modules = {p.name for directory in ("evsync", "tests") for p in (ROOT / directory).rglob("*.py")}
+    modules |= {b.file for b in page(name).blocks() if b.file}
+    assert {w for w in page(name).code_words if re.fullmatch(r"\w+\.py", w)} - modules == set()
 
 
 @pytest.mark.parametrize("name", NAMES)
