@@ -69,6 +69,19 @@ async def test_what_was_saved_is_loaded_at_any_version_and_time(bank: Repository
     assert (await bank.get(Account, account.id, at=datetime.now(UTC))).balance == 6
 
 
+async def test_what_a_time_shows_was_a_state_though_a_clock_was_set_back(bank: Repository) -> None:
+    """The events before the first one that is later than the time: one behind it that claims to be earlier is not."""
+    account = Account("ada", 1)
+    account.deposit(2)
+    account.deposit(3)
+    for event, after_s in zip(account.pending_events[1:], (10, 5), strict=True):
+        vars(event)["timestamp"] = account.created_on + timedelta(seconds=after_s)
+    await bank.save([account], {})
+    for after_s, balance in ((4, 1), (7, 1), (10, 6)):
+        at = account.created_on + timedelta(seconds=after_s)
+        assert (await bank.get(Account, account.id, at=at)).balance == balance
+
+
 async def test_what_is_not_there_is_not_found(bank: Repository) -> None:
     """No stream, no such version, not yet begun, another kind of aggregate: each says which."""
     account, basket = Account("ada", 1), Basket("b-1", owner="ada")
