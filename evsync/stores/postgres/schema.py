@@ -226,7 +226,7 @@ async def prepare(
         if await missing(connection, "to_regclass", f"{name.as_string()}.log"):
             if not create:
                 raise StoreUnavailable(
-                    f"there is no store in schema {schema!r} (yet): its service makes it when it is opened first"
+                    f"there is no store in schema {schema!r} (yet): its service makes it, or `evsync store init`"
                 )
             if await missing(connection, "to_regnamespace", name.as_string()):
                 await connection.execute(composed("CREATE SCHEMA {schema}", schema))

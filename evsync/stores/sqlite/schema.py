@@ -153,7 +153,7 @@ def check_path(name: str | os.PathLike[str], *, create: bool) -> Path:
     if create and not has_directory:
         raise ConfigurationError(f"{path} cannot be made: there is no directory {path.parent}. Create it first.")
     if not create and not exists:
-        raise StoreUnavailable(f"there is no store at {path} (yet): its service makes it when it is opened first")
+        raise StoreUnavailable(f"there is no store at {path} (yet): its service makes it, or `evsync store init`")
     return path
 
 
@@ -175,7 +175,7 @@ def prepare(
     def attempt() -> LogIdentity:
         if not _is_store(connection, path):
             if not create:
-                raise StoreUnavailable(f"{path} is still empty: its service makes the store when it is opened first")
+                raise StoreUnavailable(f"{path} is still empty: its service makes the store, or `evsync store init`")
             _use_write_ahead_log(connection, path)
             connection.execute("BEGIN IMMEDIATE")
             if not _is_store(connection, path):  # otherwise another process was first
