@@ -98,6 +98,12 @@ def test_every_environment_variable_is_in_the_table_of_settings() -> None:
     assert known - documented == set()
 
 
+def test_every_logger_is_on_the_page_about_deployment() -> None:
+    """Whoever sets levels has to know them."""
+    code = "".join(path.read_text() for path in (ROOT / "evsync").rglob("*.py"))
+    assert set(re.findall(r'getLogger\("(evsync[.\w]*)"\)', code)) - DEPLOY.code_words == set()
+
+
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command of the command line, by its full name."""
 
