@@ -137,7 +137,7 @@ def reporting(debug: bool, *, log_level: int = logging.CRITICAL) -> Iterator[Non
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(_is_not_reported)
+    handler.addFilter(_is_for_people)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     own = logging.getLogger("evsync")
     before = own.level
@@ -167,6 +167,9 @@ class _Redacting(logging.Formatter):
         return redacted(super().format(record))
 
 
-def _is_not_reported(record: logging.LogRecord) -> bool:
-    """False for the record of an error that ended a service: the command ends with it, and tells it once."""
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """False for the record of an error that ended a service: the command ends with it, and tells it once. And for what
+    asyncio warns of at the end of each TLS connection of nats-py, which has no consequence."""
+    if record.name == "asyncio":
+        return "eof_received() has no effect" not in record.getMessage()
     return not (record.name == "evsync" and record.exc_info and isinstance(record.exc_info[1], EvsyncError))

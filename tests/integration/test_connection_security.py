@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from nats.errors import Error as NatsError
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from evsync.jetstream.client.connection import Connection
@@ -54,6 +55,17 @@ async def test_a_refused_login_is_told_without_the_secret(
         shown = f"{error.value!r} {error.value} {conn!r} {conn.settings!r} {conn.settings} {caplog.text}"
         assert "geheim" not in shown
         assert guarded.url in shown
+
+
+async def test_each_problem_of_a_connection_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A refused login shows now as what the server says, now as a connection that was reset: it stays the problem."""
+    async with await Connection.open(NatsSettings("nats://127.0.0.1:1"), "users") as conn:
+        for _ in range(3):
+            conn._note(NatsError("'Authorization Violation'"))
+            conn._note(ConnectionResetError(104, "Connection reset by peer"))
+        assert "Authorization Violation" in str(conn.problem)
+    for words in ("Authorization Violation", "Connection reset by peer"):
+        assert caplog.text.count(words) == 1
 
 
 async def test_a_forbidden_request_fails_at_once(guarded: EmbeddedServer) -> None:

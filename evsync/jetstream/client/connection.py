@@ -58,6 +58,8 @@ class Connection:
         """Largest message (headers and body) in bytes that the server takes; None before the first connection."""
         self.problem: str | None = "not connected yet"
         """Why there is no connection; None while there is one."""
+        self._told = set[str]()
+        """What the log has been told of since the last connection."""
         self.blocks: list[Block] = []
         """Who deals with blocks of frames before they are taken apart; see `Block`."""
         self._inbox_root = f"_INBOX_{name}"
@@ -257,6 +259,7 @@ class Connection:
 
     def _enter(self, session: Session) -> None:
         self._session, self.problem = session, None
+        self._told.clear()
         self.epoch += 1
         self.max_payload = session.client.max_payload
         if not self.settings.uses_tls:  # an address that the cluster tells may not be in its certificate
@@ -283,9 +286,11 @@ class Connection:
     def _note(self, error: Exception) -> None:
         if self._session is None:
             words = _words(error)
-            if words != self.problem:
+            if words not in self._told:  # a refused login shows now as that, now as a connection that was reset
+                self._told.add(words)
                 log.warning("cannot connect to NATS at %s (trying on): %s", self.settings.shown, words)
-            self.problem = words
+            if not (isinstance(error, (ConnectionResetError, BrokenPipeError)) and len(self._told) > 1):
+                self.problem = words
 
     def _unsubscribe(self, subscription: Subscription) -> None:
         if self._handlers.pop(subscription.sid, None) is not None:
