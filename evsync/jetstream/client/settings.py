@@ -73,9 +73,8 @@ class NatsSettings:
             if self.certificate and self.key:
                 context.load_cert_chain(self.certificate, self.key)
         except (ssl.SSLError, OSError) as e:
-            raise ConfigurationError(
-                f"the certificates ({self.ca}, {self.certificate}, {self.key}) cannot be used: {e}"
-            ) from e
+            files = ", ".join(str(path) for path in (self.ca, self.certificate, self.key) if path)
+            raise ConfigurationError(f"certificates or keys cannot be used ({files}): {e}") from e
         return context
 
     def __repr__(self) -> str:
