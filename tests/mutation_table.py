@@ -748,6 +748,19 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/integration/test_projection_runner.py::TestWorkers::test_a_worker_is_out_as_soon_as_another_has_taken_its_groups",
     ),
     _break(
+        "A worker that ends gives all of its groups back, and its word why it halted stays",
+        "evsync/projections/running/tenure.py", "who has halted takes groups once more",
+        "            if self._over:  #", "            if False:  #",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_who_has_halted_takes_no_group_and_leaves_its_note",
+    ),
+    _break(
+        "A worker that ends gives all of its groups back, and its word why it halted stays",
+        "evsync/projections/models/leases.py", "leases stay until they run out",
+        "_of(claim, groups).values(expires=0, halted=halted)", "_of(claim, groups).values(halted=halted)",
+        "tests/integration/test_projection_runner.py::TestWorkers::"
+        "test_groups_that_a_cancelled_balance_has_taken_are_given_back",
+    ),
+    _break(
         "Leases run by the database's clock, and one of a wrong clock is not believed",
         "evsync/projections/models/leases.py", "a lease may run for ever",
         "return now < expires <= now + MAX_LEASE_S", "return now < expires",

@@ -26,6 +26,8 @@ from evsync.errors import (
 )
 from evsync.projections import Event, FollowerStatus, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
 from evsync.projections.models import engines as database_module
+from evsync.projections.models import leases, shares
+from evsync.projections.models.shares import Change
 from evsync.projections.rebuilding.rebuild import Rebuild
 from evsync.records import Position
 from tests.projection_logs import INCARNATION, Closed, Ledger, ListSource, Opened, Paid, bank_events, fold_bank, stored
@@ -634,6 +636,48 @@ class TestWorkers:
                 assert runner.halted.position == 60
                 with pytest.raises(Halted):
                     await runner.wait(at(69), 10)
+        await asyncio.gather(*(d.close() for d in databases))
+
+    async def test_who_has_halted_takes_no_group_and_leaves_its_note(self, views: ViewsDatabase) -> None:
+        """Whoever takes groups takes the note away: a sign of life that was due in that moment does neither."""
+        source, ledger = ListSource("bank", bank_events(50, 1)), Ledger(bad={60}, retries=0)
+        runner = ProjectionRunner(ledger.projection, views, [source])
+        for n in range(51, 70):
+            source.add(PAID, f"account-{n}", amount=1)
+        with pytest.raises(Halted):
+            await runner.run()
+        assert not await runner.balance()
+        assert (await ProjectionRunner(ledger.projection, views, [source]).status()).state == "halted"
+        await runner.close()
+
+    async def test_groups_that_a_cancelled_balance_has_taken_are_given_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They stand under its name, and it never heard of it; nobody has to wait for their leases to run out."""
+        databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(2)]
+        first, second = (
+            ProjectionRunner(Ledger().projection, d, [ListSource("bank")], lease_s=60.0) for d in databases
+        )
+        await first.open()
+        deciding, cancelled = threading.Event(), threading.Event()
+
+        def decide(*args: Any) -> Change:
+            deciding.set()
+            assert cancelled.wait(10)
+            return shares.decide(*args)
+
+        monkeypatch.setattr(leases, "decide", decide)
+        balance = asyncio.create_task(first.balance())
+        await asyncio.to_thread(deciding.wait, 10)
+        balance.cancel()
+        cancelled.set()
+        with pytest.raises(asyncio.CancelledError):
+            await balance
+        await first.close()
+        await second.open()
+        assert await second.balance()
+        assert len(second.groups) == 16
+        await second.close()
         await asyncio.gather(*(d.close() for d in databases))
 
     async def test_a_lease_that_was_written_by_a_clock_set_back_since_is_not_believed(

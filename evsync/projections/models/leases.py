@@ -90,10 +90,14 @@ def renew(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int]) ->
     connection.execute(sa.update(WORKERS).where(*mine).values(expires=now + claim.lease_s))
 
 
-def leave(connection: sa.Connection, claim: Claim, tokens: Mapping[int, int], halted: str | None) -> None:
-    """End the leases that are still one's own, so that others may take over at once; leave word why, if halted."""
-    for group, token in tokens.items():
-        connection.execute(_of(claim, [group]).where(LEASES.c.token == token).values(expires=0, halted=halted))
+def leave(connection: sa.Connection, claim: Claim, halted: str | None) -> None:
+    """End all leases under the claim's name, so that others may take over at once; leave word why, if halted.
+
+    Also those of which the caller does not know: a balance that was cancelled may have taken them.
+    """
+    mine = (LEASES.c.projection == claim.projection, LEASES.c.owner == claim.owner)
+    groups = connection.scalars(sa.select(LEASES.c.group).where(*mine).order_by(LEASES.c.group).with_for_update()).all()
+    connection.execute(_of(claim, groups).values(expires=0, halted=halted))
     connection.execute(
         sa.delete(WORKERS).where(WORKERS.c.projection == claim.projection, WORKERS.c.owner == claim.owner)
     )

@@ -92,7 +92,7 @@ class MemorySession(Generic[S]):
         self._checkpoints.update(((c.log, c.group), c) for c in applied.checkpoints)
         self._parked += applied.parked
 
-    async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
+    async def leave(self, halted: str | None = None) -> None:
         """See ModelSession."""
         self._held, self._halted = False, halted
 

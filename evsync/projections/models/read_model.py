@@ -79,8 +79,11 @@ class ModelSession(Protocol[S_co]):
         """
         ...
 
-    async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
-        """Give back everything, so that others may take over at once; leave word why, if the projection halted."""
+    async def leave(self, halted: str | None = None) -> None:
+        """Give back everything that stands under the claim's name, so that others may take over at once.
+
+        `halted` is the word that is left why, if the projection halted.
+        """
         ...
 
     async def observe(self) -> Observation:

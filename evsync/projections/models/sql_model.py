@@ -111,13 +111,12 @@ class SqlSession:
         except sa.exc.SQLAlchemyError as e:  # what comes from the batch itself has a type of ours by now
             raise GatheredFailed(f"the transaction could not be committed: {e}") from e
 
-    async def leave(self, holding: Holding | None, halted: str | None = None) -> None:
+    async def leave(self, halted: str | None = None) -> None:
         """See ModelSession."""
-        tokens = holding.tokens if holding is not None else {}
 
         @_database_away
         def work(connection: sa.Connection) -> None:
-            leases.leave(connection, self._claim, tokens, halted)
+            leases.leave(connection, self._claim, halted)
 
         await self._database.write(work)
 

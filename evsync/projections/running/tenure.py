@@ -38,6 +38,7 @@ class Tenure:
         visibility.incarnation_of = self._incarnation_of
         self._certain = True
         self._present = False
+        self._over = False
 
     def _incarnation_of(self, log: str, number: int) -> str | None:
         return self.logs[log].incarnation_of(number) if log in self.logs else ""
@@ -49,11 +50,13 @@ class Tenure:
             log.hold(self.holding)
 
     async def balance(self) -> bool:
-        """Show a sign of life, give back or take groups; whether any are held. Raises DatabaseAway.
+        """Show a sign of life, give back or take groups; whether any are held. None are after a halt.
 
-        Raises ConfigurationError or WrongStore for a read model that has become another meanwhile.
+        Raises DatabaseAway, and ConfigurationError or WrongStore for a read model that has become another meanwhile.
         """
         async with self.lock:
+            if self._over:  # who takes groups takes the note away that says why they were left
+                return False
             try:
                 await self._balance()
             except Fenced:
@@ -101,15 +104,16 @@ class Tenure:
         A process that hears of the halt may end it at once, and cancel this: the holding is kept until its turn comes,
         so that whoever calls last (`run`, `close`) makes up for it.
         """
+        self._over = self._over or note is not None
         if not self._present:
             return
         async with self.lock:
             if not self._present:
                 return
-            holding, self._present = self.holding, False
+            self._present = False
             self.drop()
             with contextlib.suppress(DatabaseAway):  # then the leases run out by themselves
-                await self._session.leave(holding, note)
+                await self._session.leave(note)
 
     async def _balance(self) -> None:
         try:
