@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from evsync.codec.events import EventCodec
 from evsync.errors import ConfigurationError
+from evsync.ports import Store
 from evsync.records import check_name
 
-if TYPE_CHECKING:
-    from evsync.service import Service
+
+class OpenService(Protocol):
+    """A Service of this process, as others see it: its stores, by shard, while it is open."""
+
+    name: str
+    codec: EventCodec
+
+    @property
+    def stores(self) -> Mapping[str, Store]: ...
 
 
 class Deployment(TypedDict, total=False):
@@ -32,7 +41,7 @@ class Deployment(TypedDict, total=False):
     the store, in `<store>_views.db` or schema `<schema>_views`."""
     nats: str
     """URL of the broker. Absent: none; projections follow the logs of services in this process."""
-    sources: Mapping[str, Service | str | Mapping[str, str]]
+    sources: Mapping[str, OpenService | str | Mapping[str, str]]
     """Where other services' logs are read from when not from NATS: a Service of this process, or its store's URL, or
     the URLs of its stores by shard."""
     archives: Mapping[str, Sequence[str]]

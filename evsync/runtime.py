@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
@@ -24,7 +24,9 @@ from evsync.aggregates.repository import Repository
 from evsync.aggregates.snapshots import Snapshots
 from evsync.archive.reader import ArchivedSource
 from evsync.archive.schedule import ScheduledBackups
-from evsync.config import Deployment, broker_files
+from evsync.archiving import read_past, scheduled_backups
+from evsync.config import Deployment, OpenService, broker_files
+from evsync.definition import Definition, parts_to_run, services_read_by, tell_of_unknown
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
 from evsync.homes import Home, OneStore
@@ -34,17 +36,9 @@ from evsync.jetstream.relay import Relay
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
 from evsync.opening import broker_of, first_url, open_store, shards_on_nats, urls_by_shard, views_beside
+from evsync.operations.rebuilding import rebuild
 from evsync.operations.renewal import Renewal, sweep_for_ever
-from evsync.parts import (
-    OwnLogStatus,
-    Status,
-    parts_to_run,
-    read_past,
-    scheduled_backups,
-    services_read_by,
-    tell_of_unknown,
-)
-from evsync.ports import LogSource, Store
+from evsync.ports import LogSource, Progress, Store
 from evsync.projections import (
     MemoryModel,
     Projection,
@@ -56,15 +50,14 @@ from evsync.projections import (
 from evsync.projections.failures import DatabaseAway
 from evsync.projections.lag import Lags
 from evsync.projections.models.bookkeeping import version_of
+from evsync.projections.rebuilding.rebuild import RebuildReport
 from evsync.projections.status import FollowerStatus
 from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag, service_of
 from evsync.shards import open_home, open_shards
 from evsync.sources import ServiceSource, StoreSource
+from evsync.status import OwnLogStatus, Status
 from evsync.stores.group_commit import GroupCommit
 from evsync.tags import current_tags
-
-if TYPE_CHECKING:
-    from evsync.service import Service
 
 S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
@@ -74,7 +67,7 @@ logger = logging.getLogger("evsync")
 class Runtime:
     """What is open of one service, and what runs."""
 
-    def __init__(self, service: Service, settings: Deployment, stores: Mapping[str, Store], home: Home) -> None:
+    def __init__(self, service: Definition, settings: Deployment, stores: Mapping[str, Store], home: Home) -> None:
         self.service, self.settings, self.stores, self.home = service, settings, stores, home
         self.store = store = next(iter(stores.values()))
         """The only one, or that of the first shard."""
@@ -104,7 +97,7 @@ class Runtime:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, service: Service, settings: Deployment, *, followers: bool = True, look_only: bool = False
+        cls, service: Definition, settings: Deployment, *, followers: bool = True, look_only: bool = False
     ) -> AsyncIterator[Runtime]:
         """Everything that the settings ask for, opened in the order of need and closed in the other.
 
@@ -143,8 +136,8 @@ class Runtime:
                 runtime.sources = sources
                 runtime.lags = Lags(sources)
                 stack.push_async_callback(runtime.lags.close)
-                await runtime._open_projections(stack, sources, prepare=not look_only)
-                await runtime._open_reactions(stack, sources)
+                await runtime._open_projections(stack, prepare=not look_only)
+                await runtime._open_reactions(stack)
             stack.push_async_callback(runtime._stop)
             yield runtime
 
@@ -162,7 +155,7 @@ class Runtime:
             await source.check()
             return source
         if given is not None:
-            service: Service = given
+            service: OpenService = given
             if getattr(service, "name", None) != name:
                 raise ConfigurationError(f"sources={{{name!r}: {given!r}}}: give service {name!r}, or its store's URL")
             tell_of_unknown(self.service, service)
@@ -182,36 +175,41 @@ class Runtime:
         stack.push_async_callback(archived.close)
         return archived
 
-    async def _open_projections(
-        self, stack: AsyncExitStack, sources: Mapping[str, LogSource], *, prepare: bool
-    ) -> None:
+    async def _open_projections(self, stack: AsyncExitStack, *, prepare: bool) -> None:
         if any(isinstance(p.model, SqlModel) for p in self.service.projections):
             self.views = ViewsDatabase(
                 self.settings.get("views") or views_beside(first_url(self.settings["store"]), self.service.name)
             )
             stack.push_async_callback(self.views.close)
         for projection in self.service.projections:
-            runner = ProjectionRunner(projection, self.views, [sources[s] for s in projection.sources])
+            runner = ProjectionRunner(projection, self.views, [self.sources[s] for s in projection.sources])
             stack.push_async_callback(runner.close)
             self.projections[projection.name] = runner
             if not prepare:
                 continue
-            if (older := await self._older(projection)) is not None:
-                self.renewals[projection.name] = Renewal(self, projection, runner, older)
+            if (renewal := await self._renewal(projection, runner)) is not None:
+                self.renewals[projection.name] = renewal
             else:
                 await runner.open()
 
-    async def _older(self, projection: Projection[Any]) -> int | None:
-        """The version of the read model, if it is an older one that is to be rebuilt by itself."""
-        if projection.rebuild != "auto" or self.views is None or not isinstance(projection.model, SqlModel):
+    async def _renewal(self, projection: Projection[Any], runner: ProjectionRunner) -> Renewal | None:
+        """What brings the read model to this version, if it is an older one that is to be rebuilt by itself."""
+        views = self.views
+        if projection.rebuild != "auto" or views is None or not isinstance(projection.model, SqlModel):
             return None
         try:
-            found = await self.views.write(lambda connection: version_of(connection, projection.name))
+            found = await views.write(lambda connection: version_of(connection, projection.name))
         except DatabaseAway:
             return None  # opening the runner says so
-        return found if found is not None and found < projection.version else None
+        if found is None or found >= projection.version:
+            return None
 
-    async def _open_reactions(self, stack: AsyncExitStack, sources: Mapping[str, LogSource]) -> None:
+        async def again(advance: Progress) -> RebuildReport:
+            return await rebuild(self.service, projection, views, self.sources, only_if_older=True, advance=advance)
+
+        return Renewal(projection, runner, views, found, again)
+
+    async def _open_reactions(self, stack: AsyncExitStack) -> None:
         if self.service.reactions and len(self.stores) > 1:
             raise ConfigurationError(
                 f"service {self.service.name!r} has reactions and several shards: a reaction's checkpoint is stored in "
@@ -222,7 +220,7 @@ class Runtime:
                 reaction,
                 checkpoints=self.store.checkpoints,
                 commit=self._commit_of_reaction,
-                sources=[sources[s] for s in reaction.sources],
+                sources=[self.sources[s] for s in reaction.sources],
                 service=self.service,
             )
             stack.push_async_callback(runner.close)

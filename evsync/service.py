@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
@@ -11,20 +11,18 @@ from uuid import UUID
 import sqlalchemy as sa
 from typing_extensions import TypeVarTuple, Unpack
 
-from evsync.aggregates.snapshots import SnapshotPolicy
-from evsync.archive.policy import BackupPolicy
-from evsync.codec.events import EventCodec, Upcaster, unreadable
+from evsync.codec.events import unreadable
 from evsync.codec.values import unpack
-from evsync.config import Deployment, check_settings, resolve
+from evsync.config import Deployment
+from evsync.definition import Definition, stored_projections
 from evsync.domain import AnyAggregate, BaseAggregate
 from evsync.errors import ConfigurationError, DecodingError, StoreUnavailable
-from evsync.operations.trust import rebuild, stored_projections
-from evsync.parts import Status
+from evsync.operations.rebuilding import rebuild
 from evsync.ports import Store
-from evsync.projections import Event, MemoryModel, Projection, Reaction
-from evsync.records import Position, StoredEvent, check_name
+from evsync.projections import Event, MemoryModel, Projection
+from evsync.records import Position, StoredEvent
 from evsync.runtime import Runtime
-from evsync.sharding import Router
+from evsync.status import Status
 from evsync.tags import current_tags
 
 A = TypeVar("A", bound=BaseAggregate[Any])
@@ -33,7 +31,7 @@ P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
 
 
-class Service:
+class Service(Definition):
     """A named set of aggregates, projections and reactions. Inert until opened: nothing is touched, no global kept.
 
     `renamed` and `upcasters` keep old events readable (see EventCodec); `snapshots` says when the state of long streams
@@ -43,58 +41,14 @@ class Service:
     classes that do not fit, EncodingError for an event whose fields cannot be written.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        aggregates: Sequence[type[AnyAggregate]] = (),
-        projections: Sequence[Projection[Any]] = (),
-        reactions: Sequence[Reaction] = (),
-        renamed: Mapping[str, str] | None = None,
-        upcasters: Mapping[str, Sequence[Upcaster]] | None = None,
-        snapshots: SnapshotPolicy | None = None,
-        cached_aggregates: int = 0,
-        backups: BackupPolicy | None = None,
-        router: Router | None = None,
-        **deployment: Unpack[Deployment],
-    ) -> None:
-        self.name = check_name("service", name)
-        check_settings(name, deployment, "; it is made of aggregates=, projections=, reactions=, …")
-        _check_parts(name, "aggregates", aggregates, type, "aggregate classes")
-        _check_parts(name, "projections", projections, Projection, "projections")
-        _check_parts(name, "reactions", reactions, Reaction, "reactions")
-        for policy, given, form in (("snapshots", snapshots, SnapshotPolicy), ("backups", backups, BackupPolicy)):
-            if given is not None and not isinstance(given, form):
-                raise ConfigurationError(f"service {name!r}: {policy}={given!r}, where a {form.__name__} is needed")
-        self.codec = EventCodec(name, aggregates, renamed=renamed, upcasters=upcasters)
-        self.projections = tuple(projections)
-        self.reactions = tuple(reactions)
-        self.snapshots = snapshots
-        if cached_aggregates < 0:
-            raise ConfigurationError(f"cached_aggregates={cached_aggregates}: use 0 for no cache, or how many to keep")
-        self.cached_aggregates = cached_aggregates
-        self.backups = backups
-        if router is not None and not isinstance(router, Router):
-            raise ConfigurationError(
-                f"service {name!r}: router={router!r}, where a HashRing or a RangeRouter is needed"
-            )
-        self.router = router
-        self._deployment = deployment
-        self._runtime: Runtime | None = None
-        self._opening = False
-        self._closing: AbstractAsyncContextManager[Self] | None = None
-        names = [p.name for p in self.projections] + [r.name for r in self.reactions] + ["relay", "backup"]
-        for twice in {n for n in names if names.count(n) > 1}:
-            raise ConfigurationError(f"service {name!r} has two parts named {twice!r}; 'relay' and 'backup' are taken")
+    _runtime: Runtime | None = None
+    _opening = False
+    _closing: AbstractAsyncContextManager[Self] | None = None
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {'open' if self._runtime else 'not open'}>"
 
     # ---- opening
-
-    def settings(self, **overrides: Unpack[Deployment]) -> Deployment:
-        """Where the service would be opened now. Raises ConfigurationError."""
-        return resolve(self.name, self._deployment, overrides)
 
     @asynccontextmanager
     async def open(self, **overrides: Unpack[Deployment]) -> AsyncIterator[Self]:
@@ -298,20 +252,14 @@ class Service:
         for a model in memory, and what stops the handlers; the read model is then as it was.
         """
         runtime = self.runtime
-        for projection in projections or stored_projections(runtime):
+        for projection in projections or stored_projections(self):
             if projection not in self.projections:
                 raise ConfigurationError(f"{projection!r} is not a projection of service {self.name!r}")
-            await rebuild(runtime, projection)
+            await rebuild(self, projection, runtime.views, runtime.sources)
 
     async def status(self) -> Status:
         """How far the relay, the projections and the reactions are, and what is wrong with them if anything is."""
         return await self.runtime.status()
-
-
-def _check_parts(service: str, what: str, parts: object, form: type, words: str) -> None:
-    """Raises ConfigurationError unless `parts` has these, and nothing else."""
-    if not isinstance(parts, Collection) or not all(isinstance(part, form) for part in parts):
-        raise ConfigurationError(f"service {service!r}: {what}={parts!r}, where a list of {words} is needed")
 
 
 def _position(given: object) -> Position:

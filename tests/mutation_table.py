@@ -471,7 +471,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "A process with an old map is told, and reads what is new",
         "evsync/homes.py", "it reads where the slot was",
-        "                await _check_open_in(self._stores[shard], stream, slot)\n", "",
+        "                await _check_open_in(self.stores[shard], stream, slot)\n", "",
         "tests/integration/test_shards.py::test_a_process_with_an_old_map_reads_nothing_old",
     ),
     _break(

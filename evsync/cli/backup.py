@@ -23,6 +23,7 @@ from evsync.archive.schedule import problem_of
 from evsync.archive.segments import Header
 from evsync.archive.targets import opened_targets
 from evsync.archive.verification import CopyReport, verify_copy
+from evsync.archiving import backups_of, read_past
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.tail import as_utc
@@ -30,7 +31,6 @@ from evsync.cli.terminal import plain, print_json, print_lines, progress, report
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.opening import open_store, urls_by_shard
 from evsync.operations.recovery import DrillReport, drill, last_drill
-from evsync.parts import backups_of, read_past
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime
 from evsync.service import Service

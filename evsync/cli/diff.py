@@ -12,9 +12,9 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, ProjectionName, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.codec.json_form import as_json
-from evsync.operations.trust import DiffReport, projection_of
-from evsync.operations.trust import diff as diff_with_live
-from evsync.operations.trust import diff_with as diff_with_code
+from evsync.definition import projection_of
+from evsync.operations.difference import DiffReport, diff_with
+from evsync.operations.difference import diff as diff_with_live
 from evsync.projections.checking.diff import LIMIT, TableDifference
 from evsync.service import Service
 
@@ -58,7 +58,7 @@ async def _diff(service: Service, name: str, other: Service | None, limit: int) 
         with progress("Going through history", long=True) as advance:
             if other is None:
                 return await diff_with_live(runtime, projection, limit=limit, advance=advance)
-            return await diff_with_code(runtime, projection, projection_of(other, name), limit=limit, advance=advance)
+            return await diff_with(runtime, projection, projection_of(other, name), limit=limit, advance=advance)
 
 
 def _show(report: DiffReport) -> None:

@@ -14,8 +14,8 @@ from evsync.cli.options import Debug, EventTypes, Json, Target
 from evsync.cli.tail import as_object, as_utc
 from evsync.cli.terminal import counted, plain, print_json, print_lines, print_table, progress, reporting
 from evsync.codec.json_form import as_json
-from evsync.operations.trust import RowReport
-from evsync.operations.trust import explain as explain_row
+from evsync.operations.explanation import RowReport
+from evsync.operations.explanation import explain as explain_row
 from evsync.projections.checking.explain import Cause, Chosen
 from evsync.projections.checking.recorder import Change
 from evsync.service import Service

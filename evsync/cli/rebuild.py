@@ -11,9 +11,9 @@ import typer
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, ProjectionName, Target
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, say
+from evsync.definition import projection_of
 from evsync.errors import redacted
-from evsync.operations.trust import projection_of
-from evsync.operations.trust import rebuild as rebuild_model
+from evsync.operations.rebuilding import rebuild as rebuild_model
 from evsync.projections.rebuilding.rebuild import GRACE_S, RebuildReport, drop_old_copies
 from evsync.service import Service
 
@@ -55,7 +55,8 @@ async def _rebuild(
         projection = projection_of(service, name)
         with progress(f"Filling {name}", long=True) as advance:
             report = await rebuild_model(
-                runtime, projection, anew=anew, grace_s=grace_s, timeout_s=timeout_s, advance=advance,
+                service, projection, runtime.views, runtime.sources, anew=anew, grace_s=grace_s,
+                timeout_s=timeout_s, advance=advance,
                 tell=lambda reason: say(f"Waiting: {redacted(reason)}", "yellow"),
             )  # fmt: skip
         if json:

@@ -11,9 +11,10 @@ import typer
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import counted, plain, print_json, print_lines, progress, reporting, table
+from evsync.definition import projection_of, stored_projections
 from evsync.errors import ConfigurationError
-from evsync.operations.trust import VerifyReport, projection_of, stored_projections
-from evsync.operations.trust import verify as verify_projection
+from evsync.operations.verification import VerifyReport
+from evsync.operations.verification import verify as verify_projection
 from evsync.projections.checking.verify import Finding, LogReport
 from evsync.records import StoredEvent
 from evsync.service import Service
@@ -52,7 +53,7 @@ def verify(
 async def _verify(service: Service, name: str | None) -> list[VerifyReport]:
     async with service.inspect(followers=True):
         runtime = service.runtime
-        chosen = [projection_of(service, name)] if name is not None else stored_projections(runtime)
+        chosen = [projection_of(service, name)] if name is not None else stored_projections(service)
         if not chosen:
             raise ConfigurationError(f"service {service.name!r} has no projection whose read model is stored")
         reports = []

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from evsync.config import Deployment
+from evsync.definition import parts_to_run, services_read_by
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.jetstream import permissions, streams
 from evsync.jetstream.permissions import ANY, Grant
 from evsync.jetstream.store.stream import StoreUrl, default_name
 from evsync.opening import is_on_nats, open_store, urls_by_shard
-from evsync.parts import parts_to_run, services_read_by
 from evsync.records import LogIdentity
 from evsync.service import Service
 

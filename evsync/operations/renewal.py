@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from evsync.errors import EvsyncError, NotVisible
-from evsync.operations.trust import rebuild
+from evsync.ports import Progress
 from evsync.projections import Projection, ProjectionRunner, ViewsDatabase
 from evsync.projections.failures import DatabaseAway
 from evsync.projections.models.bookkeeping import version_of
 from evsync.projections.pause import pause_s
-from evsync.projections.rebuilding.rebuild import drop_old_copies
-
-if TYPE_CHECKING:
-    from evsync.runtime import Runtime
+from evsync.projections.rebuilding.rebuild import RebuildReport, drop_old_copies
 
 logger = logging.getLogger("evsync")
 
@@ -30,9 +28,16 @@ class Renewal:
     old version go on serving it.
     """
 
-    def __init__(self, runtime: Runtime, projection: Projection[Any], runner: ProjectionRunner, found: int) -> None:
-        """`found` is the version that is there."""
-        self._runtime, self._projection, self._runner = runtime, projection, runner
+    def __init__(
+        self,
+        projection: Projection[Any],
+        runner: ProjectionRunner,
+        views: ViewsDatabase,
+        found: int,
+        rebuild: Callable[[Progress], Awaitable[RebuildReport]],
+    ) -> None:
+        """`found` is the version that is there. `rebuild` makes this one of it, unless another process was quicker."""
+        self._projection, self._runner, self._views, self._make = projection, runner, views, rebuild
         self._done, self._due = 0, 0
         self._found = found
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -71,7 +76,7 @@ class Renewal:
 
     async def _rebuild(self) -> None:
         try:
-            report = await rebuild(self._runtime, self._projection, only_if_older=True, advance=self._advance)
+            report = await self._make(self._advance)
         except EvsyncError:
             if await self._is_older():  # else another process was quicker
                 raise
@@ -84,12 +89,11 @@ class Renewal:
         self._done, self._due = done, due
 
     async def _is_older(self) -> bool:
-        assert self._runtime.views is not None
         name = self._projection.name
         failures = 0
         while True:
             try:
-                version = await self._runtime.views.write(lambda c: version_of(c, name))
+                version = await self._views.write(lambda c: version_of(c, name))
             except DatabaseAway:
                 failures += 1
                 await asyncio.sleep(pause_s(failures))

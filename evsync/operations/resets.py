@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from evsync.definition import shared_tables, tables_of
 from evsync.errors import ConfigurationError, Conflict
 from evsync.ports import LogReader
 from evsync.projections import Projection, SqlModel
@@ -39,13 +40,12 @@ async def _reset_projection(runtime: Runtime, projection: Projection[Any]) -> st
     model = projection.model
     if not isinstance(model, SqlModel) or runtime.views is None:
         return f"projection {projection.name} keeps its model in memory: start its processes again"
-    tables = set(model.metadata.tables)
-    for other in runtime.service.projections:
-        if other is not projection and isinstance(other.model, SqlModel) and tables & set(other.model.metadata.tables):
-            raise ConfigurationError(
-                f"projections {projection.name!r} and {other.name!r} write to the same tables: stop the service, drop "
-                f"{', '.join(sorted(tables))}, and delete the rows of both from {' and '.join(_BOOKKEEPING)}"
-            )
+    tables = ", ".join(sorted(tables_of(projection)))
+    if (shared := shared_tables(runtime.service, projection)) is not None:
+        raise ConfigurationError(
+            f"projections {projection.name!r} and {shared[0]!r} write to the same tables: stop the service, drop "
+            f"{tables}, and delete the rows of both from {' and '.join(_BOOKKEEPING)}"
+        )
 
     def drop(connection: sa.Connection) -> None:
         found = set(sa.inspect(connection).get_table_names())
@@ -56,7 +56,7 @@ async def _reset_projection(runtime: Runtime, projection: Projection[Any]) -> st
         model.metadata.drop_all(connection)
 
     await runtime.views.write(drop)
-    return f"projection {projection.name}: its tables ({', '.join(sorted(tables))}) are gone, and are made anew"
+    return f"projection {projection.name}: its tables ({tables}) are gone, and are made anew"
 
 
 async def _reset_reaction(runtime: Runtime, name: str) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from evsync.codec.fields import plain
 from evsync.codec.values import pack
+from evsync.definition import tell_of_unknown
 from evsync.errors import ConfigurationError
-from evsync.parts import tell_of_unknown
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Store, Stretch
 from evsync.projections import Contract, Projection, Reaction
 from evsync.records import (

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.sharding import HashRing, RangeRouter, Router
 from evsync.sharding.truth import truth
 from tests.docs.pages import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.sharding import HashRing
 from tests.faults.test_shard_moves import PATIENCE_S, finished, goes_on, move, process, writing
 from tests.faults.test_shards_restored import backup

@@ -13,7 +13,7 @@ import pytest
 from evsync.archive.restore import Until
 from evsync.archive.targets import open_target
 from evsync.operations.recovery import archives_of, digest_of, restore_logs
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.sharding import HashRing
 from tests.faults.test_shard_moves import PATIENCE_S, finished, goes_on, move, process, writing
 from tests.integration.test_shards import Counted, check_order, counts, move_all, opened

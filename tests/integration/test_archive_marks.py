@@ -22,7 +22,7 @@ from evsync.archive.targets import open_target
 from evsync.codec.values import unpack
 from evsync.errors import ArchiveIncomplete, ConfigurationError
 from evsync.operations.recovery import restore_log
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.ports import BackupTarget, Store
 from evsync.records import Checkpoint, Commit, StoredEvent, decode_meta, event_uuid, new_command
 from tests.archiving import MemoryTarget, away, fill, memory_store, read_all

@@ -34,7 +34,7 @@ from evsync.jetstream.verification import check_stream
 from evsync.opening import open_store
 from evsync.operations.recovery import drill
 from evsync.operations.store_check import check_store, reader
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.ports import Share
 from evsync.records import StoredEvent
 from evsync.sharding.handover import bring_about

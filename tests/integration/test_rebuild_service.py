@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from evsync import MemoryModel, NotVisible, Projection, Service
 from evsync.errors import ConfigurationError
-from evsync.operations.trust import diff, diff_with
+from evsync.operations.difference import diff, diff_with
 from evsync.projections.checking.diff import Side, compare
 from tests.command_line import Shop
 from tests.rebuilt_bank import Account, Opened, made

@@ -12,7 +12,7 @@ from evsync.errors import ArchiveIncomplete, ConfigurationError, OtherIncarnatio
 from evsync.operations.recovery import archives_of, restore_shard
 from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.ports import BackupTarget
 from evsync.records import FENCES_STREAM
 from evsync.sharding import HashRing

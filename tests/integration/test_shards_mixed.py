@@ -17,7 +17,8 @@ import sqlalchemy as sa
 
 from evsync import Event, Projection, Service, SqlModel, Tables
 from evsync.errors import AcrossShards, Parked, StoreUnavailable
-from evsync.operations.trust import explain, verify
+from evsync.operations.explanation import explain
+from evsync.operations.verification import verify
 from evsync.projections.event import Event as AppliedEvent
 from evsync.sharding import HashRing, RangeRouter, Router
 from evsync.sharding.handover import Step, bring_about

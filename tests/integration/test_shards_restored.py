@@ -23,7 +23,7 @@ from evsync.errors import ArchiveIncomplete, ConfigurationError, OtherIncarnatio
 from evsync.operations.recovery import archives_of, digest_of, restore_logs
 from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
-from evsync.operations.trust import verify
+from evsync.operations.verification import verify
 from evsync.ports import BackupTarget, Store
 from evsync.records import History, SlotState, StoredEvent
 from evsync.sharding import HashRing, Router

@@ -17,7 +17,7 @@ LAYERS = [
     | {"stores.plan", "stores.tail", "stores.slot_events", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
     {"opening", "sources", "homes", "shards", "aggregates.repository", "config", "interop", "contracts"},
-    {"parts", "runtime", "service", "operations"},
+    {"definition", "archiving", "status", "runtime", "service", "operations"},
     {"cli", "testing", "__init__"},
 ]
 """From the bottom up: a part may import what is below it, and its own part."""

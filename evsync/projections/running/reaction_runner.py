@@ -50,7 +50,6 @@ from evsync.tags import metadata
 
 if TYPE_CHECKING:
     from evsync.domain import BaseAggregate
-    from evsync.service import Service
 
 Aggregates = Sequence["BaseAggregate[Any]"]
 CommitAnswer = Callable[[Aggregates, str, Checkpoint, int], Awaitable[Position]]
@@ -86,7 +85,7 @@ class ReactionRunner:
         checkpoints: ReadCheckpoints,
         commit: CommitAnswer,
         sources: Sequence[LogSource],
-        service: Service,
+        service: object,
         standby_s: float = STANDBY_S,
     ) -> None:
         self.reaction = reaction
