@@ -19,8 +19,8 @@ from benchmarks.processes import Usage, usage_below
 from benchmarks.rounds import Advance, Goal, Row, check
 from benchmarks.workload import sqlite_url
 from evsync.errors import StoreError
+from evsync.opening import open_store
 from evsync.ports import Store
-from evsync.stores import open_store
 from examples.users_orders.demo import SAMPLE
 
 TITLE = "The example, users and orders, at full size"

@@ -35,7 +35,7 @@ from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.relay import Relay
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import broker_of, first_url, open_store, shards_on_nats, urls_by_shard, views_beside
+from evsync.opening import open_store
 from evsync.operations.rebuilding import rebuild
 from evsync.operations.renewal import Renewal, sweep_for_ever
 from evsync.ports import LogSource, Progress, Store
@@ -58,6 +58,7 @@ from evsync.sources import ServiceSource, StoreSource
 from evsync.status import OwnLogStatus, Status
 from evsync.stores.group_commit import GroupCommit
 from evsync.tags import current_tags
+from evsync.urls import broker_of, first_url, shards_on_nats, urls_by_shard, views_beside
 
 S = TypeVar("S")
 Ts = TypeVarTuple("Ts")

@@ -1064,7 +1064,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "No secret is shown",
-        "evsync/stores/__init__.py", "a store's URL that is not understood is shown as it is",
+        "evsync/opening.py", "a store's URL that is not understood is shown as it is",
         "shown = url if \"@\" not in url else f\"{url.partition('://')[0]}://…\"", "shown = url",
         "tests/unit/test_open_store.py::test_what_may_be_a_password_is_not_repeated",
     ),

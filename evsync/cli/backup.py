@@ -29,11 +29,12 @@ from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.tail import as_utc
 from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
-from evsync.opening import open_store, urls_by_shard
+from evsync.opening import open_store
 from evsync.operations.recovery import DrillReport, drill, last_drill
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime
 from evsync.service import Service
+from evsync.urls import urls_by_shard
 
 NICENESS = 10
 """Of `backup run`: a service on the same machine has the processor first."""

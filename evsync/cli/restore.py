@@ -23,11 +23,11 @@ from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.settings import NatsSettings
-from evsync.opening import urls_by_shard
 from evsync.operations.recovery import archives_of, restore_logs, restore_shard
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime, to_time_us
 from evsync.service import Service
+from evsync.urls import urls_by_shard
 
 
 def restore(

@@ -20,10 +20,10 @@ from evsync.errors import BrokerError, BrokerUnavailable, ConfigurationError, Ev
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.verification import check_state
-from evsync.opening import shards_on_nats
 from evsync.ports import Store
 from evsync.projections.status import FollowerStatus
 from evsync.service import Service
+from evsync.urls import shards_on_nats
 
 CONNECT_S = 2.0
 

@@ -18,12 +18,13 @@ from evsync.codec.events import EventCodec
 from evsync.config import Deployment, resolve
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.inspection import Inspectable
-from evsync.opening import open_store, urls_by_shard
+from evsync.opening import open_store
 from evsync.operations.store_check import StoreReport, check_store, reader
 from evsync.ports import Store
 from evsync.sharding import Router
 from evsync.sharding.truth import check_all_there
 from evsync.shards import open_home, open_shards
+from evsync.urls import urls_by_shard
 
 app = typer.Typer(name="store", help="Make a service's event store, look at it, check it.", no_args_is_help=True)
 

@@ -18,9 +18,9 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.verification import StreamReport, check_stream
-from evsync.opening import is_on_nats, urls_by_shard
 from evsync.ports import Progress, Store
 from evsync.service import Service
+from evsync.urls import is_on_nats, urls_by_shard
 
 CONNECT_S = 3.0
 

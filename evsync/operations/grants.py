@@ -11,9 +11,10 @@ from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.jetstream import permissions, streams
 from evsync.jetstream.permissions import ANY, Grant
 from evsync.jetstream.store.stream import StoreUrl, default_name
-from evsync.opening import is_on_nats, open_store, urls_by_shard
+from evsync.opening import open_store
 from evsync.records import LogIdentity
 from evsync.service import Service
+from evsync.urls import is_on_nats, urls_by_shard
 
 _BEFORE_THERE_IS_A_STORE = (
     "{} has no event store yet, and its stream's name is not known before: print this again then, to confine it"

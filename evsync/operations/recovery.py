@@ -28,12 +28,13 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.store.restore import NO_SHARDS
-from evsync.opening import is_on_nats, restore_store
+from evsync.opening import restore_store
 from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
 from evsync.records import OWN_STREAMS, LogIdentity, is_control
 from evsync.sharding.handover import bring_about, placement_of
 from evsync.shards import open_home, open_shards
 from evsync.stores.trimmed import Trimmed
+from evsync.urls import is_on_nats
 
 READ_EVENTS = 2_000
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import shards_on_nats
 from evsync.operations.read_models import look_at, sources_of
 from evsync.ports import LogReader, LogSource, Progress, unheard
 from evsync.projections import Projection
 from evsync.projections.checking.verify import LogReport, Verification
 from evsync.runtime import Runtime
+from evsync.urls import shards_on_nats
 
 _CONNECT_S = 3.0
 

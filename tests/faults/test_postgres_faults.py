@@ -18,8 +18,8 @@ import pytest
 
 from evsync import Aggregate, Service, event
 from evsync.errors import ConfigurationError, Conflict, EncodingError, OutcomeUnknown, StoreUnavailable, WrongStore
+from evsync.opening import open_store
 from evsync.records import StoredEvent, command_of
-from evsync.stores import open_store
 from evsync.stores.group_commit import GroupCommit
 from evsync.stores.postgres.store import PostgresStore
 from evsync.testing.contracts.case import DEADLINE_S
@@ -28,7 +28,7 @@ from evsync.testing.contracts.samples import event as new_event
 from evsync.testing.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
-OPENER = "evsync.stores:open_store"
+OPENER = "evsync.opening:open_store"
 
 
 class Counter(Aggregate):

@@ -84,7 +84,7 @@ async def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
 
 
 async def _appender(path: Path, name: str) -> asyncio.subprocess.Process:
-    arguments = "evsync.stores:open_store", f"sqlite:///{path}", "users", "main", name, "1000000"
+    arguments = "evsync.opening:open_store", f"sqlite:///{path}", "users", "main", name, "1000000"
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "evsync.testing.contracts.appender", *arguments, stdout=PIPE
     )

@@ -12,8 +12,8 @@ from evsync import Service
 from evsync.cli.status import _look
 from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
+from evsync.opening import open_store
 from evsync.status import Status
-from evsync.stores import open_store
 from tests.command_line import ANSI, Shop, item
 from tests.relaying import connected, eventually
 from tests.sharded_shop import Cart

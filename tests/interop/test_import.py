@@ -16,7 +16,7 @@ import pytest
 from eventsourcing.utils import Environment
 
 from evsync.interop.eventsourcing import Factory
-from evsync.stores import open_store
+from evsync.opening import open_store
 from evsync.testing.contracts import samples
 from tests import forks
 from tests.command_line import ROOT, until

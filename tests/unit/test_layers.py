@@ -16,7 +16,7 @@ LAYERS = [
     {"codec", "aggregates", "restores", "liveness", "sharding.slots"}
     | {"stores.plan", "stores.tail", "stores.slot_events", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},
-    {"opening", "sources", "homes", "shards", "aggregates.repository", "config", "interop", "contracts"},
+    {"urls", "opening", "sources", "homes", "shards", "aggregates.repository", "config", "interop", "contracts"},
     {"definition", "archiving", "status", "runtime", "service", "operations"},
     {"cli", "testing", "__init__"},
 ]

@@ -153,6 +153,11 @@ def check_path(name: str | os.PathLike[str], *, create: bool) -> Path:
     if create and not has_directory:
         raise ConfigurationError(f"{path} cannot be made: there is no directory {path.parent}. Create it first.")
     if not create and not exists:
+        if not has_directory:
+            raise StoreUnavailable(
+                f"there is no store at {path}, nor a directory {path.parent}: is the path right? What makes the store "
+                "never makes the directory"
+            )
         raise StoreUnavailable(f"there is no store at {path} (yet): its service makes it, or `evsync store init`")
     return path
 

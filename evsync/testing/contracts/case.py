@@ -18,7 +18,7 @@ class StoreCase:
 
     pytestmark = pytest.mark.anyio
 
-    opener = "evsync.stores:open_store"
+    opener = "evsync.opening:open_store"
     """`module:function` by which another process opens the URL of `url_of`, called with it, service= and shard=."""
 
     @pytest.fixture
