@@ -26,8 +26,7 @@ from evsync.archive.verification import CopyReport, verify_copy
 from evsync.archiving import backups_of, read_past
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
-from evsync.cli.tail import as_utc
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting, table
+from evsync.cli.terminal import as_utc, plain, print_json, print_lines, progress, reporting, table
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
 from evsync.opening import open_store
 from evsync.operations.recovery import DrillReport, drill, last_drill

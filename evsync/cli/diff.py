@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from evsync.codec.json_form import as_json
 from evsync.definition import projection_of
 from evsync.operations.difference import DiffReport, diff_with
 from evsync.operations.difference import diff as diff_with_live
-from evsync.projections.checking.diff import LIMIT, TableDifference
+from evsync.projections.checking.diff import LIMIT, RowDifference, TableDifference
 from evsync.service import Service
 
 
@@ -102,20 +103,12 @@ def _rows(found: TableDifference) -> Sequence[Sequence[object]]:
 
 def _as_object(report: DiffReport) -> dict[str, Any]:
     return {
-        "projection": report.projection,
-        "old": report.old,
+        **asdict(report),
         "same": report.same,
-        "tables": [
-            {
-                "table": t.table, "same": t.same, "old_rows": t.old_rows, "new_rows": t.new_rows, "changed": t.changed,
-                "only_old": t.only_old, "only_new": t.only_new, "columns_only_old": t.columns_only_old,
-                "columns_only_new": t.columns_only_new,
-                "rows": [
-                    {"kind": r.kind, "key": r.key,
-                     "columns": {name: {"old": old, "new": new} for name, (old, new) in r.columns.items()}}
-                    for r in t.rows
-                ],
-            }
-            for t in report.tables
-        ],
-    }  # fmt: skip
+        "tables": [{**asdict(t), "same": t.same, "rows": [_row_as_object(r) for r in t.rows]} for t in report.tables],
+    }
+
+
+def _row_as_object(row: RowDifference) -> dict[str, Any]:
+    columns = {name: {"old": old, "new": new} for name, (old, new) in row.columns.items()}
+    return {"kind": row.kind, "key": row.key, "columns": columns}

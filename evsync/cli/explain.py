@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from evsync.cli.events import as_object
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, EventTypes, Json, Target
-from evsync.cli.tail import as_object, as_utc
-from evsync.cli.terminal import counted, plain, print_json, print_lines, print_table, progress, reporting
+from evsync.cli.terminal import as_utc, counted, plain, print_json, print_lines, print_table, progress, reporting
 from evsync.codec.json_form import as_json
 from evsync.operations.explanation import RowReport
 from evsync.operations.explanation import explain as explain_row

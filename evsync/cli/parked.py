@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
+from evsync.cli.events import as_object, of_log
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, ProjectionName, Target
-from evsync.cli.tail import as_utc
-from evsync.cli.terminal import counted, plain, print_json, print_lines, reporting, say, table
+from evsync.cli.terminal import as_utc, counted, plain, print_json, print_lines, reporting, say, table
 from evsync.codec.json_form import as_json
-from evsync.codec.values import unpack
-from evsync.errors import ConfigurationError, DecodingError, EvsyncError, Parked
+from evsync.errors import ConfigurationError, EvsyncError, Parked
 from evsync.projections import SqlModel
 from evsync.projections.models.parked_rows import ParkedSummary
 from evsync.projections.models.parked_streams import ParkedStreams
 from evsync.projections.parking import ParkedEvent
-from evsync.records import decode_meta, event_uuid, to_datetime
+from evsync.records import to_datetime
 from evsync.service import Service
 
 app = typer.Typer(
@@ -63,7 +63,7 @@ def list_(
             return
         rows = [
             (name, s.service, s.stream, s.events, s.first.event.position, s.first.event.type,
-             as_utc(to_datetime(int(s.since * 1e6))), s.first.reason or "")
+             as_utc(_since(s)), s.first.reason or "")
             for name, summaries, _ in found
             for s in summaries
         ]  # fmt: skip
@@ -90,9 +90,9 @@ def show(
                 print_json(_event(parked))
             return
         rows = [
-            (e.position, e.version, e.type, as_json(_data(parked)), parked.reason or "behind the first")
+            (e.position.number, e.version, e.type, as_json(e.data), parked.reason or "behind the first")
             for parked in events
-            for e in [parked.event]
+            for e in [of_log(parked.event, parked.log)]
         ]
         print_lines(table(("position", "version", "type", "data", "reason"), rows, right=("position", "version")))
 
@@ -222,29 +222,14 @@ def _as_object(projection: str, summary: ParkedSummary) -> dict[str, Any]:
         "stream": summary.stream,
         "group": summary.group,
         "events": summary.events,
-        "since": to_datetime(int(summary.since * 1e6)),
+        "since": as_utc(_since(summary)),
         "first": _event(summary.first),
     }
 
 
+def _since(summary: ParkedSummary) -> datetime:
+    return to_datetime(int(summary.since * 1e6))
+
+
 def _event(parked: ParkedEvent) -> dict[str, Any]:
-    event = parked.event
-    return {
-        "log": parked.log,
-        "position": event.position,
-        "stream": event.stream,
-        "version": event.version,
-        "type": event.type,
-        "id": event_uuid(event.id),
-        "time": to_datetime(event.time_us),
-        "data": _data(parked),
-        "metadata": decode_meta(event.meta),
-        "reason": parked.reason,
-    }
-
-
-def _data(parked: ParkedEvent) -> Any:
-    try:
-        return unpack(parked.event.data)
-    except DecodingError:
-        return parked.event.data
+    return {**as_object(of_log(parked.event, parked.log)), "reason": parked.reason}

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from evsync.cli.events import as_object
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
-from evsync.cli.tail import as_object, as_utc
-from evsync.cli.terminal import console, plain, print_json, print_lines, reporting, table
+from evsync.cli.terminal import as_utc, console, plain, print_json, print_lines, reporting, table
 from evsync.codec.json_form import as_json, in_json
 from evsync.domain import AnyAggregate, NamedAggregate
 from evsync.errors import ConfigurationError

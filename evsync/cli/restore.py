@@ -17,8 +17,7 @@ from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
 from evsync.cli.stream import CONNECT_S
-from evsync.cli.tail import as_utc
-from evsync.cli.terminal import plain, print_json, print_lines, progress, reporting
+from evsync.cli.terminal import as_utc, plain, print_json, print_lines, progress, reporting
 from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.client.connection import Connection

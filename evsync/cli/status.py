@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -14,18 +15,11 @@ from rich.live import Live
 
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
-from evsync.cli.tail import as_utc
-from evsync.cli.terminal import console, counted, plain, print_json, print_lines, reporting, table
-from evsync.errors import BrokerError, BrokerUnavailable, ConfigurationError, EvsyncError, RelayError
-from evsync.jetstream import streams
-from evsync.jetstream.client.connection import Connection
-from evsync.jetstream.verification import check_state
-from evsync.ports import Store
-from evsync.projections.status import FollowerStatus
+from evsync.cli.terminal import as_utc, console, counted, plain, print_json, print_lines, reporting, table
+from evsync.operations.relay_view import view_of
+from evsync.projections.status import FollowerStatus, LogStatus
 from evsync.service import Service
 from evsync.urls import shards_on_nats
-
-CONNECT_S = 2.0
 
 
 def status(
@@ -89,10 +83,10 @@ async def _look(service: Service) -> dict[str, Any]:
     connection, logs = runtime.connection, {}
     own_streams = shards_on_nats(runtime.settings["store"])  # no relay fills them
     for shard, store in runtime.stores.items():
-        identity, head = store.identity, status.logs[store.identity.name].head
-        relay = None
+        identity, head, relay = store.identity, status.logs[store.identity.name].head, None
         if connection is not None and shard not in own_streams:
-            relay, head = await _relay(connection, store)
+            view = await view_of(connection, store)
+            relay, head = {**asdict(view), "lag": view.lag}, view.head
         logs[identity.name] = {"incarnation": identity.incarnation, "head": head, "relay": relay}
     reactions = {r.name for r in service.reactions}
     return {
@@ -105,63 +99,16 @@ async def _look(service: Service) -> dict[str, Any]:
     }
 
 
-async def _relay(connection: Connection, store: Store) -> tuple[dict[str, Any], int]:
-    """The relay as its stream shows it, for it belongs to a process and is seen from everywhere; and the log's head."""
-    identity = store.identity
-    found: dict[str, Any] = {
-        "stream": streams.stream_name(identity), "state": "unreachable", "confirmed": None, "lag": None, "reason": None,
-    }  # fmt: skip
-    try:
-        await connection.ready(CONNECT_S)
-        state = await streams.info(connection, streams.stream_name(identity))
-    except BrokerError as e:
-        return found | {"reason": str(e)}, await store.head()
-    head = await store.head()  # not from before: while a service writes, its stream may be further by now
-    if state is None:
-        try:
-            other: EvsyncError = await streams.occupied(connection, identity)
-        except ConfigurationError as e:
-            other = e
-        free = isinstance(other, BrokerUnavailable)
-        reason = "no relay has made the stream yet" if free else str(other)
-        return found | {"state": "behind" if free else "faulty", "confirmed": 0, "lag": head, "reason": reason}, head
-    problem: str | None = None
-    try:
-        streams.check_config(state.config, identity)
-        check_state(state, identity)
-    except RelayError as e:
-        problem = str(e)
-    if state.last > head and problem is None:
-        problem = f"the stream holds positions up to {state.last}, and the log ends at {head}"
-    return found | {
-        "state": "faulty" if problem else "behind" if state.last < head else "current",
-        "confirmed": state.last,
-        "lag": max(0, head - state.last),
-        "reason": problem,
-    }, head
-
-
 def _follower(found: FollowerStatus) -> dict[str, Any]:
-    return {
-        "name": found.name,
-        "state": found.state,
-        "reason": found.reason,
-        "waiting_for": list(found.waiting_for),
-        "workers": [{"owner": w.owner, "groups": w.groups, "reason": w.reason} for w in found.workers],
-        "parked": found.parked,
-        "logs": [
-            {
-                "log": at.log, "position": at.position, "head": at.head, "lag": at.lag_events,
-                "lag_s": _rounded(at.lag_s), "state": at.state, "reason": at.reason,
-                "groups": [
-                    {"group": g.group, "position": g.position, "lag": g.lag_events, "lag_s": _rounded(g.lag_s),
-                     "count": g.count}
-                    for g in at.groups
-                ],
-            }
-            for at in found.logs
-        ],
-    }  # fmt: skip
+    return {**asdict(found), "logs": [_log(at) for at in found.logs]}
+
+
+def _log(at: LogStatus) -> dict[str, Any]:
+    groups = [
+        {"group": g.group, "position": g.position, "lag": g.lag_events, "lag_s": _rounded(g.lag_s), "count": g.count}
+        for g in at.groups
+    ]
+    return {**asdict(at), "lag": at.lag_events, "lag_s": _rounded(at.lag_s), "groups": groups}
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, NamedTuple
 
@@ -15,9 +14,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from evsync.cli.events import as_object
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, EventTypes, Json, OneShard, Target, of_shards
-from evsync.cli.terminal import console, plain, print_json, reporting, say
+from evsync.cli.terminal import as_utc, console, plain, print_json, reporting, say
 from evsync.codec.json_form import as_json
 from evsync.contracts.document import is_published
 from evsync.errors import ConfigurationError
@@ -145,26 +145,6 @@ def _begins(heads: Mapping[LogIdentity, int], after: str | None, last: int | Non
         return [Position.parse(after)]
     except ValueError as e:
         raise typer.BadParameter(f"{e}, or like 42", param_hint="--after") from None
-
-
-def as_object(e: Event[Any]) -> dict[str, Any]:
-    """An event as a JSON object has it."""
-    return {
-        "position": str(e.position),
-        "number": e.position.number,
-        "time": as_utc(e.time),
-        "type": e.type,
-        "stream": e.stream_id,
-        "version": e.version,
-        "id": e.id,
-        "data": e.data,
-        "metadata": e.metadata,
-    }
-
-
-def as_utc(time: datetime) -> str:
-    """A time in UTC, exact, as `--at` takes it."""
-    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def _words(e: Event[Any]) -> tuple[str, str, str]:

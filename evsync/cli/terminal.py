@@ -11,6 +11,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -57,6 +58,11 @@ def plain(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text)
+
+
+def as_utc(time: datetime) -> str:
+    """A time in UTC, exact, as `--at` takes it."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def counted(n: int, thing: str) -> str:

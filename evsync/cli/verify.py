@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from evsync.cli.events import as_object, of_log
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import counted, plain, print_json, print_lines, progress, reporting, table
@@ -16,7 +18,6 @@ from evsync.errors import ConfigurationError
 from evsync.operations.verification import VerifyReport
 from evsync.operations.verification import verify as verify_projection
 from evsync.projections.checking.verify import Finding, LogReport
-from evsync.records import StoredEvent
 from evsync.service import Service
 
 
@@ -98,36 +99,17 @@ def _events(finding: Finding) -> Any:
 
 
 def _as_object(report: VerifyReport) -> dict[str, Any]:
+    return {**asdict(report), "ok": report.ok, "logs": [_log_as_object(log) for log in report.logs]}
+
+
+def _log_as_object(log: LogReport) -> dict[str, Any]:
     return {
-        "projection": report.projection,
-        "ok": report.ok,
-        "parked": report.parked,
-        "skipped": report.skipped,
-        "logs": [
-            {
-                "log": log.log,
-                "ok": log.ok,
-                "events": log.events,
-                "groups": [
-                    {
-                        "group": g.group, "position": g.position, "ok": g.ok, "count": g.count,
-                        "digest": f"{g.digest:016x}", "count_of_log": g.count_of_log,
-                        "digest_of_log": f"{g.digest_of_log:016x}",
-                    }
-                    for g in log.groups
-                ],
-                "findings": [
-                    {
-                        "kind": f.kind, "group": f.group, "text": f.text, "positions": list(f.positions),
-                        "events": [_event(e) for e in f.events],
-                    }
-                    for f in log.findings
-                ],
-            }
-            for log in report.logs
+        **asdict(log),
+        "ok": log.ok,
+        "events": log.events,
+        "groups": [
+            {**asdict(g), "ok": g.ok, "digest": f"{g.digest:016x}", "digest_of_log": f"{g.digest_of_log:016x}"}
+            for g in log.groups
         ],
-    }  # fmt: skip
-
-
-def _event(e: StoredEvent) -> dict[str, Any]:
-    return {"number": e.position, "type": e.type, "stream": e.stream, "version": e.version}
+        "findings": [{**asdict(f), "events": [as_object(of_log(e, log.log)) for e in f.events]} for f in log.findings],
+    }

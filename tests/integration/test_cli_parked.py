@@ -46,6 +46,9 @@ async def test_parked_streams_are_listed_shown_retried_and_skipped(shop: Shop) -
         "ValueError: 13 is unlucky",
         None,
     ]
+    events = {e["position"]: e for e in shop.json("tail", TARGET)}
+    for parked in shop.json("parked", "show", TARGET, "prices", "sku-1"):
+        assert parked == {**events[parked["position"]], "reason": parked["reason"]}, "an event has one JSON form"
     shown = shop.evsync("parked", "show", TARGET, "prices", "sku-1").stdout
     assert '{"price":"13","on":' in shown
     assert "behind the first" in shown
