@@ -35,7 +35,6 @@ from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.relay import Relay
 from evsync.jetstream.sizes import SizeLimit
 from evsync.jetstream.source import JetStreamSource
-from evsync.opening import open_store
 from evsync.operations.rebuilding import rebuild
 from evsync.operations.renewal import Renewal, sweep_for_ever
 from evsync.ports import LogSource, Progress, Store
@@ -53,7 +52,7 @@ from evsync.projections.models.bookkeeping import version_of
 from evsync.projections.rebuilding.rebuild import RebuildReport
 from evsync.projections.status import FollowerStatus
 from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag, service_of
-from evsync.shards import open_home, open_shards
+from evsync.shards import open_home, open_only_shard, open_shards
 from evsync.sources import ServiceSource, StoreSource
 from evsync.status import OwnLogStatus, Status
 from evsync.stores.group_commit import GroupCommit
@@ -108,8 +107,7 @@ class Runtime:
         given = settings["store"]
         async with AsyncExitStack() as stack:
             if isinstance(given, str):
-                store = await open_store(given, service=service.name, create=not look_only)
-                stack.push_async_callback(store.close)
+                store = await open_only_shard(given, service.name, stack, create=not look_only, router=service.router)
                 stores, commits = {store.identity.shard: store}, GroupCommit(store)
                 stack.push_async_callback(commits.close)
                 home: Home = OneStore(store, commits)

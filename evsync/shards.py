@@ -9,22 +9,30 @@ from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.homes import ShardedStores, one_number_of_slots
 from evsync.opening import open_store
 from evsync.ports import Store
-from evsync.records import FENCES_STREAM
+from evsync.records import FENCES_STREAM, LogIdentity, new_incarnation
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import bring_about
 from evsync.sharding.slots import SLOTS
 from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.group_commit import GroupCommit
+from evsync.stores.memory import MemoryStore
 from evsync.stores.slot_steps import Fence, check_fence
 
 
 async def open_shards(
-    urls: Mapping[str, str], service: str, stack: AsyncExitStack, *, create: bool, router: Router | None = None
+    urls: Mapping[str, str],
+    service: str,
+    stack: AsyncExitStack,
+    *,
+    create: bool,
+    router: Router | None = None,
+    planned: str | None = None,
 ) -> dict[str, Store]:
     """The stores of all shards by name, made where they are not there and `create` allows it, and the router fits.
 
-    Where none is there, all slots are open in the first; a shard that joins later begins without any. Raises as
-    `open_store`, and ConfigurationError for stores that cannot be those of one service.
+    Where none is there, all slots are open in the first; a shard that joins later begins without any. For one that is
+    `planned`, and not there, an empty store in memory stands. Raises as `open_store`, and ConfigurationError for stores
+    that cannot be those of one service.
     """
     if not urls:
         raise ConfigurationError(f"service {service!r} has no shards: store={{}} names none")
@@ -51,7 +59,7 @@ async def open_shards(
         try:
             found[shard] = await opened(shard, create=False)
         except StoreUnavailable:
-            if not create:
+            if not create and shard != planned:
                 raise
             missing.append(shard)
     # Chosen once, with the first stores.
@@ -59,10 +67,26 @@ async def open_shards(
     if missing and router is not None:  # before anything is made
         check_fits(router, urls, slots)
     for shard in missing:
-        found[shard] = await opened(shard, create=True, owns_slots=not found, slots=slots)
+        if shard == planned:
+            found[shard] = MemoryStore(LogIdentity(service, shard, new_incarnation(), slots), owns_slots=False)
+        else:
+            found[shard] = await opened(shard, create=True, owns_slots=not found, slots=slots)
     stores = {shard: found[shard] for shard in urls}
     one_number_of_slots(list(stores.values()))
     return stores
+
+
+async def open_only_shard(
+    url: str, service: str, stack: AsyncExitStack, *, create: bool, router: Router | None = None
+) -> Store:
+    """The store of a service that has one, made where it is not there and `create` allows it, and the router fits."""
+    if router is not None:  # before anything is made
+        check_fits(router, ["main"], router.slots)
+    store = await open_store(url, service=service, create=create, slots=SLOTS if router is None else router.slots)
+    stack.push_async_callback(store.close)
+    if router is not None:
+        check_fits(router, ["main"], store.identity.slots)
+    return store
 
 
 async def open_home(
@@ -115,7 +139,8 @@ def check_fits(router: Router, shards: Collection[str], slots: int) -> None:
     """Raise ConfigurationError for a router of other shards, or another number of slots."""
     if unknown := [shard for shard in router.shards if shard not in shards]:
         raise ConfigurationError(
-            f"the router plans for shard {unknown[0]!r}, and store={{…}} names {', '.join(map(repr, shards))} only"
+            f"the router plans for shard {unknown[0]!r}, and store= names {', '.join(map(repr, shards))} only: give "
+            "it a URL for each shard by name; one URL alone is that of shard 'main'"
         )
     if router.slots != slots:
         raise ConfigurationError(

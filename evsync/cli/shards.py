@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,6 @@ from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target
 from evsync.cli.terminal import counted, plain, print_json, print_lines, reporting, say, table
 from evsync.errors import ConfigurationError
-from evsync.homes import ShardedStores
 from evsync.ports import Store
 from evsync.service import Service
 from evsync.sharding import HashRing, Router
@@ -22,7 +22,8 @@ from evsync.sharding.handover import Move, Step, bring_about, check_moves, moves
 from evsync.sharding.router import Placement
 from evsync.sharding.splits import split_commits
 from evsync.sharding.truth import Held, truth
-from evsync.shards import plan_of
+from evsync.shards import open_home, open_shards, plan_of
+from evsync.stores.memory import MemoryStore
 
 app = typer.Typer(name="shards", help="Show where a service's slots are, and move them.", no_args_is_help=True)
 
@@ -132,16 +133,16 @@ def _change(target: str, plan: Planner, shard: str | None, dry_run: bool, json: 
 
 
 async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run: bool, json: bool) -> None:
-    async with service.inspect() if dry_run else service.open(run="none"):
-        stores, home = service.stores, _home(service)
-        if shard is not None and shard not in stores:
-            raise ConfigurationError(
-                f"service {service.name!r} has no shard {shard!r}: its settings name {', '.join(map(repr, stores))}"
-            )
-        now = await truth(home.stores)
+    urls = _urls(service)
+    if shard is not None and shard not in urls:
+        raise ConfigurationError(
+            f"service {service.name!r} has no shard {shard!r}: its settings name {', '.join(map(repr, urls))}"
+        )
+    async with _planned(service, urls, shard) if dry_run else _open(service) as stores:
+        now = await truth(stores)
         planned = plan(plan_of(stores, service.router), placement_of(now))
         moves = moves_between(now, planned)
-        await check_moves(home.stores, moves, now)
+        await check_moves(stores, moves, now)
         _print_plan(moves, now, json)
         if dry_run:
             if not moves and not json:
@@ -149,7 +150,7 @@ async def _carry_out(service: Service, plan: Planner, shard: str | None, dry_run
             for line in await _split(stores, planned):
                 say(line, "yellow")
             return
-        count = await bring_about(home.stores, planned, _tell)
+        count = await bring_about(stores, planned, _tell)
         if not json:
             print_lines(
                 f"moved {counted(sum(len(m.slots) for m in moves), 'slot')} in {counted(count, 'step')}"
@@ -208,14 +209,31 @@ async def _shown(service: Service) -> list[dict[str, Any]]:
         return rows
 
 
-def _home(service: Service) -> ShardedStores:
-    home = service.runtime.home
-    if not isinstance(home, ShardedStores):
+@asynccontextmanager
+async def _open(service: Service) -> AsyncIterator[Mapping[str, Store]]:
+    async with service.open(run="none"):
+        yield service.stores
+
+
+@asynccontextmanager
+async def _planned(service: Service, urls: Mapping[str, str], shard: str | None) -> AsyncIterator[Mapping[str, Store]]:
+    """The stores that are there. Nothing is made: an empty one stands for that of a shard which is to come."""
+    async with AsyncExitStack() as stack:
+        stores = await open_shards(urls, service.name, stack, create=False, planned=shard)
+        await open_home(stores, service.router, stack, place=False)
+        if shard is not None and isinstance(stores[shard], MemoryStore):
+            say(f"Shard {shard} has no store yet, or it does not answer: planned as an empty one", "yellow")
+        yield stores
+
+
+def _urls(service: Service) -> Mapping[str, str]:
+    given = service.settings()["store"]
+    if isinstance(given, str):
         raise ConfigurationError(
             f"service {service.name!r} has one store and no shards: give store= a URL for each shard by name. The one "
             f'that is there is shard "main": {{"main": URL, "b": URL}}'
         )
-    return home
+    return given
 
 
 def _ring(router: Router, shards: tuple[str, ...]) -> HashRing:

@@ -66,6 +66,18 @@ class Shards:
         return {row["shard"]: row for row in self.json(shards, "shards", "show")}
 
 
+async def test_a_shard_is_planned_before_it_has_a_store(tmp_path: Path) -> None:
+    """What would move is told, and nothing is made; of another shard the store must be there."""
+    shards = Shards(tmp_path)
+    await shards.fill("a", "b")
+    planned = shards.evsync("a b c", "shards", "add", "c", "--dry-run")
+    assert re.findall(r"(\w) -> c: (\d+) slots", planned.stdout) == [("a", "43"), ("b", "42")]
+    assert "Shard c has no store yet" in planned.stderr
+    assert not (tmp_path / "c.db").exists()
+    missing = shards.evsync("a b c d", "shards", "add", "c", "--dry-run", code=1)
+    assert "there is no store at" in missing.stderr
+
+
 async def test_shards_are_added_shown_drained_and_evened_out(tmp_path: Path) -> None:
     """A plan before, progress during, and everything is where it was said to be."""
     shards = Shards(tmp_path)

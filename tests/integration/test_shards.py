@@ -379,6 +379,19 @@ async def test_a_process_with_one_store_reads_nothing_old(tmp_path: Path) -> Non
             assert (await mover.get(Counted, "x")).n == 2
 
 
+async def test_a_router_is_not_ignored_where_there_is_one_store(tmp_path: Path) -> None:
+    """A URL alone is that of shard "main": a plan for others is refused before anything is made."""
+    with pytest.raises(ConfigurationError, match=r"plans for shard 'a', .* one URL alone is that of shard 'main'"):
+        async with counts(HashRing(["a", "b"])).open(store=f"sqlite:///{tmp_path}/z.db"):
+            pass
+    assert not (tmp_path / "z.db").exists()
+    async with counts(HashRing(["main"], slots=64)).open(store=f"sqlite:///{tmp_path}/z.db") as service:
+        assert service.runtime.store.identity.slots == 64
+    with pytest.raises(ConfigurationError, match="the router has 32 slots, and the service's stores have 64"):
+        async with counts(HashRing(["main"], slots=32)).open(store=f"sqlite:///{tmp_path}/z.db"):
+            pass
+
+
 async def test_stores_that_are_not_of_one_service_are_refused(tmp_path: Path) -> None:
     """Two first shards, a missing one, a router for others: nothing is touched."""
     for shard in ("a", "b"):
