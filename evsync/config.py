@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -75,22 +75,20 @@ class _Broker(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EVSYNC_", env_ignore_empty=True, extra="ignore")
 
     nats: str | None = None
-    nats_credentials: str | None = None
-    nats_ca: str | None = None
-    nats_certificate: str | None = None
-    nats_key: str | None = None
+
+
+class _BrokerFiles(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="EVSYNC_NATS_", env_ignore_empty=True, extra="ignore")
+
+    credentials: Path | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
 
 
 def broker_files() -> dict[str, Path]:
     """What the connection needs beside a URL, from EVSYNC_NATS_CREDENTIALS, _CA, _CERTIFICATE, _KEY."""
-    found = _Broker()
-    files = {
-        "credentials": found.nats_credentials,
-        "ca": found.nats_ca,
-        "certificate": found.nats_certificate,
-        "key": found.nats_key,
-    }
-    return {name: Path(path) for name, path in files.items() if path}
+    return _BrokerFiles().model_dump(exclude_none=True)
 
 
 def broker_url() -> str | None:
@@ -112,21 +110,7 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
     """The settings of one opening. Raises ConfigurationError for a setting nobody knows, or with the wrong form."""
     check_settings(service, overrides)
     prefix = f"EVSYNC_{service.upper().replace('-', '_')}_"
-    try:
-        environment = _Environment(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of the base class
-        found: dict[str, Any] = environment.model_dump(exclude_none=True)
-        nats = _Broker().nats
-    except ValueError as e:
-        # Neither the error nor its cause may tell the value: it may hold a password.
-        wrong = e.errors(include_input=False, include_url=False) if isinstance(e, ValidationError) else ()
-        what = "; ".join(f"{'.'.join(map(str, w['loc']))}: {w['msg']}" for w in wrong) or str(e)
-        raise ConfigurationError(
-            f"the environment of service {service!r} ({prefix}…) cannot be read: {what}. Lists and mappings are JSON "
-            'there, as in {"users": "sqlite:///users.db"}'
-        ) from None
-    if "run" in found and found["run"] not in ("all", "none"):
-        found["run"] = [part.strip() for part in found["run"].split(",") if part.strip()]
-    settings: dict[str, Any] = {"nats": nats, **found}
+    settings = {"run": "all", **_from_environment(service, prefix)}
     for nearer in (given, overrides):
         settings.update((name, value) for name, value in nearer.items() if value is not None)
     for name, (form, words) in _FORMS.items():
@@ -140,8 +124,24 @@ def resolve(service: str, given: Deployment, overrides: Deployment) -> Deploymen
     for source, given_for_it in (settings.get("sources") or {}).items():
         if isinstance(given_for_it, Mapping):
             _stores(f"service {service!r}: source {source}", given_for_it)
-    settings.setdefault("run", "all")
-    return settings  # type: ignore[return-value]  # assembled from the parts of a Deployment
+    return cast("Deployment", settings)
+
+
+def _from_environment(service: str, prefix: str) -> dict[str, Any]:
+    try:
+        environment = _Environment(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of the base class
+        found = {"nats": broker_url(), **environment.model_dump(exclude_none=True)}
+    except ValueError as e:
+        # Neither the error nor its cause may tell the value: it may hold a password.
+        wrong = e.errors(include_input=False, include_url=False) if isinstance(e, ValidationError) else ()
+        what = "; ".join(f"{'.'.join(map(str, w['loc']))}: {w['msg']}" for w in wrong) or str(e)
+        raise ConfigurationError(
+            f"the environment of service {service!r} ({prefix}…) cannot be read: {what}. Lists and mappings are JSON "
+            'there, as in {"users": "sqlite:///users.db"}'
+        ) from None
+    if found.get("run") not in (None, "all", "none"):
+        found["run"] = [part.strip() for part in found["run"].split(",") if part.strip()]
+    return found
 
 
 def _stores(what: str, given: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -78,13 +79,13 @@ def restore(
             --to "b=postgresql://localhost/shop?schema=b2"
         evsync restore shop.users:users --to a=sqlite:///a2.db
     """
-    if mark is not None and (position is not None or at is not None or incarnation is not None or from_stream):
+    until = Until(position=position, time_us=to_time_us(parse_time(at, "--at")) if at is not None else None)
+    if mark is not None and (until != Until() or incarnation is not None or from_stream):
         raise typer.BadParameter(
             "a mark says itself up to where, and of which incarnation: leave --position, --at, --incarnation and "
             "--from-stream out",
             param_hint="--mark",
         )
-    until = Until(position=position, time_us=to_time_us(parse_time(at, "--at")) if at is not None else None)
     with reporting(debug):
         service = load(target)
         stores = _stores(service, to)
@@ -93,13 +94,21 @@ def restore(
                 f"--position and --incarnation are of one log, and service {service.name!r} has {len(stores)} shards: "
                 "nothing was restored. Use --mark or --at, which are of all"
             )
-        others = _others(service, stores)
-        reports = asyncio.run(_restore(service, stores, others, until, mark, places or [], incarnation, from_stream))
+        reports = asyncio.run(_restore(service, stores, until, _From(places, mark, incarnation, from_stream)))
     for shard, report in reports.items():
         if json:
             print_json(asdict(report))
         else:
             _show(report, stores[shard])
+
+
+class _From(NamedTuple):
+    """What is restored: see the options of these names."""
+
+    places: list[str] | None
+    mark: str | None
+    incarnation: str | None
+    stream: bool
 
 
 def _show(report: RestoreReport, to: str) -> None:
@@ -155,36 +164,24 @@ _SHARD = re.compile(r"([a-z][a-z0-9_-]*)=")
 _EACH = "all are restored together, each into a store of its own ({})"
 
 
-async def _restore(
-    service: Service,
-    to: Mapping[str, str],
-    others: Mapping[str, str],
-    until: Until,
-    mark: str | None,
-    places: list[str],
-    incarnation: str | None,
-    from_stream: bool,
-) -> dict[str, RestoreReport]:
-    connection = None
-    async with opened_targets(places or policy_of(service).targets) as targets:
-        marked = await _marked(targets, service.name, list(to), mark) if mark is not None else {}
-        incarnations = {shard: marked[shard].incarnation if marked else incarnation for shard in to}
+async def _restore(service: Service, to: Mapping[str, str], until: Until, given: _From) -> Mapping[str, RestoreReport]:
+    others = _others(service, to)
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(opened_targets(given.places or policy_of(service).targets))
+        marked = await _marked(targets, service.name, list(to), given.mark) if given.mark is not None else {}
+        incarnations = {shard: marked[shard].incarnation if marked else given.incarnation for shard in to}
         archives = await archives_of(targets, service.name, incarnations)
-        logs = {shard: (archive, marked.get(shard)) for shard, archive in archives.items()}
-        try:
-            if from_stream:
-                connection = await _connect(service)
-            with progress("Restoring") as advance:
-                if others:
-                    ((shard, (archive, part)),) = logs.items()
-                    report = await restore_shard(
-                        shard, archive, part, to[shard], others, until, connection=connection, tell=advance
-                    )
-                    return {shard: report}
+        connection = await _connect(service, stack) if given.stream else None
+        with progress("Restoring") as advance:
+            if not others:
+                logs = {shard: (archive, marked.get(shard)) for shard, archive in archives.items()}
                 return await restore_logs(logs, to, until, connection=connection, tell=advance)
-        finally:
-            if connection is not None:
-                await connection.close()
+            ((shard, archive),) = archives.items()
+            part = marked.get(shard)
+            report = await restore_shard(
+                shard, archive, part, to[shard], others, until, connection=connection, tell=advance
+            )
+            return {shard: report}
 
 
 async def _marked(
@@ -204,14 +201,11 @@ async def _marked(
     return {shard: parts[shard] for shard in shards}
 
 
-async def _connect(service: Service) -> Connection:
+async def _connect(service: Service, stack: AsyncExitStack) -> Connection:
     url = broker_url()
     if url is None:
         raise ConfigurationError("--from-stream needs a NATS server: set EVSYNC_NATS, such as nats://127.0.0.1:4222")
     connection = await Connection.open(NatsSettings(url, **broker_files()), service.name)
-    try:
-        await connection.ready(CONNECT_S)
-    except BaseException:
-        await connection.close()
-        raise
+    stack.push_async_callback(connection.close)
+    await connection.ready(CONNECT_S)
     return connection

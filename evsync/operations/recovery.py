@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -73,18 +73,11 @@ async def restore_logs(
     async with AsyncExitStack() as stack:
         parts = {}
         for shard, (archive, marked) in logs.items():
-            identity = archive.identity
-            tail = None
-            if connection is not None and archive.copies:
-                tail = await stream_of(connection, identity)
-                stack.push_async_callback(tail.close)
-            into = await restore_store(to[shard], service=identity.service, shard=shard, slots=identity.slots)
-            stack.push_async_callback(into.close)
-            parts[shard] = Part(archive, into, marked, tail)
+            tailed = connection if archive.copies else None
+            parts[shard] = await _part(archive, marked, to[shard], tailed, stack)
         reports = await restore_shards(parts, until=until, tell=tell)
     if len(to) > 1:
-        async with opened_shards(next(iter(logs.values()))[0].identity.service, to) as (stores, home):
-            await bring_about(stores, placement_of(await home.look()))
+        await _finish_moves(next(iter(logs.values()))[0].identity.service, to)
     return reports
 
 
@@ -117,16 +110,29 @@ async def restore_shard(
                     f"shard {shard!r} cannot be restored beside shard {name!r}, whose store is trimmed, or of a kind "
                     "or a number of slots that does not fit. Nothing was restored. Restore all shards together"
                 )
-        tail = None
-        if connection is not None:
-            tail = await stream_of(connection, identity)
-            stack.push_async_callback(tail.close)
-        into = await restore_store(to, service=identity.service, shard=shard, slots=identity.slots)
-        stack.push_async_callback(into.close)
-        report = await restore_beside(Part(archive, into, marked, tail), living, until=until, tell=tell)
-    async with opened_shards(identity.service, {**others, shard: to}) as (all_stores, home):
-        await bring_about(all_stores, placement_of(await home.look()))
+        part = await _part(archive, marked, to, connection, stack)
+        report = await restore_beside(part, living, until=until, tell=tell)
+    await _finish_moves(identity.service, {**others, shard: to})
     return report
+
+
+async def _part(
+    archive: Archive, marked: MarkedLog | None, to: str, connection: Connection | None, stack: AsyncExitStack
+) -> Part:
+    """What is restored of one log, into which store, with the log's stream where there is a connection."""
+    identity, tail = archive.identity, None
+    if connection is not None:
+        tail = await stream_of(connection, identity)
+        stack.push_async_callback(tail.close)
+    into = await restore_store(to, service=identity.service, shard=identity.shard, slots=identity.slots)
+    stack.push_async_callback(into.close)
+    return Part(archive, into, marked, tail)
+
+
+async def _finish_moves(service: str, urls: Mapping[str, str]) -> None:
+    """Let slots arrive that were on their way between two shards."""
+    async with opened_shards(service, urls) as (stores, home):
+        await bring_about(stores, placement_of(await home.look()))
 
 
 @asynccontextmanager
@@ -221,40 +227,51 @@ async def drill(
             repository = Repository(codec, home, lambda _append: None)
             replayed: set[str] = set()
             for shard, store in stores.items():
-                began, before, end = time.monotonic(), len(replayed), restored[shard].position
-                await _replay(scratch[shard], repository, codec, replayed)
-                replay_s = time.monotonic() - began
-                expected, found = await digest_of(store, end), await digest_of(scratch[shard], end)
-                problem = None
-                if expected != found:
-                    problem = (
-                        f"the restored log and the live one differ within the first {end} positions: their digests "
-                        f"are {found} and {expected}"
-                    )
-                reports.append(
-                    DrillReport(
-                        log=store.identity.name,
-                        incarnation=store.identity.incarnation,
-                        at=datetime.fromtimestamp(now, UTC).isoformat(),
-                        position=end,
-                        head=heads[shard],
-                        events_behind=max(heads[shard] - end, 0),
-                        seconds_behind=round(max(now - restored[shard].latest_us / 1_000_000, 0.0), 3) if end else 0.0,
-                        restore_seconds=round(restored[shard].seconds, 3),
-                        replay_seconds=round(replay_s, 3),
-                        aggregates=len(replayed) - before,
-                        digest=found,
-                        ok=problem is None,
-                        problem=problem,
-                        worked_around=restored[shard].worked_around,
-                    )
-                )
+                measured = _Measured(store, heads[shard], scratch[shard], restored[shard], now)
+                reports.append(await measured.report(repository, codec, replayed))
     for report, archive in zip(reports, archives.values(), strict=True):
         content = json.dumps(asdict(report), indent=1).encode()
         for copy in archive.copies:
             with contextlib.suppress(TargetUnavailable):
                 await copy.target.put(f"{drills_of(report.log)}{int(now * 1000):015d}.json", content, replace=True)
     return reports
+
+
+class _Measured(NamedTuple):
+    """A live log, and what was restored of it."""
+
+    live: Store
+    head: int
+    scratch: Store
+    restored: RestoreReport
+    now: float
+
+    async def report(self, repository: Repository, codec: EventCodec, replayed: set[str]) -> DrillReport:
+        """Rebuild the aggregates that are not in `replayed` yet, and compare the two logs."""
+        end, began, before = self.restored.position, time.monotonic(), len(replayed)
+        await _replay(self.scratch, repository, codec, replayed)
+        replay_s = time.monotonic() - began
+        expected, found = await digest_of(self.live, end), await digest_of(self.scratch, end)
+        problem = (
+            f"the restored log and the live one differ within the first {end} positions: their digests are {found} and "
+            f"{expected}"
+        )
+        return DrillReport(
+            log=self.live.identity.name,
+            incarnation=self.live.identity.incarnation,
+            at=datetime.fromtimestamp(self.now, UTC).isoformat(),
+            position=end,
+            head=self.head,
+            events_behind=max(self.head - end, 0),
+            seconds_behind=round(max(self.now - self.restored.latest_us / 1_000_000, 0.0), 3) if end else 0.0,
+            restore_seconds=round(self.restored.seconds, 3),
+            replay_seconds=round(replay_s, 3),
+            aggregates=len(replayed) - before,
+            digest=found,
+            ok=expected == found,
+            problem=None if expected == found else problem,
+            worked_around=self.restored.worked_around,
+        )
 
 
 def drills_of(log: str) -> str:

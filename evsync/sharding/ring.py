@@ -32,10 +32,10 @@ class HashRing(Placed):
     ) -> None:
         names = check_shards(shards, slots)
         self._weights = _check_weights(names, weights or {})
-        placement: Sequence[str | None] = (None,) * slots
+        placement: list[str] = []
         for joined in range(1, len(names) + 1):
-            placement = self._allocate(placement, names[:joined])
-        super().__init__(tuple(placement), names)  # type: ignore[arg-type]  # nothing is homeless once one has joined
+            placement = self._allocate(placement or [None] * slots, names[:joined])
+        super().__init__(tuple(placement), names)
         self._check_shares()
 
     @property

@@ -12,10 +12,10 @@ from typing import Any
 
 from evsync.codec.fields import plain
 from evsync.codec.values import pack
-from evsync.definition import tell_of_unknown
+from evsync.definition import services_read_by, tell_of_unknown
 from evsync.errors import ConfigurationError
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Store, Stretch
-from evsync.projections import Contract, Projection, Reaction
+from evsync.projections import Contract
 from evsync.records import (
     Ancestor,
     Append,
@@ -102,14 +102,14 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Open everything, and keep stepping in the background for whoever waits instead of calling `settled()`."""
-        wanted = {name for service in self._services.values() for name in _sources_of(service)}
+        wanted = {name for service in self._services.values() for name in services_read_by(service)}
         for name in wanted - self._services.keys():
             self._absent[name] = MemoryStore(LogIdentity(name, "main", new_incarnation()))
         async with AsyncExitStack() as stack:
             for service in self._services.values():
                 for other in self._services.values():
                     tell_of_unknown(service, other)
-                sources: Any = {name: self._source(name) for name in _sources_of(service)}
+                sources: Any = {name: self._source(name) for name in services_read_by(service)}
                 store: Any = "memory://"
                 if service.router is not None:
                     store = dict.fromkeys(service.router.shards, store)
@@ -164,11 +164,6 @@ class World:
         yield from self._absent.values()
         for service in self._services.values():
             yield from service.stores.values()
-
-
-def _sources_of(service: Service) -> list[str]:
-    parts: list[Projection[Any] | Reaction] = [*service.projections, *service.reactions]
-    return sorted({name for part in parts for name in part.sources})
 
 
 class _Redelivering:

@@ -26,8 +26,6 @@ from evsync.sharding.slots import slot_of
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.samples import append, commit, event, one, reaction
 
-pytestmark = pytest.mark.anyio
-
 OLD = "3f9a2b1c7d5e"
 CHECKPOINTS = {
     "billing": [Checkpoint("orders.main", 0, "0123456789ab", 42, 17, 2**64 - 5)],
