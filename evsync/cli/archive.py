@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from evsync.archive.policy import BackupPolicy
 from evsync.archive.targets import opened_targets
 from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
-from evsync.cli.options import Debug, Json, Target
+from evsync.cli.options import Debug, Json, Target, Yes
 from evsync.cli.stream import connected, mirrored, tell
 from evsync.cli.terminal import agree, counted, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
@@ -32,7 +33,7 @@ def trim(
     store: Annotated[
         bool, typer.Option("--store", help="Trim the service's store, not its stream: what snapshots hold leaves it.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")] = False,
+    yes: Yes = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -56,6 +57,7 @@ def trim(
                 f"service {service.name!r} has {len(shards)} shards ({', '.join(shards)}), and what shards have is not "
                 "trimmed in this version: a slot that moves takes its whole history along"
             )
+        policy = policy_of(service)  # before anybody is asked
         if not yes:
             say(
                 f"Events up to position {to} will leave the store of service {service.name} for its archive alone."
@@ -64,13 +66,12 @@ def trim(
             )
             agree()
         if store:
-            _show(asyncio.run(_trim_store(service, to)), json)
-        elif not asyncio.run(_trim(service, to, json)):
+            _show(asyncio.run(_trim_store(service, policy, to)), json)
+        elif not asyncio.run(_trim(service, policy, to, json)):
             raise typer.Exit(1)
 
 
-async def _trim(service: Service, position: int, json: bool) -> bool:
-    policy = policy_of(service)
+async def _trim(service: Service, policy: BackupPolicy, position: int, json: bool) -> bool:
     async with service.inspect(), opened_targets(policy.targets) as targets:
         (log,) = mirrored(service).values()
         if position > (head := await log.head()):
@@ -85,8 +86,7 @@ async def _trim(service: Service, position: int, json: bool) -> bool:
         return tell(log, made, f"beyond position {position} published anew and compared with the log", json)
 
 
-async def _trim_store(service: Service, position: int) -> TrimReport:
-    policy = policy_of(service)
+async def _trim_store(service: Service, policy: BackupPolicy, position: int) -> TrimReport:
     async with service.inspect(), opened_targets(policy.targets) as targets:
         runtime = service.runtime
         await check_end(runtime.store, position)

@@ -53,13 +53,13 @@ def diff(
 
 
 async def _diff(service: Service, name: str, other: Service | None, limit: int) -> DiffReport:
+    projection = projection_of(service, name)
+    theirs = projection_of(other, name) if other is not None else None
     async with service.inspect(followers=True):
-        runtime = service.runtime
-        projection = projection_of(service, name)
         with progress("Going through history", long=True) as advance:
-            if other is None:
-                return await diff_with_live(runtime, projection, limit=limit, advance=advance)
-            return await diff_with(runtime, projection, projection_of(other, name), limit=limit, advance=advance)
+            if theirs is None:
+                return await diff_with_live(service.runtime, projection, limit=limit, advance=advance)
+            return await diff_with(service.runtime, projection, theirs, limit=limit, advance=advance)
 
 
 def _show(report: DiffReport) -> None:

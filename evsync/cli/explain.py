@@ -37,8 +37,8 @@ def explain(
     """Show which events made a row of a read model.
 
     The projection's handlers are run again over its logs, up to its checkpoints, and what they do to the row is noted
-    rather than written. Where handlers execute statements of their own, that is done in tables of a scratch, which
-    takes longer: such a statement is shown if the row was another after it. --stream and --type leave out events
+    rather than written. Where handlers execute statements of their own, that is done in scratch tables, which takes
+    longer: such a statement is shown if the row was another after it. --stream and --type leave out events
     before they are looked at. Nothing is changed.
 
     \b

@@ -21,7 +21,7 @@ def import_(
     ],
     to: Annotated[str, typer.Option(metavar="URL", help="The evsync store to fill, such as sqlite:///shop.db.")],
     service: Annotated[str, typer.Option(metavar="NAME", help="The service whose events they become.")],
-    table: Annotated[str, typer.Option(help="The table, or schema.table.")] = "stored_events",
+    table: Annotated[str, typer.Option(metavar="NAME", help="The table, or schema.table.")] = "stored_events",
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -30,9 +30,14 @@ app = typer.Typer(name="nats")
 def nats(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Option("--dir", help="Where streams, log and configuration are kept; made if it is missing.")
+        Path,
+        typer.Option(
+            "--dir", metavar="DIR", help="Where streams, log and configuration are kept; made if it is missing."
+        ),
     ] = Path("nats-data"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 4222,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 4222,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -50,9 +50,9 @@ def rebuild(
 async def _rebuild(
     service: Service, name: str, grace_s: float, anew: bool, timeout_s: float | None, json: bool
 ) -> None:
+    projection = projection_of(service, name)
     async with service.inspect(followers=True):
         runtime = service.runtime
-        projection = projection_of(service, name)
         with progress(f"Filling {name}", long=True) as advance:
             report = await rebuild_model(
                 service, projection, runtime.views, runtime.sources, anew=anew, grace_s=grace_s,

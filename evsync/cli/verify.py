@@ -52,15 +52,14 @@ def verify(
 
 
 async def _verify(service: Service, name: str | None) -> list[VerifyReport]:
+    chosen = [projection_of(service, name)] if name is not None else stored_projections(service)
+    if not chosen:
+        raise ConfigurationError(f"service {service.name!r} has no projection whose read model is stored")
     async with service.inspect(followers=True):
-        runtime = service.runtime
-        chosen = [projection_of(service, name)] if name is not None else stored_projections(service)
-        if not chosen:
-            raise ConfigurationError(f"service {service.name!r} has no projection whose read model is stored")
         reports = []
         for projection in chosen:
             with progress(f"Reading for {projection.name}") as advance:
-                reports.append(await verify_projection(runtime, projection, advance))
+                reports.append(await verify_projection(service.runtime, projection, advance))
         return reports
 
 

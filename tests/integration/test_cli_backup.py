@@ -113,6 +113,9 @@ def test_what_cannot_be_done_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPa
 
     for command in ("run", "list", "verify", "drill"):
         assert "has no backups" in refused("backup", command, "archived:bare")
+    unasked = refused("archive", "trim", "archived:bare", "--to", "1")
+    assert "has no backups" in unasked, "what cannot be done is not asked about"
+    assert "will be made anew" not in unasked
     to = ("--to", "sqlite:///restored.db")
     assert "there is no archive" in refused("restore", "archived:stock", *to, code=1)
     assert CliRunner().invoke(app, ("backup", "run", "archived:stock")).exit_code == 0
