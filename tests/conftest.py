@@ -20,3 +20,12 @@ pytest.register_assert_rewrite("tests.projection_processes", "tests.relaying", "
 def anyio_backend() -> str:
     """evsync runs on asyncio (nats-py does); trio is not offered."""
     return "asyncio"
+
+
+@pytest.fixture(params=["the quick way", "nats-py's own calls"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs twice: as with the nats-py that is installed, and as with one that nobody has tried."""
+    from evsync.jetstream.client import quick_session
+
+    if request.param != "the quick way":
+        monkeypatch.setattr(quick_session, "INSTALLED", "2.99.0")

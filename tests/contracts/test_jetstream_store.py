@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evsync.jetstream import streams
+from evsync.jetstream.client import quick_session
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store.store import JetStreamStore
 from evsync.ports import Store
@@ -37,6 +38,20 @@ class TestJetStreamStore(EventStoreContract, EventLogContract, SnapshotStoreCont
     def url_of(self, store: Store) -> str:
         assert isinstance(store, JetStreamStore)
         return f"{self.server.url}/?stream={store.stream}"
+
+
+@pytest.mark.usefixtures("another_nats_py")
+class TestJetStreamStoreByNatsPysOwnCalls(TestJetStreamStore):
+    """As with a version of nats-py that nobody has tried."""
+
+    # The processes that it starts would use the one that is installed.
+    test_several_processes_append_to_one_log = None
+    # It takes half a minute; the tests of relay and consumer run by both ways.
+    test_a_reader_that_follows_misses_nothing = None
+
+    @pytest.fixture
+    def another_nats_py(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(quick_session, "INSTALLED", "2.99.0")
 
 
 class TestJetStreamShard(SlotStoreContract):

@@ -16,7 +16,7 @@ from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.verification import check_stream
 from tests.relaying import assert_mirrored, caught_up, connected, eventually, halted, new_log, relaying, save
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("either_way")]
 
 
 async def test_what_is_in_the_log_before_the_relay_starts_is_published(nats_server: EmbeddedServer) -> None:

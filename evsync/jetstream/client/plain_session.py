@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error, StaleConnectionError
 
 from evsync.jetstream.client.frames import Handler
-from evsync.jetstream.client.session import WITHOUT_TLS, Session, handler_failed
+from evsync.jetstream.client.session import OPTIONS, WITHOUT_TLS, Session, handler_failed
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.tasks import end_task
 
@@ -31,7 +31,8 @@ _UNBOUNDED = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
 class PlainSession(Session):
     """See the module's text. What it is asked to do becomes calls of nats-py, one after the other in a task.
 
-    Only the messages of one subscription come in order: nats-py has a queue for each.
+    Only the messages of one subscription come in order: nats-py has a queue for each. The socket of a peer that died
+    with data unsent stays open until the kernel gives it up.
     """
 
     keeps_order = False
@@ -41,7 +42,7 @@ class PlainSession(Session):
         self._handlers = handlers
         self._calls: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._subscriptions: dict[bytes, Any] = {}
-        self._calling: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._witness: _Witness | None = None
 
     def publish(self, subject: str, reply: str, headers: bytes, body: bytes) -> None:
@@ -70,18 +71,18 @@ class PlainSession(Session):
     def _opened(self) -> None:
         if self._witness is not None:
             self._witness.check()
-        self._calling = asyncio.create_task(self._call(), name="calls to NATS")
+        self._tasks = [asyncio.create_task(self._call()), asyncio.create_task(self._watch())]
 
     async def _close(self, *, flush: bool) -> None:
-        if flush and self._calling is not None and not self._calling.done():
+        if flush:
             await self._calls.join()
         self._lose(StaleConnectionError())
         await self._let_go()
         await self.client.close()
 
     async def _let_go(self) -> None:
-        if self._calling is not None:
-            await end_task(self._calling)
+        for task in self._tasks:
+            await end_task(task)
 
     async def _call(self) -> None:
         try:
@@ -90,6 +91,17 @@ class PlainSession(Session):
                 self._calls.task_done()
         except Exception as e:
             self._lose(e)
+
+    async def _watch(self) -> None:
+        """Notice a dead peer: nats-py's own pings wait, without limit, behind what the peer does not take."""
+        interval_s = OPTIONS["ping_interval"]
+        try:
+            while True:
+                await asyncio.sleep(interval_s)
+                async with asyncio.timeout(interval_s * OPTIONS["max_outstanding_pings"]):
+                    await self.client.flush()
+        except (OSError, Error, TimeoutError):
+            self._lose(StaleConnectionError())
 
     async def _subscribe(self, subject: str, sid: bytes) -> None:
         async def received(message: Msg) -> None:
