@@ -4,9 +4,6 @@ The law says that event n stands at sequence n, so what can go wrong shows in nu
 than its position is not the relay's, a jump in the stream's sequence is a hole, a jump in the consumer's own count is a
 message that got lost on the way. The last is mended by making the consumer anew at the right place, and so is whatever
 else happens to a connection, a server or a consumer; the others are raised, and nothing moves past them.
-
-A client needs permission to publish $JS.API.STREAM.INFO, $JS.API.STREAM.NAMES, and CONSUMER.CREATE, CONSUMER.INFO,
-CONSUMER.DELETE and CONSUMER.MSG.NEXT of the stream, and to subscribe to its own inbox.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ from evsync.errors import (
     StreamUnreadable,
 )
 from evsync.jetstream import streams
+from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.pulls import PullConsumer, PullPolicy, size_of
 from evsync.jetstream.client.refusals import STREAM_NOT_FOUND
@@ -93,7 +91,7 @@ class JetStreamReader:
         self._doubted = 0  # the position that did not come although it should have
         self._checked_at = 0.0
         self._retry_at = 0.0
-        self._wait_s = self._policy.shortest_wait_s
+        self._backoff = Backoff(self._policy.shortest_wait_s, self._policy.longest_wait_s)
 
     async def read(self, after: int, limit: int, timeout_s: float) -> list[StoredEvent]:
         """See LogReader. The time is exceeded by that of one request at most, when a consumer has to be made.
@@ -168,7 +166,8 @@ class JetStreamReader:
             except BrokerUnavailable:
                 self._wait_because(f"NATS at {self._conn.settings.shown}: {self._conn.problem}")
                 return None
-            self._wait_s, self._retry_at = self._policy.shortest_wait_s, 0.0
+            self._backoff.reset()
+            self._retry_at = 0.0
         if loop.time() < self._retry_at:
             await asyncio.sleep(max(min(self._retry_at, end) - loop.time(), 0))
             if loop.time() < self._retry_at:
@@ -179,8 +178,7 @@ class JetStreamReader:
             self._wait_because(await self._reason(e))
         else:
             self._wait_because("")
-        self._retry_at = loop.time() + self._wait_s
-        self._wait_s = min(self._wait_s * 2, self._policy.longest_wait_s)
+        self._retry_at = loop.time() + self._backoff.step()
         return self._consumer
 
     async def _open(self) -> None:
@@ -261,7 +259,8 @@ class JetStreamReader:
                 if self._whole >= limit:
                     break
         if reply:
-            self._wait_s, self._doubted, self.waiting_for = self._policy.shortest_wait_s, 0, ""
+            self._backoff.reset()
+            self._doubted, self.waiting_for = 0, ""
             self._pending = _read_reply(reply)[3]
             consumer.taken(size_bytes)
 

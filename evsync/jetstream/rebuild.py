@@ -8,9 +8,8 @@ from evsync.errors import OtherIncarnation, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.relay import Relay, RelayState
-from evsync.jetstream.verification import StreamReport, check_stream, holds_same, last_event
+from evsync.jetstream.verification import StreamReport, check_stream, holds, last_event
 from evsync.ports import EventLog, Progress, unheard
-from evsync.records import StoredEvent
 from evsync.tasks import end_task
 
 _TICK_S = 0.05
@@ -63,11 +62,14 @@ async def refill(log: EventLog, conn: Connection, after: int, head: int, on_prog
 
 
 async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState) -> None:
-    """Raise if the stream holds what the log does not, as far as its end and its name tell."""
-    head, name = await log.head(), streams.stream_name(log.identity)
-    # What strangers have published is not counted: to be rid of it is what a rebuild is for.
-    found = await last_event(log, conn, old.name, old.first, old.last)
-    if found is not None and found.position > head:
+    """Raise if the stream holds what the log does not, as far as its last event tells: histories only grow.
+
+    What strangers have published is not counted: to be rid of it is what a rebuild is for.
+    """
+    head, found = await log.head(), await last_event(log, conn, old.name, old.first, old.last)
+    if found is None:
+        return
+    if found.position > head:
         raise StreamAhead(
             f"stream {old.name} holds events up to position {found.position}, and the log of {log.identity.name} ends "
             f"at {head}: what lies between would be gone. Put back the store that has it, or accept this loss with "
@@ -76,24 +78,9 @@ async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState
             last=found.position,
             head=head,
         )
-    if old.name == name:
-        await _refuse_fork(log, old, found)
-    elif found is not None and not await holds_same(log, conn, old.name, found.position):
-        raise OtherIncarnation(
-            f"stream {old.name} belongs to another incarnation of {log.identity.name}, and its last event (position "
-            f"{old.last}) is not in this log: its events would be gone. If another service runs under this name, give "
-            "one of them another name; otherwise accept this loss with --allow-loss",
-            stream=old.name,
-            last=old.last,
-        )
-
-
-async def _refuse_fork(log: EventLog, old: streams.StreamState, found: StoredEvent | None) -> None:
-    """Raise if the last event in the stream is another than the log's at that position: two histories.
-
-    Histories only grow, so one event tells.
-    """
-    if found is not None and (await log.read(found.position - 1, 1))[:1] != [found]:
+    if await holds(log, found):
+        return
+    if old.name == streams.stream_name(log.identity):
         raise StreamDiverged(
             f"position {found.position} of stream {old.name} holds another event ({found.type} {found.id.hex()}) than "
             f"the log of {log.identity.name}: the store was put back to an earlier state and written since, and the "
@@ -101,3 +88,10 @@ async def _refuse_fork(log: EventLog, old: streams.StreamState, found: StoredEve
             stream=old.name,
             position=found.position,
         )
+    raise OtherIncarnation(
+        f"stream {old.name} belongs to another incarnation of {log.identity.name}, and its last event (position "
+        f"{old.last}) is not in this log: its events would be gone. If another service runs under this name, give "
+        "one of them another name; otherwise accept this loss with --allow-loss",
+        stream=old.name,
+        last=old.last,
+    )

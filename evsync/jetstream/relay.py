@@ -20,12 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from evsync.errors import (
-    EvsyncError,
-    OtherIncarnation,
-    RelayError,
-)
+from evsync.errors import EvsyncError, OtherIncarnation, RelayError
 from evsync.jetstream import streams
+from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.faults import Doubt, Fault, Kind, error_of, passes
 from evsync.jetstream.flight import Flight
@@ -67,7 +64,7 @@ class RelayPolicy:
     scrub_interval_s: float = 3600.0
     """How often the whole stream is read and compared with the log."""
     scrub_pause_s: float = 0.1
-    """Between two thousand messages of a scrub."""
+    """After every thousand messages of a scrub."""
 
 
 class RelayState(StrEnum):
@@ -127,7 +124,7 @@ class Relay:
         self._doubt = Doubt()
         self._found: RelayError | None = None
         self._nudge = asyncio.Event()
-        self._wait_s = _SHORTEST_WAIT_S
+        self._backoff = Backoff(_SHORTEST_WAIT_S, self._policy.longest_wait_s)
 
     @property
     def confirmed(self) -> int:
@@ -227,7 +224,8 @@ class Relay:
                 flight.send(events[:1])
                 await flight.until(due, self._policy.ack_timeout_s)
                 if flight.fault is None:
-                    self._reason, self._wait_s, self._doubt = "", _SHORTEST_WAIT_S, Doubt()
+                    self._reason, self._doubt = "", Doubt()
+                    self._backoff.reset()
                     return RelayState.PUMP
             elif not await self._idle(flight):
                 break
@@ -306,8 +304,7 @@ class Relay:
     async def _back_off(self, error: Exception) -> None:
         """Wait for what passes by itself: longer each time, but not beyond the next connection."""
         self._explain(error, logging.WARNING)
-        await self._nudged(self._wait_s)
-        self._wait_s = min(self._wait_s * 2, self._policy.longest_wait_s)
+        await self._nudged(self._backoff.step())
         with contextlib.suppress(EvsyncError):  # the store may be what is away
             self._head = await self._log.head()
 
@@ -356,7 +353,7 @@ class Relay:
 
         def changed(connected: bool) -> None:
             if connected:
-                self._wait_s = _SHORTEST_WAIT_S
+                self._backoff.reset()
                 self._nudge.set()
             elif self._flight is not None:
                 self._flight.fail(Fault(Kind.AWAY, f"the connection was lost: {self._conn.problem}"))

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from evsync.errors import ConfigurationError, ServerFailed
@@ -96,7 +95,8 @@ class EmbeddedServer:
         """End the server cleanly: everything it holds is written. Calling twice is fine."""
         if self._process is not None and self._process.poll() is None:
             # A stopped process (SIGSTOP) would not see SIGTERM before it is continued.
-            _signal(self._process, getattr(signal, "SIGCONT", None))
+            if sys.platform != "win32":
+                self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
             try:
                 self._process.wait(_SIGTERM_WAIT_S)
@@ -118,9 +118,7 @@ class EmbeddedServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:
@@ -248,11 +246,6 @@ def _lock_directory(store_dir: Path) -> IO[bytes] | None:
                     "Connect to that one, or stop it, or use another directory"
                 ) from None
             time.sleep(0.02)
-
-
-def _signal(process: subprocess.Popen[bytes], number: int | None) -> None:
-    if number is not None:
-        process.send_signal(number)
 
 
 def _size(path: Path) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 
 from evsync.errors import BrokerError
 from evsync.jetstream import streams
+from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader, ReaderPolicy
 from evsync.ports import LogReader
@@ -33,13 +33,13 @@ class JetStreamSource:
 
         The stream says which incarnation of its log it mirrors; the readers accept no other.
         """
-        wait_s = _SHORTEST_WAIT_S
+        backoff = Backoff(_SHORTEST_WAIT_S, _LONGEST_WAIT_S)
         while True:
             try:
                 if not self._conn.connected:
                     self._wait_because(f"NATS at {self._conn.settings.shown}: {self._conn.problem}")
                     await self._conn.ready(_LONGEST_WAIT_S)
-                    wait_s = _SHORTEST_WAIT_S
+                    backoff.reset()
                 found = await streams.find(self._conn, self.service)
             except BrokerError as e:
                 self._wait_because(str(e))
@@ -51,8 +51,7 @@ class JetStreamSource:
                     f"there is no stream of service {self.service!r} at {self._conn.settings.shown}: it appears when "
                     "that service runs with its relay"
                 )
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+            await backoff.pause()
 
     def _reader(self, state: streams.StreamState) -> JetStreamReader:
         identity = state.identity

@@ -117,9 +117,13 @@ async def holds_same(log: EventLog, conn: Connection, name: str, last: int) -> b
     """
     if last == 0:
         return True
-    message = (await read_back(conn, name, last, last))[0]
-    events = await _events(log, last, last)
-    return message is not None and _difference(name, MessageFormat(log.identity.name), last, message, *events) is None
+    found = await last_event(log, conn, name, last, last)
+    return found is not None and await holds(log, found)
+
+
+async def holds(log: EventLog, event: StoredEvent) -> bool:
+    """Whether this very event stands at its position in the log."""
+    return (await log.read(event.position - 1, 1))[:1] == [event]
 
 
 async def last_event(log: EventLog, conn: Connection, name: str, first: int, last: int) -> StoredEvent | None:
@@ -200,7 +204,7 @@ async def _events(log: EventLog, first: int, last: int) -> list[StoredEvent]:
 
 
 def _difference(
-    name: str, form: MessageFormat, position: int, message: Stored | None, event: StoredEvent | None = None
+    name: str, form: MessageFormat, position: int, message: Stored | None, event: StoredEvent | None
 ) -> RelayError | None:
     """What is wrong with the message at this position, if anything."""
     if message is None:

@@ -31,7 +31,7 @@ class NatsSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for what could never work."""
-        if len({_userinfo(u) for u in self._split() if u.username is not None}) > 1:
+        if len({(u.username, u.password) for u in self._split() if u.username is not None}) > 1:
             raise ConfigurationError(f"the URLs {self.shown} name different users: state one, in one of them")
         for name in ("credentials", "ca", "certificate", "key"):
             path = getattr(self, name)
@@ -104,8 +104,4 @@ def _parse(url: str) -> SplitResult:
 
 def _address(parts: SplitResult) -> str:
     host = parts.hostname or ""
-    return f"[{host}]:{parts.port or DEFAULT_PORT}" if ":" in host else f"{host}:{parts.port or DEFAULT_PORT}"
-
-
-def _userinfo(parts: SplitResult) -> tuple[str | None, str | None]:
-    return parts.username, parts.password
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or DEFAULT_PORT}"

@@ -9,8 +9,8 @@ go on from the same checkpoint one conflicts, the latest is found like the end o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from time import time_ns
-from typing import Any
 
 from evsync.codec.values import pack, unpack
 from evsync.errors import DecodingError
@@ -29,6 +29,8 @@ from evsync.sharding.slots import slot_of
 
 PREFIX = f"{OWN_STREAMS}checkpoints/"
 """What the ids of their streams begin with."""
+
+_NAMES = tuple(field.name for field in fields(Checkpoint))
 
 Checkpoints = Mapping[tuple[str, int], Checkpoint]
 """All checkpoints of one follower, by log and group."""
@@ -83,12 +85,5 @@ def read(event: StoredEvent) -> Checkpoints:
     return {(c.log, c.group): c for c in found}
 
 
-def _fields(c: Checkpoint) -> dict[str, Any]:
-    return {
-        "log": c.log,
-        "group": c.group,
-        "incarnation": c.incarnation,
-        "position": c.position,
-        "count": c.count,
-        "digest": c.digest,
-    }
+def _fields(c: Checkpoint) -> dict[str, str | int]:
+    return {name: getattr(c, name) for name in _NAMES}
