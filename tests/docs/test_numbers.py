@@ -8,15 +8,15 @@ import pytest
 
 from evsync import Projection, Reaction, Service
 from evsync.aggregates import cache, repository, snapshots
-from evsync.archive import backup, directory, reader, rescue
+from evsync.archive import backup, compression, directory, reader, rescue, segments
 from evsync.homes import PATIENCE_S
-from evsync.jetstream import relay, sizes
+from evsync.jetstream import messages, relay, sizes
 from evsync.jetstream.store import stream
 from evsync.liveness import IDLE_S
 from evsync.projections.projection import MAX_GROUPS
 from evsync.projections.rebuilding import exchange, rebuild
 from evsync.projections.running import reaction_runner, runner, visibility
-from evsync.records import MAX_STREAM_ID_BYTES
+from evsync.records import MAX_STREAM_ID_BYTES, event_id, new_command
 from evsync.sharding import handover, router, slots
 from evsync.stores import plan
 from evsync.stores.sqlite import pace
@@ -47,6 +47,7 @@ SAID = {
         f"when the time has run out ({default(Service.query, 'timeout_s'):g} seconds)",
         f"when the log is idle or {reaction_runner.LAZY_EVENTS} events later",
         f"1 to {MAX_STREAM_ID_BYTES} bytes of UTF-8",
+        f"drawn at random ({8 * (len(event_id(new_command(), 0)) - 2)} bits)",
         f"{sizes.DEFAULT_MAX_PAYLOAD >> 20} MiB until a server has been met",
         f"| {plan.MAX_COMMIT_EVENTS:,}; {stream.MAX_COMMIT_EVENTS:,} where the store is on NATS |",
         f"{slots.SLOTS}, or as many as its router says ({router.MAX_SLOTS:,} at most)",
@@ -73,6 +74,14 @@ SAID = {
         f"backups take a {'tenth' if backup.GENTLE == 0.1 else ''} of its time",
     ],
     "docs/howto/rebuild.md": [f"is kept for `--grace` seconds ({rebuild.GRACE_S:g})"],
+    "docs/wire-format.md": [
+        f"An id has at most {MAX_STREAM_ID_BYTES} bytes; a subject has at most {messages.MAX_SUBJECT_BYTES:,}",
+        f"({sizes.DEFAULT_MAX_PAYLOAD >> 20} MiB unless configured)",
+    ],
+    "docs/archive-format.md": [
+        f"A header takes at most {segments.MAX_HEADER_BYTES >> 20} MiB, "
+        f"a body at most {compression.MOST_BYTES >> 30} GiB unpacked",
+    ],
     "docs/adr/0012-snapshots-are-folded-not-copied.md": [f"{snapshots.COMMANDS}"],
 }
 
