@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evsync.projections.running.answered_log import AnsweredLog
 from evsync.projections.running.barrier import Barrier, applied_in, place_of, up_to_barrier
 from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Ancestor, Checkpoint, Position, StoredEvent
-from tests.projection_logs import stored
+from tests.projection_logs import ListReader, ListSource, stored
 
 GROUPS = 4
 
@@ -27,19 +28,9 @@ def paid(position: int, remaining: int = 0) -> StoredEvent:
 class Log:
     """A log that is followed, as far as the barrier looks at it."""
 
-    feed = None
-
     def __init__(self, incarnation: str | None = "x", **positions: int) -> None:
-        self.incarnation = incarnation
+        self.reader, self.incarnation, self.ancestry = self, incarnation, ()
         self.checkpoints = {int(g[1:]): Checkpoint("bank.a", int(g[1:]), "x", p) for g, p in positions.items()}
-
-    def incarnation_of(self, _: int) -> str | None:
-        """The same everywhere."""
-        return self.incarnation
-
-    def place_of(self, closed: Position) -> int:
-        """It was never restored."""
-        return place_of(closed, self.incarnation, ())
 
 
 @given(st.integers(0, 20), st.integers(1, 20))
@@ -79,6 +70,17 @@ def test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count() -> No
     for incarnation, waits in (("x", False), (None, False), ("y", True)):
         applied = applied_in({"bank.a": Log(incarnation, g3=10)}, GROUPS)  # type: ignore[dict-item]
         assert (up_to_barrier([opened(1, 7, "bank.a", 5)], applied).barrier is not None) is waits
+
+
+def test_what_was_answered_of_a_log_before_it_was_put_back_does_not_count_either() -> None:
+    """A reaction waits as a projection does: events that the log has lost say nothing of those that it has now."""
+    source = ListSource("bank")
+    for incarnation, waits in (("x", False), (None, False), ("y", True)):
+        source.incarnation = incarnation
+        log = AnsweredLog(ListReader(source), "greeter", 10)
+        log.seen = Checkpoint("bank.main", 0, "x", 10)
+        applied = applied_in({"bank.main": log}, 1)
+        assert (up_to_barrier([opened(1, 7, "bank.main", 5)], applied).barrier is not None) is waits
 
 
 def test_where_a_slot_was_closed_in_what_a_log_has_lost_the_commit_of_the_restore_is_waited_for() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from evsync.errors import Conflict, OtherIncarnation
 from evsync.ports import LogReader
 from evsync.projections.batch import digest_of
-from evsync.projections.running.barrier import place_of
 from evsync.projections.running.feed import Feed
 from evsync.projections.status import State
-from evsync.records import Checkpoint, Position, StoredEvent, service_of
+from evsync.records import Checkpoint, StoredEvent, service_of
 
 ReadCheckpoints = Callable[[str], Awaitable[Sequence[Checkpoint]]]
 """The checkpoints that commits have stored under a follower's name."""
@@ -42,9 +41,10 @@ class AnsweredLog:
         self._conflict: tuple[str, int] | None = None
         """Stream and version of the last conflict since `seen`."""
 
-    def place_of(self, closed: Position) -> int:
-        """Up to where the log has to be answered for a slot that was closed there: see `barrier.place_of`."""
-        return place_of(closed, self.reader.incarnation, self.reader.ancestry)
+    @property
+    def checkpoints(self) -> Mapping[int, Checkpoint]:
+        """How far it is answered: as for a projection with a single group."""
+        return {0: self.seen}
 
     async def load(self, read: ReadCheckpoints) -> bool:
         """Compare with what is stored; if that is not where this process left it, go on from there.

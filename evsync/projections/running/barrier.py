@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from evsync.codec.values import unpack
+from evsync.ports import LogReader
+from evsync.projections.running.continuity import incarnation_of
 from evsync.records import (
     SLOT_CLOSED,
     SLOT_OPENED,
@@ -73,14 +75,11 @@ def up_to_barrier(events: Sequence[StoredEvent], applied: IsApplied) -> Reach:
 class Followed(Protocol):
     """What is needed here of a followed log."""
 
-    checkpoints: dict[int, Checkpoint]
+    reader: LogReader
 
-    def incarnation_of(self, number: int) -> str | None:
-        """That a position of the log as it is now has; None where that is not known."""
-        ...
-
-    def place_of(self, closed: Position) -> int:
-        """Up to where the log has to be applied for a slot that was closed there: see `place_of`."""
+    @property
+    def checkpoints(self) -> Mapping[int, Checkpoint]:
+        """How far it is applied, by group."""
         ...
 
 
@@ -90,12 +89,13 @@ def applied_in(logs: Mapping[str, Followed], groups: int) -> IsApplied:
     def applied(log: str, slot: int, closed: Position) -> bool:
         if (found := logs.get(log)) is None:
             return False
-        checkpoint = found.checkpoints.get(slot % groups)
+        checkpoint, reader = found.checkpoints.get(slot % groups), found.reader
         if checkpoint is None:
             return True
         # Ahead of a log that was restored, a position says nothing of what stands there now.
-        now = found.incarnation_of(checkpoint.position) if checkpoint.incarnation else None
-        return now in (None, checkpoint.incarnation) and checkpoint.position >= found.place_of(closed)
+        now = incarnation_of(reader, checkpoint.position) if checkpoint.incarnation else None
+        place = place_of(closed, reader.incarnation, reader.ancestry)
+        return now in (None, checkpoint.incarnation) and checkpoint.position >= place
 
     return applied
 

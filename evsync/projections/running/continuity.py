@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evsync.errors import BEGIN_ANEW, OtherIncarnation, StreamHole
-from evsync.records import RESTORED_EVENT, Ancestor, StoredEvent
+from evsync.ports import LogReader
+from evsync.records import RESTORED_EVENT, Ancestor, StoredEvent, incarnation_at
 from evsync.restores import Restored
 
 
@@ -53,3 +54,8 @@ def other_incarnation(
         other_position=last,
         restored=last is not None,
     )
+
+
+def incarnation_of(reader: LogReader, number: int) -> str | None:
+    """That a position of the log as it is now has, or will have; None where that is not known."""
+    return None if reader.incarnation is None else incarnation_at(reader.incarnation, reader.ancestry, number)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from evsync.ports import LogReader, Share, Stretch
 from evsync.projections.models.claims import Holding
-from evsync.projections.running.barrier import IsApplied, Reach, place_of
-from evsync.projections.running.continuity import check_batch, other_incarnation
+from evsync.projections.running.barrier import IsApplied, Reach
+from evsync.projections.running.continuity import check_batch, incarnation_of, other_incarnation
 from evsync.projections.running.feed import Feed
-from evsync.records import Checkpoint, Position, incarnation_at, service_of
+from evsync.records import Checkpoint, service_of
 
 QUICK_S = 0.05
 """A batch that was full and took less is followed by a larger one. Where handlers take their time batches stay small,
@@ -24,7 +24,7 @@ class FollowedLog:
 
     def __init__(self, reader: LogReader, batch: int, growth: int, groups: int) -> None:
         """`groups` is how many the projection has."""
-        self.name, self._reader = reader.log, reader
+        self.name, self.reader = reader.log, reader
         self.service = service_of(reader.log)
         self.feed = Feed(reader, batch, self.report)
         self._batch, self._growth, self._groups = batch, growth, groups
@@ -58,15 +58,6 @@ class FollowedLog:
         least = min(self.checkpoints.values(), key=lambda c: c.position, default=None)
         return least.incarnation if least is not None else ""
 
-    def incarnation_of(self, number: int) -> str | None:
-        """That a position of the log as it is now has, or will have; None where that is not known."""
-        now = self._reader.incarnation
-        return None if now is None else incarnation_at(now, self._reader.ancestry, number)
-
-    def place_of(self, closed: Position) -> int:
-        """Up to where the log has to be applied for a slot that was closed there: see `barrier.place_of`."""
-        return place_of(closed, self._reader.incarnation, self._reader.ancestry)
-
     def fits(self, after: int, stretch: Stretch) -> bool:
         """Whether what was read behind `after` is still what comes next: groups may have been taken since."""
         share = stretch.share
@@ -80,8 +71,8 @@ class FollowedLog:
         self._began = time.monotonic()
         check_batch(self.name, self.position, self.incarnation, stretch.events, stretch.left_out)
         for c in self.checkpoints.values():
-            if c.incarnation and self.incarnation_of(c.position) not in (None, c.incarnation):
-                reader = self._reader
+            if c.incarnation and incarnation_of(self.reader, c.position) not in (None, c.incarnation):
+                reader = self.reader
                 raise other_incarnation(self.name, c.position, c.incarnation, reader.incarnation or "", reader.ancestry)
 
     def hold(self, holding: Holding) -> None:

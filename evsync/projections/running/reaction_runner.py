@@ -31,7 +31,7 @@ from evsync.projections.halt import halted_at
 from evsync.projections.pause import patiently, pause_s
 from evsync.projections.reaction import Reaction
 from evsync.projections.running.answered_log import AnsweredLog, ReadCheckpoints
-from evsync.projections.running.barrier import LOOK_S
+from evsync.projections.running.barrier import LOOK_S, applied_in
 from evsync.projections.running.continuity import check_batch
 from evsync.projections.running.following import Following, Stop
 from evsync.projections.status import FollowerStatus, LogStatus, State, waiting_for
@@ -95,6 +95,7 @@ class ReactionRunner:
         self._sources, self._standby_s = tuple(sources), standby_s
         self._since_us = to_time_us(reaction.since) if isinstance(reaction.since, datetime) else None
         self._logs: dict[str, AnsweredLog] = {}
+        self._answered = applied_in(self._logs, 1)
         self._following = Following(self._sources, self._logs, begin=self._begin, follow=self._follow, halt=self._halt)
         self._running = False
 
@@ -200,11 +201,6 @@ class ReactionRunner:
                 await asyncio.sleep(LOOK_S)
             if not done:
                 await self._recover(log)
-
-    def _answered(self, log: str, _: int, closed: Position) -> bool:
-        """Whether a log has been answered so far; see `up_to_barrier`."""
-        found = self._logs.get(log)
-        return found is not None and found.seen.position >= found.place_of(closed)
 
     async def _recover(self, log: AnsweredLog) -> None:
         """After a failed attempt: pause, or stand by for the other process; then go on from what is stored."""

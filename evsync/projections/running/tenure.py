@@ -12,6 +12,7 @@ from evsync.projections.failures import DatabaseAway, Fenced
 from evsync.projections.models.claims import Holding
 from evsync.projections.models.read_model import ModelSession
 from evsync.projections.parking import ParkedStream
+from evsync.projections.running.continuity import incarnation_of
 from evsync.projections.running.followed_log import FollowedLog
 from evsync.projections.running.visibility import Visibility
 from evsync.records import Checkpoint
@@ -41,7 +42,7 @@ class Tenure:
         self._over = False
 
     def _incarnation_of(self, log: str, number: int) -> str | None:
-        return self.logs[log].incarnation_of(number) if log in self.logs else ""
+        return incarnation_of(self.logs[log].reader, number) if log in self.logs else ""
 
     def add(self, log: FollowedLog) -> None:
         """A log has been found."""
