@@ -571,7 +571,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Settings that break the law are refused",
-        "evsync/jetstream/streams.py", "the settings of a stream that exists are not looked at",
+        "evsync/jetstream/stream_settings.py", "the settings of a stream that exists are not looked at",
         "        if not (found in NOTHING if value in NOTHING else found == value):\n", "        if False:\n",
         "tests/faults/test_relay_strangers.py::test_a_stream_with_settings_that_break_the_law_is_refused",
     ),

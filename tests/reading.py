@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection, Subscription
 from evsync.jetstream.client.frames import Handler
 from evsync.jetstream.client.pulls import PullPolicy
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.consumer import JetStreamReader, ReaderPolicy
 from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
+from evsync.jetstream.stream_settings import stream_config, stream_name
 from evsync.ports import EventLog
 from evsync.records import LogIdentity, StoredEvent
 from tests.relaying import eventually
@@ -31,7 +31,7 @@ async def reading(
     conn: Connection, identity: LogIdentity, policy: ReaderPolicy = QUICK
 ) -> AsyncIterator[JetStreamReader]:
     """A reader of the log's stream, closed afterwards."""
-    reader = JetStreamReader(conn, streams.stream_name(identity), identity.name, identity.incarnation, policy)
+    reader = JetStreamReader(conn, stream_name(identity), identity.name, identity.incarnation, policy)
     try:
         yield reader
     finally:
@@ -66,8 +66,8 @@ async def read_on(reader: JetStreamReader, after: int, to: int, *, limit: int = 
 
 async def create(conn: Connection, identity: LogIdentity, **changes: Any) -> str:
     """The log's stream with other settings than evsync's; its name."""
-    name = streams.stream_name(identity)
-    await conn.api(f"STREAM.CREATE.{name}", streams.stream_config(identity) | changes)
+    name = stream_name(identity)
+    await conn.api(f"STREAM.CREATE.{name}", stream_config(identity) | changes)
     return name
 
 
@@ -83,7 +83,7 @@ async def publish(conn: Connection, events: Sequence[StoredEvent], *, after: int
 
 async def consumers(conn: Connection, identity: LogIdentity) -> list[str]:
     """Names of the consumers that the server has of the log's stream."""
-    return (await conn.api(f"CONSUMER.NAMES.{streams.stream_name(identity)}")).get("consumers") or []
+    return (await conn.api(f"CONSUMER.NAMES.{stream_name(identity)}")).get("consumers") or []
 
 
 class FaultyConnection(Connection):

@@ -12,6 +12,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.relay import Relay, RelayPolicy, RelayState
+from evsync.jetstream.stream_settings import stream_name
 from evsync.jetstream.verification import check_stream
 from evsync.ports import EventLog, EventStore
 from evsync.records import Append, Commit, LogIdentity, NewEvent, new_command, new_incarnation
@@ -91,7 +92,7 @@ async def mirrored_again(log: EventLog, conn: Connection) -> None:
 
     async def reaches() -> bool:
         try:
-            state = await streams.info(conn, streams.stream_name(log.identity))
+            state = await streams.info(conn, stream_name(log.identity))
         except BrokerUnavailable:
             return False
         return state is not None and state.last >= await log.head()

@@ -17,6 +17,7 @@ from evsync.errors import ConfigurationError
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.rebuild import rebuild_stream
+from evsync.jetstream.stream_settings import stream_name
 from evsync.jetstream.verification import StreamReport, check_stream
 from evsync.ports import Progress, Store
 from evsync.service import Service
@@ -95,7 +96,7 @@ async def _planned(service: Service, shard: str | None) -> list[str]:
     async with service.inspect():
         logs, connection = mirrored(service, shard), await connected(service)
         for log in logs.values():
-            old = await streams.info(connection, streams.stream_name(log.identity))
+            old = await streams.info(connection, stream_name(log.identity))
             old = old or await streams.occupant(connection, log.identity)
             if old is not None and old.last >= old.first:
                 planned.append(

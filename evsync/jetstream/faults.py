@@ -17,7 +17,7 @@ from evsync.errors import (
     StreamInconsistent,
 )
 from evsync.jetstream.client.refusals import FORBIDDEN, UNAVAILABLE, Refused
-from evsync.jetstream.streams import StreamState
+from evsync.jetstream.stream_settings import StreamState
 
 
 class Kind(Enum):

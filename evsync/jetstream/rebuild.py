@@ -8,6 +8,7 @@ from evsync.errors import OtherIncarnation, StreamAhead, StreamDiverged
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.relay import Relay, RelayState
+from evsync.jetstream.stream_settings import StreamState, stream_name
 from evsync.jetstream.verification import StreamReport, check_stream, holds, last_event
 from evsync.ports import EventLog, Progress, unheard
 from evsync.tasks import end_task
@@ -32,7 +33,7 @@ async def rebuild_stream(
     ConfigurationError when a stream that is not evsync's has the subjects; what `Connection.api` raises; and whatever
     halts a relay.
     """
-    name, head = streams.stream_name(log.identity), await log.head()
+    name, head = stream_name(log.identity), await log.head()
     old = await streams.info(conn, name) or await streams.occupant(conn, log.identity)
     if old is not None:
         streams.check_owner(old, log.identity)
@@ -61,7 +62,7 @@ async def refill(log: EventLog, conn: Connection, after: int, head: int, on_prog
     return await check_stream(log, conn)
 
 
-async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState) -> None:
+async def _refuse_loss(log: EventLog, conn: Connection, old: StreamState) -> None:
     """Raise if the stream holds what the log does not, as far as its last event tells: histories only grow.
 
     What strangers have published is not counted: to be rid of it is what a rebuild is for.
@@ -80,7 +81,7 @@ async def _refuse_loss(log: EventLog, conn: Connection, old: streams.StreamState
         )
     if await holds(log, found):
         return
-    if old.name == streams.stream_name(log.identity):
+    if old.name == stream_name(log.identity):
         raise StreamDiverged(
             f"position {found.position} of stream {old.name} holds another event ({found.type} {found.id.hex()}) than "
             f"the log of {log.identity.name}: the store was put back to an earlier state and written since, and the "

@@ -27,7 +27,7 @@ from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.faults import Doubt, Fault, Kind, error_of, passes
 from evsync.jetstream.flight import Flight
 from evsync.jetstream.messages import MessageFormat
-from evsync.jetstream.streams import StreamState
+from evsync.jetstream.stream_settings import StreamState, stream_name
 from evsync.jetstream.verification import check_state, holds_same, verify
 from evsync.ports import EventLog
 from evsync.records import StoredEvent
@@ -110,7 +110,7 @@ class Relay:
         self.halted: Exception | None = None
         self._log, self._conn, self._policy = log, conn, policy or RelayPolicy()
         self._form = MessageFormat(log.identity.name)
-        self._stream = streams.stream_name(log.identity)
+        self._stream = stream_name(log.identity)
         self._seen: StreamState | None = None  # the stream at the last SYNC
         self._known: tuple[object, ...] = ()  # its fingerprint then
         self._epoch = 0  # of the connection then

@@ -10,6 +10,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader, ReaderPolicy
+from evsync.jetstream.stream_settings import StreamState
 from evsync.ports import LogReader
 
 log = logging.getLogger("evsync.jetstream")
@@ -53,7 +54,7 @@ class JetStreamSource:
                 )
             await backoff.pause()
 
-    def _reader(self, state: streams.StreamState) -> JetStreamReader:
+    def _reader(self, state: StreamState) -> JetStreamReader:
         identity = state.identity
         assert identity is not None  # `find` gives no others
         return JetStreamReader(

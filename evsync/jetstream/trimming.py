@@ -7,6 +7,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.refusals import NAME_IN_USE
 from evsync.jetstream.rebuild import refill
+from evsync.jetstream.stream_settings import stream_config, stream_name
 from evsync.jetstream.verification import StreamReport
 from evsync.ports import EventLog, Progress, unheard
 
@@ -18,13 +19,13 @@ _OPERATORS = ("num_replicas", "max_bytes", "max_age", "max_msgs", "placement", "
 async def trim_stream(log: EventLog, conn: Connection, position: int, on_progress: Progress = unheard) -> StreamReport:
     """Make the stream of a log anew, so that it begins behind `position`, and publish the rest of the log into it.
 
-    The caller has made sure that what leaves is archived. A stream cannot be purged (see evsync.jetstream.streams), so
-    it is deleted, and created with its first sequence; broken off in between, a relay makes it whole again. Consumers
+    The caller has made sure that what leaves is archived. A stream cannot be purged (see stream_settings), so it is
+    deleted, and created with its first sequence; broken off in between, a relay makes it whole again. Consumers
     wait meanwhile and go on at their checkpoints; one that is behind `position` reads the archive, or stops with
     HistoryGone. Raises StreamGone where there is no stream, StreamAhead for one that holds more than the log,
     StreamInconsistent if a relay is faster every time, and what `Connection.api` raises.
     """
-    name, head = streams.stream_name(log.identity), await log.head()
+    name, head = stream_name(log.identity), await log.head()
     old = await streams.info(conn, name)
     if old is None:
         raise StreamGone(f"there is no stream {name} at {conn.settings.shown}; nothing was done", stream=name)
@@ -36,7 +37,7 @@ async def trim_stream(log: EventLog, conn: Connection, position: int, on_progres
             head=head,
         )
     kept = {setting: old.config[setting] for setting in _OPERATORS if setting in old.config}
-    config = {**streams.stream_config(log.identity), **kept, "first_seq": position + 1}
+    config = {**stream_config(log.identity), **kept, "first_seq": position + 1}
     for _ in range(_ATTEMPTS):
         # A relay that runs looks for the stream now and then, and would make it as it was.
         await streams.delete(conn, name)

@@ -23,6 +23,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.gets import DirectGets, Stored, leader_get
 from evsync.jetstream.messages import MessageFormat
+from evsync.jetstream.stream_settings import StreamState, check_config, stream_name
 from evsync.ports import EventLog, Progress, unheard
 from evsync.records import LogIdentity, StoredEvent
 
@@ -57,7 +58,7 @@ async def check_stream(log: EventLog, conn: Connection, on_progress: Progress = 
     Changes nothing; may run beside a relay. Raises StreamGone when there is no stream, BrokerUnavailable when the
     broker does not answer or the stream is deleted meanwhile.
     """
-    name = streams.stream_name(log.identity)
+    name = stream_name(log.identity)
     state = await streams.info(conn, name)
     if state is None:
         raise StreamGone(
@@ -67,7 +68,7 @@ async def check_stream(log: EventLog, conn: Connection, on_progress: Progress = 
     head = await log.head()
     report = StreamReport(name, state.first, state.last, head)
     try:
-        streams.check_config(state.config, log.identity)
+        check_config(state.config, log.identity)
         check_state(state, log.identity)
     except RelayError as e:
         report.problems.append(e)
@@ -81,7 +82,7 @@ async def check_stream(log: EventLog, conn: Connection, on_progress: Progress = 
     return report
 
 
-def check_state(state: streams.StreamState, identity: LogIdentity) -> None:
+def check_state(state: StreamState, identity: LogIdentity) -> None:
     """Raise StreamHole if the server itself says that messages are missing."""
     if state.missing or state.problem:
         what = f"{state.missing} of the messages up to sequence {state.last} are gone" if state.missing else ""
@@ -151,7 +152,7 @@ async def compare(
     log: EventLog, conn: Connection, first: int, last: int
 ) -> AsyncIterator[tuple[int, RelayError | None]]:
     """Yield after each batch how many messages were compared, and with each difference the difference."""
-    name = streams.stream_name(log.identity)
+    name = stream_name(log.identity)
     form = MessageFormat(log.identity.name)
     position = first
     while position <= last:

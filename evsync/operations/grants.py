@@ -8,9 +8,10 @@ from dataclasses import replace
 from evsync.config import Deployment
 from evsync.definition import parts_to_run, services_read_by
 from evsync.errors import ConfigurationError, StoreUnavailable
-from evsync.jetstream import permissions, streams
+from evsync.jetstream import permissions
 from evsync.jetstream.permissions import ANY, Grant
 from evsync.jetstream.store.stream import StoreUrl, default_name
+from evsync.jetstream.stream_settings import stream_name
 from evsync.opening import open_store
 from evsync.records import LogIdentity
 from evsync.service import Service
@@ -43,7 +44,7 @@ class _Log:
         self.older: list[str] = []
         """The streams that it was in before it was restored."""
         if identity is not None:
-            self.older = [streams.stream_name(replace(identity, incarnation=a.incarnation)) for a in identity.ancestry]
+            self.older = [stream_name(replace(identity, incarnation=a.incarnation)) for a in identity.ancestry]
 
 
 async def _logs(service: str, store: str | Mapping[str, str], any_stream: bool) -> list[_Log]:
@@ -61,7 +62,7 @@ async def _log(service: str, shard: str, url: str, any_stream: bool) -> _Log:
     except StoreUnavailable:
         return _Log(shard, is_store=False, stream=ANY)
     await found.close()
-    return _Log(shard, is_store=False, stream=streams.stream_name(found.identity), identity=found.identity)
+    return _Log(shard, is_store=False, stream=stream_name(found.identity), identity=found.identity)
 
 
 def _grant(service: Service, settings: Deployment, logs: Mapping[str, Sequence[_Log]], any_stream: bool) -> Grant:

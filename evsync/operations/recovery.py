@@ -28,6 +28,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.store.restore import NO_SHARDS
+from evsync.jetstream.stream_settings import stream_name
 from evsync.opening import restore_store
 from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
 from evsync.records import OWN_STREAMS, LogIdentity, is_control
@@ -170,7 +171,7 @@ async def archives_of(
 
 async def stream_of(connection: Connection, identity: LogIdentity) -> JetStreamReader:
     """A reader of the stream that mirrors this incarnation of a log. Raises ArchiveIncomplete where there is none."""
-    name = streams.stream_name(identity)
+    name = stream_name(identity)
     state = await streams.info(connection, name)
     if state is None:
         raise ArchiveIncomplete(

@@ -8,6 +8,7 @@ from typing import Literal
 from evsync.errors import BrokerError, BrokerUnavailable, ConfigurationError, EvsyncError, RelayError
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.stream_settings import StreamState, check_config, stream_name
 from evsync.jetstream.verification import check_state
 from evsync.ports import Store
 from evsync.records import LogIdentity
@@ -36,7 +37,7 @@ class RelayView:
 
 async def view_of(connection: Connection, store: Store) -> RelayView:
     """How far the relay of a store's log is. Raises StoreError; of a broker that is away the view tells."""
-    name = streams.stream_name(store.identity)
+    name = stream_name(store.identity)
     try:
         await connection.ready(CONNECT_S)
         state = await streams.info(connection, name)
@@ -57,15 +58,15 @@ async def _absent(connection: Connection, identity: LogIdentity, head: int) -> R
         other: EvsyncError = await streams.occupied(connection, identity)
     except ConfigurationError as e:
         other = e
-    name = streams.stream_name(identity)
+    name = stream_name(identity)
     if isinstance(other, BrokerUnavailable):
         return RelayView(name, "behind", head, 0, "no relay has made the stream yet")
     return RelayView(name, "faulty", head, 0, str(other))
 
 
-def _problem(state: streams.StreamState, identity: LogIdentity, head: int) -> str | None:
+def _problem(state: StreamState, identity: LogIdentity, head: int) -> str | None:
     try:
-        streams.check_config(state.config, identity)
+        check_config(state.config, identity)
         check_state(state, identity)
     except RelayError as e:
         return str(e)

@@ -18,6 +18,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_name
 from evsync.records import StoredEvent
 from evsync.stores.memory import MemoryStore
 from tests.reading import PATIENT, QUICK, FaultyConnection, batched, consumers, everything, read_on, reading
@@ -116,12 +117,12 @@ async def test_a_consumer_that_is_deleted_behind_its_back(nats_server: EmbeddedS
         for _ in range(10):
             events += await read_on(reader, len(events), len(events) + 60, limit=7)
             for name in await consumers(conn, log.identity):
-                await conn.api(f"CONSUMER.DELETE.{streams.stream_name(log.identity)}.{name}")
+                await conn.api(f"CONSUMER.DELETE.{stream_name(log.identity)}.{name}")
         await task
         await caught_up(relay, 900)
         assert events + await read_on(reader, len(events), 900) == await everything(log)
         for name in await consumers(conn, log.identity):
-            await conn.api(f"CONSUMER.DELETE.{streams.stream_name(log.identity)}.{name}")
+            await conn.api(f"CONSUMER.DELETE.{stream_name(log.identity)}.{name}")
         waiting = asyncio.create_task(reader.read(900, 10, 20))
         await save(log, 3)
         assert [e.position for e in await waiting] == [901, 902, 903]
@@ -151,7 +152,7 @@ async def test_a_stream_that_is_deleted_and_filled_again(nats_server: EmbeddedSe
     async with connected(nats_server.url) as conn, reading(conn, log.identity, batched(25)) as reader:
         async with relaying(log, conn):
             events = await read_on(reader, 0, 200, limit=20)
-        await streams.delete(conn, streams.stream_name(log.identity))
+        await streams.delete(conn, stream_name(log.identity))
         while more := await reader.read(len(events), 100, 0.3):
             events += more  # what had been read ahead is still good
         assert "does not exist" in reader.waiting_for

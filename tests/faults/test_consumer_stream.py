@@ -16,6 +16,7 @@ from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_config, stream_name
 from evsync.records import StoredEvent
 from evsync.stores.memory import MemoryStore
 from tests.reading import batched, create, everything, publish, read_on, reading
@@ -128,7 +129,7 @@ async def test_a_log_that_was_replaced_stops_the_reader(nats_server: EmbeddedSer
     other, _ = await log_of(3)
     async with relayed(nats_server, log) as conn, reading(conn, log.identity) as reader:
         assert await read_on(reader, 0, 40) == events
-        await streams.delete(conn, streams.stream_name(log.identity))
+        await streams.delete(conn, stream_name(log.identity))
         async with relaying(other, conn) as relay:
             await caught_up(relay, 6)
         _, error = await read_to_the_end(reader, after=40)
@@ -190,7 +191,7 @@ async def test_a_stream_that_is_trimmed_while_it_is_read(nats_server: EmbeddedSe
         name = await create(conn, log.identity, discard="old")
         await publish(conn, events)
         assert await reader.read(0, 2, 5) == events[:2]
-        config = streams.stream_config(log.identity) | {"discard": "old", "max_msgs": 10}
+        config = stream_config(log.identity) | {"discard": "old", "max_msgs": 10}
         await conn.api(f"STREAM.UPDATE.{name}", config)
         read, error = await read_to_the_end(reader, after=2)
         assert isinstance(error, HistoryGone)
@@ -213,7 +214,7 @@ async def test_a_damaged_block_stops_the_reader(tmp_path: Path) -> None:
                 file.write(os.urandom(2_000_000))
             server.restart()
             await eventually(lambda: conn.connected and conn.epoch == 2, "connected again")
-            state = await streams.info(conn, streams.stream_name(log.identity))
+            state = await streams.info(conn, stream_name(log.identity))
             assert state is not None
             assert (state.last, state.missing > 0) == (200, True)
             read, error = await read_to_the_end(reader)

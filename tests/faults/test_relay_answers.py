@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from evsync.errors import LawBroken, RelayError, StreamDiverged, StreamInconsistent
-from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.frames import header_block
 from evsync.jetstream.messages import parse_headers
 from evsync.jetstream.relay import RelayState
 from evsync.jetstream.server import find_binary
+from evsync.jetstream.stream_settings import stream_config, stream_name, subjects
 from evsync.records import LogIdentity
 from tests.relaying import caught_up, connected, eventually, halted, new_log, relaying, save
 
@@ -33,12 +33,12 @@ class StandIn:
     """A stream that keeps the law, and answers publishes as `twist` says."""
 
     def __init__(self, conn: Connection, identity: LogIdentity) -> None:
-        self.conn, self.name = conn, streams.stream_name(identity)
-        self.config, self.created = streams.stream_config(identity), "today"
+        self.conn, self.name = conn, stream_name(identity)
+        self.config, self.created = stream_config(identity), "today"
         self.stored: list[tuple[bytes, bytes, bytes]] = []
         self.twist: Twist = lambda _, answer: json.dumps(answer, separators=(",", ":")).encode()
         self.publishes = 0
-        conn.subscribe(streams.subjects(identity), self._publish)
+        conn.subscribe(subjects(identity), self._publish)
         conn.subscribe(f"$JS.API.STREAM.INFO.{self.name}", self._info)
         conn.subscribe("$JS.API.STREAM.NAMES", self._names)
         conn.subscribe(f"$JS.API.DIRECT.GET.{self.name}", self._direct_get)

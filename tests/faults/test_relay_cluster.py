@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from evsync.errors import BrokerError
-from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_name
 from tests.fences import three_servers
 from tests.relaying import caught_up, connected, eventually, mirrored_again, new_log, relaying, save
 
@@ -37,7 +37,7 @@ async def leader_of(conn: Connection, name: str) -> str:
 async def test_changes_of_leader_lose_and_double_nothing(cluster: list[EmbeddedServer]) -> None:
     """Leaders step down and are killed in mid-stream; acknowledgements get lost; event n ends at sequence n."""
     log = new_log()
-    name = streams.stream_name(log.identity)
+    name = stream_name(log.identity)
     urls = ",".join(server.url for server in cluster)
     async with connected(urls) as conn, connected(urls) as other:
         await eventually(lambda: ready(conn), "the cluster ready")

@@ -17,6 +17,7 @@ import pytest
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_name
 from evsync.stores.sqlite.store import SqliteStore
 from tests.relaying import connected, eventually, mirrored_again, save
 
@@ -43,7 +44,7 @@ async def relay_process(log: SqliteStore, server: EmbeddedServer) -> AsyncIterat
 
 async def last_of(conn: Connection, log: SqliteStore) -> int:
     """The stream's last sequence: 0 if there is no stream yet."""
-    state = await streams.info(conn, streams.stream_name(log.identity))
+    state = await streams.info(conn, stream_name(log.identity))
     return state.last if state is not None else 0
 
 

@@ -22,6 +22,7 @@ from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.relay import RelayState
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import check_config, stream_config, stream_name
 from evsync.jetstream.verification import check_stream
 from evsync.records import LogIdentity
 from evsync.stores.memory import MemoryStore
@@ -121,10 +122,10 @@ async def test_a_deleted_stream_is_made_anew_and_filled_again(nats_server: Embed
         await save(log, 2000)
         await eventually(lambda: relay.confirmed > (300 if pumping else 1999), "the relay at work")
         created = (await streams.ensure(conn, log.identity)).created
-        await streams.delete(conn, streams.stream_name(log.identity))
+        await streams.delete(conn, stream_name(log.identity))
 
         async def anew() -> bool:
-            state = await streams.info(conn, streams.stream_name(log.identity))
+            state = await streams.info(conn, stream_name(log.identity))
             return state is not None and state.created != created
 
         await eventually(anew, "the stream made anew")
@@ -138,7 +139,7 @@ async def test_messages_cannot_be_deleted_or_purged(nats_server: EmbeddedServer)
     log = new_log()
     async with connected(nats_server.url) as conn, relaying(log, conn) as relay:
         await caught_up(relay, await save(log, 10))
-        name = streams.stream_name(log.identity)
+        name = stream_name(log.identity)
         for api, body in ((f"STREAM.MSG.DELETE.{name}", {"seq": 5}), (f"STREAM.PURGE.{name}", {})):
             with pytest.raises(BrokerRefused):
                 await conn.api(api, body)
@@ -186,7 +187,7 @@ async def test_a_stream_with_settings_that_break_the_law_is_refused(
     """
     log = new_log()
     await save(log, 3)
-    good = streams.stream_config(log.identity)
+    good = stream_config(log.identity)
     async with connected(nats_server.url) as conn:
         await conn.api(f"STREAM.CREATE.{good['name']}", good | company | {setting: value})
         async with relaying(log, conn) as relay:
@@ -198,9 +199,9 @@ async def test_a_stream_with_settings_that_break_the_law_is_refused(
             state = await streams.info(conn, good["name"])
             assert state is not None
             assert state.last == 0
-    streams.check_config(good, log.identity)
+    check_config(good, log.identity)
     with pytest.raises(StreamMisconfigured, match=f"has {setting}"):
-        streams.check_config(good | {setting: value}, log.identity)
+        check_config(good | {setting: value}, log.identity)
 
 
 async def test_a_setting_changed_while_the_relay_runs_halts_it_until_it_is_put_back(
@@ -281,7 +282,7 @@ async def test_a_relay_of_another_incarnation_publishes_nothing_into_the_new_str
         descendant = restored(log, "bbbbbbbbbbbb")
         async with relaying(descendant, conn) as relay:
             await caught_up(relay, 10)
-        old = Flight(conn, MessageFormat("users.main"), streams.stream_name(log.identity), after=10, epoch=conn.epoch)
+        old = Flight(conn, MessageFormat("users.main"), stream_name(log.identity), after=10, epoch=conn.epoch)
         await save(log, 1)
         old.send(await log.read(10, 1))
         await old.until(11, 5)

@@ -10,6 +10,7 @@ import pytest
 
 from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_name
 from tests.faults.test_relay_server import put_back, zero_and_lose_index
 from tests.relaying import eventually
 from tests.spine import Spine
@@ -59,7 +60,7 @@ async def test_a_stream_deleted_under_load_is_made_anew(nats_server: EmbeddedSer
         bank, desk = await spine.bank(), await spine.desk()
         await spine.applies(300)
         async with spine.store("bank") as log, spine.connection() as conn:
-            await streams.delete(conn, streams.stream_name(log.identity))
+            await streams.delete(conn, stream_name(log.identity))
         await spine.applies(300)
         await spine.rebuild()
         await spine.applies(300)

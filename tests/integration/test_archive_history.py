@@ -16,6 +16,7 @@ from evsync.archive.targets import open_target
 from evsync.errors import HistoryGone
 from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_name
 from evsync.jetstream.trimming import trim_stream
 from evsync.jetstream.verification import check_stream
 from evsync.ports import LogReader
@@ -157,7 +158,7 @@ async def test_a_stream_is_trimmed_and_its_history_read_from_the_archive(
             await pay(bank, 5)
             await relayed(bank)
             assert (await check_stream(store, connection)).problems == []
-            state = await streams.info(connection, streams.stream_name(store.identity))
+            state = await streams.info(connection, stream_name(store.identity))
             assert state is not None
             assert (state.first, state.last, state.missing) == (7, 10, 0)
         await old.until(5)

@@ -16,6 +16,7 @@ from evsync.jetstream import streams
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.rebuild import rebuild_stream
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import stream_name
 from evsync.operations.recovery import restore_log
 from evsync.records import StoredEvent
 from evsync.service import Service
@@ -128,7 +129,7 @@ async def test_a_stream_that_goes_on_elsewhere_does_not_help(tmp_path: Path, nat
             archive = await archive_of(bank, tmp_path)
             await pay(bank, *range(10, 20))
             await relayed(bank)
-        name = streams.stream_name(archive.identity)
+        name = stream_name(archive.identity)
         state = await streams.info(connection, name)
         assert state is not None
         await connection.api(f"STREAM.UPDATE.{name}", {**state.config, "max_age": 1_000_000_000})

@@ -12,6 +12,7 @@ from evsync import Service
 from evsync.cli.status import _look
 from evsync.jetstream import streams
 from evsync.jetstream.server import EmbeddedServer
+from evsync.jetstream.stream_settings import StreamState, stream_name
 from evsync.opening import open_store
 from evsync.status import Status
 from tests.command_line import ANSI, Shop, item
@@ -29,12 +30,12 @@ async def shop(tmp_path: Path, nats_server: EmbeddedServer) -> Shop:
     return made
 
 
-async def stream_of(shop: Shop, nats_server: EmbeddedServer) -> streams.StreamState | None:
+async def stream_of(shop: Shop, nats_server: EmbeddedServer) -> StreamState | None:
     """The stream of the shop's log, if there is one."""
     log = await open_store(shop.store, service="stock", create=False)
     try:
         async with connected(nats_server.url) as conn:
-            return await streams.info(conn, streams.stream_name(log.identity))
+            return await streams.info(conn, stream_name(log.identity))
     finally:
         await log.close()
 

@@ -24,6 +24,7 @@ from evsync.jetstream.client.pulls import PullConsumer, PullPolicy
 from evsync.jetstream.permissions import Grant, configuration, password_variable
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store.store import JetStreamStore
+from evsync.jetstream.stream_settings import stream_name
 from evsync.jetstream.verification import read_back
 from evsync.operations.grants import grants_of
 from evsync.records import LogIdentity
@@ -117,7 +118,7 @@ async def relay(places: Places, url: str) -> None:
             head = await bank.runtime.store.head()
             await eventually(lambda relay=relay, head=head: relay.confirmed >= head, "the relay at the head")
             identity = bank.runtime.store.identity
-            await read_back(conn, streams.stream_name(identity), 1_000, 1_000)  # what a replica that lags leaves out
+            await read_back(conn, stream_name(identity), 1_000, 1_000)  # what a replica that lags leaves out
             await streams.occupant(conn, identity)  # who has the subjects, when they are taken
 
 
@@ -337,7 +338,7 @@ async def test_a_restored_log_may_ask_who_is_in_its_place(tmp_path: Path) -> Non
         identity = bank.runtime.store.identity
         bank.runtime.store.identity = identity.restored(0, "fedcba987654")  # type: ignore[misc]
     (grant,) = await grants_of([Places(tmp_path).bank()])
-    assert f"$JS.API.STREAM.INFO.{streams.stream_name(identity)}" in grant.publish
+    assert f"$JS.API.STREAM.INFO.{stream_name(identity)}" in grant.publish
 
 
 def test_the_command_prints_configuration_or_json(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store.store import JetStreamStore
-from evsync.jetstream.streams import stream_name
+from evsync.jetstream.stream_settings import stream_name
 from evsync.testing.contracts.samples import one, whole_log
 from tests.integration.test_connection_security import at, certificates, guarded  # noqa: F401  (a fixture)
 from tests.relaying import assert_mirrored, caught_up, connected, eventually, new_log, relaying, save

@@ -19,6 +19,7 @@ from evsync.jetstream.messages import MessageFormat, parse_headers
 from evsync.jetstream.store.reads import StreamReads
 from evsync.jetstream.store.sends import Draft, Sender, expecting, stored
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, REQUIRED
+from evsync.jetstream.stream_settings import metadata_of
 from evsync.records import History, LogIdentity, StoredEvent
 
 ROOT = "evsync-imports"
@@ -100,7 +101,7 @@ class ImportStream:
             "name": self.name,
             "subjects": [self._form.subjects],
             "num_replicas": self._replicas,
-            "metadata": streams.metadata_of(self._identity),
+            "metadata": metadata_of(self._identity),
             "description": f"events of {self._identity.service} that were appended before their slots moved to "
             f"{self._identity.name}: the store needs them",
             **REQUIRED,

@@ -12,6 +12,7 @@ from evsync.jetstream.client.refusals import STREAM_NOT_FOUND
 from evsync.jetstream.messages import MessageFormat, unescape
 from evsync.jetstream.store.checkpoints import PREFIX
 from evsync.jetstream.store.stream import FORMAT
+from evsync.jetstream.stream_settings import subjects
 from evsync.jetstream.verification import read_back
 from evsync.ports import EventStore
 from evsync.records import CHECKPOINTS_EVENT, StoredEvent
@@ -26,7 +27,7 @@ async def facts(conn: Connection, name: str, snapshots: str, store: EventStore) 
     except BrokerRefused as e:
         if e.err_code != STREAM_NOT_FOUND:
             raise
-    prefix = streams.subjects(store.identity)[:-1]
+    prefix = subjects(store.identity)[:-1]
     # An offset behind all of them: the number is told, and no subject.
     answer = await conn.api(f"STREAM.INFO.{name}", {"subjects_filter": f"{prefix}*.*.*.*.1", "offset": 2**53})
     checkpoints_of = f"{prefix}*.{CHECKPOINTS_EVENT}.*.1"

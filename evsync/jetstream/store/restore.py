@@ -16,6 +16,7 @@ from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store import checkpoints
 from evsync.jetstream.store.sends import Answer, Draft, Sender, draft_of
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, StoreUrl, default_name, store_config
+from evsync.jetstream.stream_settings import RESTORING_KEY, subjects
 from evsync.ports import Arrived
 from evsync.records import Checkpoint, LogIdentity, SlotRows, StoredEvent, check_name, new_command, new_incarnation
 from evsync.stores.plan import check_follows
@@ -92,7 +93,7 @@ class JetStreamRestore:
                 raise
             other = await streams.occupant(self._conn, self._identity)
             raise ConfigurationError(
-                f"the subjects {streams.subjects(self._identity)} belong to stream {other.name if other else '?'}: the "
+                f"the subjects {subjects(self._identity)} belong to stream {other.name if other else '?'}: the "
                 "older store of this log, or the mirror that a relay fills. Nothing was touched. Keep a copy of it "
                 "(`nats stream backup`) and delete it, or restore on another server."
             ) from e
@@ -150,12 +151,12 @@ class JetStreamRestore:
 
     async def _is_mine(self) -> bool:
         state = await streams.info(self._conn, self.stream)
-        return state is not None and (state.config.get("metadata") or {}).get(streams.RESTORING_KEY) == self._token
+        return state is not None and (state.config.get("metadata") or {}).get(RESTORING_KEY) == self._token
 
     def _config(self, identity: LogIdentity, *, restoring: bool) -> dict[str, object]:
         config = store_config(self.stream, identity, self._replicas)
         if restoring:
-            config["metadata"] = {**config["metadata"], streams.RESTORING_KEY: self._token}
+            config["metadata"] = {**config["metadata"], RESTORING_KEY: self._token}
         return config
 
     def _draft(self, event: StoredEvent) -> Draft:

@@ -18,7 +18,6 @@ from evsync.errors import (
     StoreUnavailable,
 )
 from evsync.inspection import StoreFacts, Unreadable
-from evsync.jetstream import streams
 from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.settings import NatsSettings
@@ -34,7 +33,7 @@ from evsync.jetstream.store.sends import Sender
 from evsync.jetstream.store.slots import Slots
 from evsync.jetstream.store.snapshots import SnapshotStream
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, StoreUrl, open_stream
-from evsync.jetstream.streams import StreamState
+from evsync.jetstream.stream_settings import WITHOUT_SLOTS_KEY, StreamState
 from evsync.ports import Capabilities
 from evsync.records import Change, Checkpoint, Commit, LogIdentity, Snapshot, StoredEvent, change_of, check_name
 from evsync.sharding.slots import SLOTS
@@ -123,7 +122,7 @@ class JetStreamStore(MovableSlots):
             self._reads,
             self._sender,
             ImportStream(conn, self.identity, replicas),
-            owns_slots=streams.WITHOUT_SLOTS_KEY not in (state.config.get("metadata") or {}),
+            owns_slots=WITHOUT_SLOTS_KEY not in (state.config.get("metadata") or {}),
         )
         self._seen: Seen | None = None
         self._tail = Tail(state.last, self._poll)

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from evsync.errors import BrokerRefused, ConfigurationError, StoreUnavailable, WrongStore
-from evsync.jetstream import streams
+from evsync.jetstream import stream_settings, streams
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.refusals import SUBJECTS_OVERLAP
-from evsync.jetstream.streams import StreamState
+from evsync.jetstream.stream_settings import StreamState, subjects
 from evsync.records import LogIdentity, new_incarnation
 from evsync.sharding.slots import SLOTS
 
@@ -25,7 +25,7 @@ _OPTIONS = ("stream", "replicas")
 _FORM = "nats://host:4222,nats://other:4222/?stream=NAME&replicas=3"
 
 REQUIRED: Mapping[str, Any] = {
-    **streams.REQUIRED,
+    **stream_settings.REQUIRED,
     "max_msgs_per_subject": 1,  # the subject holds the version, …
     "discard_new_per_subject": True,  # … so the stream itself refuses the same event a second time
     "allow_atomic": True,
@@ -66,12 +66,12 @@ def default_name(service: str, shard: str) -> str:
 
 def store_config(name: str, identity: LogIdentity, replicas: int, *, owns_slots: bool = True) -> dict[str, Any]:
     """The settings a store's stream is created with."""
-    metadata = {**streams.metadata_of(identity), streams.STORE_KEY: FORMAT}
+    metadata = {**stream_settings.metadata_of(identity), stream_settings.STORE_KEY: FORMAT}
     if not owns_slots:
-        metadata[streams.WITHOUT_SLOTS_KEY] = "yes"
+        metadata[stream_settings.WITHOUT_SLOTS_KEY] = "yes"
     return {
         "name": name,
-        "subjects": [streams.subjects(identity)],
+        "subjects": [subjects(identity)],
         "num_replicas": replicas,
         "metadata": metadata,
         "description": f"the event store of {identity.name}: the only copy of its events",
@@ -114,7 +114,7 @@ async def _create(conn: Connection, config: Mapping[str, Any], identity: LogIden
         # Another process, a moment ago; or the mirror of a log of that name, which some relay fills.
         other = await streams.occupant(conn, identity)
         raise WrongStore(
-            f"the subjects {streams.subjects(identity)} belong to stream {other.name if other else '(just gone)'}, "
+            f"the subjects {subjects(identity)} belong to stream {other.name if other else '(just gone)'}, "
             f"so that {config['name']} cannot be the store of {identity.name}. If a relay fills it, the service has "
             "its store elsewhere; if the store has that name, say so: ?stream=NAME. Nothing was touched."
         ) from e
@@ -130,17 +130,17 @@ def _check(state: StreamState, service: str, shard: str) -> None:
             f"stream {state.name} is being filled from a backup, or that was broken off: it is no event store yet. "
             "Nothing was touched. Let `evsync restore` come to its end, or begin it again."
         )
-    if metadata[streams.STORE_KEY] != FORMAT:
+    if (form := metadata[stream_settings.STORE_KEY]) != FORMAT:
         raise WrongStore(
-            f"stream {state.name} is an event store of format {metadata[streams.STORE_KEY]}, made by a newer evsync; "
-            f"this one knows format {FORMAT}. Nothing was touched."
+            f"stream {state.name} is an event store of format {form}, made by a newer evsync; this one knows "
+            f"format {FORMAT}. Nothing was touched."
         )
     if (identity.service, identity.shard) != (service, shard):
         raise WrongStore(
             f"stream {state.name} is the event store of {identity.name}, not of {service}.{shard}. Nothing was touched."
         )
-    refused = dict.fromkeys((*streams.REFUSED, "max_age"))
-    wrong = streams.unmet(state.config, {"subjects": [streams.subjects(identity)], **REQUIRED, **refused})
+    refused = dict.fromkeys((*stream_settings.REFUSED, "max_age"))
+    wrong = stream_settings.unmet(state.config, {"subjects": [subjects(identity)], **REQUIRED, **refused})
     if wrong is not None:
         setting, found, value = wrong
         raise WrongStore(
