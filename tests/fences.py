@@ -36,9 +36,8 @@ from uuid import uuid4
 
 from evsync.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from evsync.jetstream.client.connection import Connection
-from evsync.jetstream.client.frames import header_block, status_of
+from evsync.jetstream.client.frames import header_block, parse_headers, status_of
 from evsync.jetstream.client.settings import NatsSettings
-from evsync.jetstream.messages import parse_headers
 from evsync.jetstream.server import EmbeddedServer
 
 FENCES = ("subject", "wildcard", "sequence")

@@ -622,7 +622,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "What is not the event at its position stops the reader",
         "evsync/jetstream/consumer.py", "a message that cannot be read is passed over",
-        "                self._failure = _foreign(self._stream, sequence, str(e))\n"
+        "                self._failure = foreign(self._stream, sequence, str(e))\n"
         "                self._failure.__cause__ = e\n"
         "                break\n",
         "                continue\n",

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from evsync.jetstream.client.connection import Connection, Subscription
-from evsync.jetstream.client.frames import Handler
+from evsync.jetstream.client.frames import Handler, parse_headers
 from evsync.jetstream.client.pulls import PullPolicy
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.consumer import JetStreamReader, ReaderPolicy
-from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat, parse_headers
+from evsync.jetstream.messages import END_OF_HEADERS, FIRST_LINE, MessageFormat
 from evsync.jetstream.stream_settings import stream_config, stream_name
 from evsync.ports import EventLog
 from evsync.records import LogIdentity, StoredEvent

@@ -14,30 +14,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evsync.errors import (
-    BEGIN_ANEW,
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    DecodingError,
-    ForeignMessage,
-    HistoryGone,
-    OtherIncarnation,
-    RelayError,
-    StreamHole,
-    StreamUnreadable,
-)
+from evsync.errors import BrokerError, BrokerRefused, BrokerUnavailable, DecodingError, RelayError, StreamHole
 from evsync.jetstream import streams
 from evsync.jetstream.client.backoff import Backoff
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.pulls import PullConsumer, PullPolicy, size_of
 from evsync.jetstream.client.refusals import STREAM_NOT_FOUND
 from evsync.jetstream.messages import MessageFormat
+from evsync.jetstream.reading_faults import foreign, history_gone, hole, other_incarnation, unreadable
 from evsync.records import Ancestor, LogIdentity, StoredEvent, incarnation_at
 
 log = logging.getLogger("evsync.jetstream")
 
-_REBUILD = "`evsync stream rebuild` makes the stream anew from the log; this reader then goes on where it is"
 _LINGER_S = 0.005
 _CHUNK = 500
 """Messages decoded in one turn of the event loop: some milliseconds."""
@@ -185,7 +173,7 @@ class JetStreamReader:
         consumer = await PullConsumer.create(self._conn, self._stream, self._next, self._policy.pulls)
         if consumer.first > self._next:
             consumer.close()
-            raise _history_gone(self._stream, self._next, consumer.first)
+            raise history_gone(self._stream, self._next, consumer.first)
         self._consumer, self._checked_at = consumer, 0.0
         self._reply_head = b""
         self._sequence, self._delivery, self._pending = consumer.first - 1, 0, 0
@@ -208,7 +196,7 @@ class JetStreamReader:
         after = self._after  # what was read beyond, and not given to anybody, is read again
         if after and identity.incarnation_at(after) != self._incarnation_at(after):
             last = next((a.last for a in identity.ancestry if a.incarnation == self.incarnation), None)
-            raise _other_incarnation(self.log, self.incarnation, after, identity.incarnation, other.last, last)
+            raise other_incarnation(self.log, self.incarnation, after, identity.incarnation, other.last, last)
         log.info("log %s was restored: reading stream %s instead of %s", self.log, other.name, self._stream)
         self._begin(after)
         self._stream, self.incarnation, self.ancestry = other.name, identity.incarnation, identity.ancestry
@@ -242,15 +230,15 @@ class JetStreamReader:
             try:
                 event = decode(subject.decode("latin-1"), headers, body, sequence)
             except DecodingError as e:
-                self._failure = _foreign(self._stream, sequence, str(e))
+                self._failure = foreign(self._stream, sequence, str(e))
                 self._failure.__cause__ = e
                 break
             if event.position != sequence:
                 what = f"it is an event of position {event.position} (id {event.id.hex()}, {event.type})"
-                self._failure = _foreign(self._stream, sequence, what)
+                self._failure = foreign(self._stream, sequence, what)
                 break
             if event.incarnation != incarnation and event.incarnation != self._incarnation_at(sequence):
-                self._failure = _other_incarnation(self.log, incarnation, sequence - 1, event.incarnation, sequence)
+                self._failure = other_incarnation(self.log, incarnation, sequence - 1, event.incarnation, sequence)
                 break
             self._next = sequence + 1
             events.append(event)
@@ -272,7 +260,7 @@ class JetStreamReader:
             self._drop()
             return False
         if sequence != self._sequence + 1:
-            self._failure = _hole(self._stream, self._sequence + 1, sequence)
+            self._failure = hole(self._stream, self._sequence + 1, sequence)
             return False
         self._reply_head = head
         return True
@@ -316,8 +304,8 @@ class JetStreamReader:
             else:
                 pending = int((await consumer.info())["num_pending"])
                 if not consumer.messages:
-                    unreadable = pending > 0 or not state.missing
-                    self._failure = (_unreadable if unreadable else _hole)(self._stream, due, state.last + 1)
+                    fault = unreadable if pending > 0 or not state.missing else hole
+                    self._failure = fault(self._stream, due, state.last + 1)
         except BrokerError as e:
             log.debug("looking at %s failed: %s", self._stream, e)
 
@@ -330,7 +318,7 @@ class JetStreamReader:
             with contextlib.suppress(BrokerError):
                 state = await streams.info(self._conn, self._stream)
                 if state is not None and state.first > self._next:
-                    return _history_gone(self._stream, self._next, state.first)
+                    return history_gone(self._stream, self._next, state.first)
         return failure
 
 
@@ -347,66 +335,3 @@ def _read_reply(reply: bytes) -> tuple[bytes, int, int, int]:
     if not at or not reply.startswith(b"$JS.ACK.") or not all(n.isdigit() for n in numbers):
         return b"", 0, 0, 0
     return b".".join(tokens[:at]) + b".", int(numbers[0]), int(numbers[1]), int(numbers[3])
-
-
-def _hole(stream: str, due: int, found: int) -> StreamHole:
-    return StreamHole(
-        f"stream {stream} has no message {due}: {found - due} messages up to {found - 1} are missing. Nothing beyond "
-        f"was read. {_REBUILD}.",
-        stream=stream,
-        position=due,
-        found=found,
-    )
-
-
-def _history_gone(stream: str, due: int, first: int) -> HistoryGone:
-    return HistoryGone(
-        f"stream {stream} begins at position {first}, and the next one needed is {due}: its limits, or a person, have "
-        f"removed what was before. Read positions {due} to {first - 1} from the archive: name its places in the "
-        f"setting archives= of the service that reads. Where there is no archive, fill the stream again: {_REBUILD}.",
-        stream=stream,
-        position=due,
-        first=first,
-    )
-
-
-def _foreign(stream: str, sequence: int, what: str) -> ForeignMessage:
-    return ForeignMessage(
-        f"message {sequence} of stream {stream} is not the event at that position: {what}. Nothing from there on was "
-        "read. Something other than the log's relay publishes to the stream's subjects: take that permission away, "
-        f"then rebuild: {_REBUILD}.",
-        stream=stream,
-        position=sequence,
-    )
-
-
-def _unreadable(stream: str, due: int, end: int) -> StreamUnreadable:
-    return StreamUnreadable(
-        f"the server counts messages up to {end - 1} in stream {stream} and does not deliver message {due}: its files "
-        f"are damaged. Nothing beyond was read. Look at the server's disk and log; {_REBUILD}.",
-        stream=stream,
-        position=due,
-        last=end - 1,
-    )
-
-
-def _other_incarnation(
-    log: str, own: str | None, consumed: int, other: str, last: int, common: int | None = None
-) -> OtherIncarnation:
-    """`last` is a position of the other one, `common` up to where the two have the same events, if it is a restore."""
-    what = (
-        "the log was replaced by another, or put back to an older copy"
-        if common is None
-        else f"the log was restored from a backup, up to position {common}"
-    )
-    restored = {"restored": True} if common is not None else {}
-    return OtherIncarnation(
-        f"log {log} is now of incarnation {other} (position {last}), and this reader follows incarnation {own}, up to "
-        f"position {consumed} so far: {what}. {BEGIN_ANEW} Or put the old log back.",
-        log=log,
-        incarnation=own,
-        position=consumed,
-        other_incarnation=other,
-        other_position=last if common is None else common,
-        **restored,
-    )

@@ -25,6 +25,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from evsync.errors import DecodingError, EncodingError
+from evsync.jetstream.client.frames import parse_headers
 from evsync.records import EPOCH, SLOTS_STREAM, StoredEvent, to_time_us
 
 FIRST_LINE: Final = b"NATS/1.0\r\n"
@@ -261,17 +262,6 @@ def unescape(token: str) -> str:
     if escape(text) != token:
         raise DecodingError(f"{_short(repr(token))} is not in the form in which {_short(repr(text))} is written")
     return text
-
-
-def parse_headers(block: bytes) -> dict[str, str]:
-    """The lines `name: value` of a header block as a dict; lines of another form are left out. Never raises."""
-    pairs = (line.partition(":") for line in block.decode("latin-1").split("\r\n"))
-    return {name: value.strip(" \t") for name, colon, value in pairs if colon}
-
-
-def headers_of_server(headers: bytes) -> dict[str, str]:
-    """What the server has added to a message that it was asked for, which stands behind the message's own headers."""
-    return parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])
 
 
 @lru_cache(maxsize=1_024)

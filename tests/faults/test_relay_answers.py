@@ -15,8 +15,7 @@ import pytest
 
 from evsync.errors import LawBroken, RelayError, StreamDiverged, StreamInconsistent
 from evsync.jetstream.client.connection import Connection
-from evsync.jetstream.client.frames import header_block
-from evsync.jetstream.messages import parse_headers
+from evsync.jetstream.client.frames import header_block, parse_headers
 from evsync.jetstream.relay import RelayState
 from evsync.jetstream.server import find_binary
 from evsync.jetstream.stream_settings import stream_config, stream_name, subjects

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evsync.errors import DecodingError, EncodingError
+from evsync.jetstream.client.frames import parse_headers
 from evsync.jetstream.messages import (
     END_OF_HEADERS,
     FIRST_LINE,
@@ -19,7 +20,6 @@ from evsync.jetstream.messages import (
     RELAY_LINES_BYTES,
     MessageFormat,
     escape,
-    parse_headers,
     unescape,
 )
 from evsync.records import MAX_STREAM_ID_BYTES, StoredEvent, encode_meta

@@ -145,3 +145,14 @@ def header_block(headers: Mapping[str, str]) -> bytes:
         lines.append(f"{name}: {value}\r\n")
     lines.append("\r\n")
     return "".join(lines).encode()
+
+
+def parse_headers(block: bytes) -> dict[str, str]:
+    """The lines `name: value` of a header block as a dict; lines of another form are left out. Never raises."""
+    pairs = (line.partition(":") for line in block.decode("latin-1").split("\r\n"))
+    return {name: value.strip(" \t") for name, colon, value in pairs if colon}
+
+
+def headers_of_server(headers: bytes) -> dict[str, str]:
+    """What the server has added to a message that it was asked for, which stands behind the message's own headers."""
+    return parse_headers(headers[headers.rfind(b"\r\nNats-Stream: ") :])

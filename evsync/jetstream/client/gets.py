@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from evsync.errors import BrokerRefused, BrokerUnavailable
 from evsync.jetstream.client.connection import API_TIMEOUT_S, Connection
-from evsync.jetstream.client.frames import status_of
+from evsync.jetstream.client.frames import headers_of_server, parse_headers, status_of
 from evsync.jetstream.client.refusals import NO_MESSAGE, STREAM_NOT_FOUND
-from evsync.jetstream.messages import headers_of_server, parse_headers
 
 _END_OF_BATCH, _NOT_FOUND, _TOO_MANY = 204, 404, 413
 

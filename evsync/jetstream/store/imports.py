@@ -14,8 +14,9 @@ from typing import NamedTuple
 from evsync.errors import DecodingError, WrongStore
 from evsync.jetstream import streams
 from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import parse_headers
 from evsync.jetstream.client.gets import Stored, leader_get
-from evsync.jetstream.messages import MessageFormat, parse_headers
+from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store.reads import StreamReads
 from evsync.jetstream.store.sends import Draft, Sender, expecting, stored
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, REQUIRED

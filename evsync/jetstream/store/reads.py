@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from evsync.errors import BrokerUnavailable, DecodingError, ForeignMessage, StreamHole
 from evsync.jetstream.client.connection import Connection
+from evsync.jetstream.client.frames import parse_headers
 from evsync.jetstream.client.gets import DirectGets, Page, Stored, leader_get
-from evsync.jetstream.messages import MessageFormat, parse_headers
+from evsync.jetstream.messages import MessageFormat
 from evsync.records import LogIdentity, StoredEvent
 from evsync.sharding.slots import slot_of
 
