@@ -329,4 +329,5 @@ def _checked(subject: str) -> str:
 
 
 def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    silent = isinstance(error, TimeoutError) and not str(error)
+    return "nobody answers there as a NATS server does" if silent else str(error) or type(error).__name__
