@@ -11,7 +11,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -227,24 +226,3 @@ async def test_a_world_has_shards_in_memory() -> None:
             await service.execute(Counted, id, Counted.add, 1)
         await made.settled()
         await check_order(service, dict.fromkeys(ids, 1))
-
-
-async def test_a_store_without_tables_of_slots_gets_them_when_its_service_is_opened(place: Place) -> None:
-    """One that was made before slots could move loses nothing by it; who only looks at it is told."""
-    url = f"{place.postgres_url}&schema={place.prefix}_main"
-    service = counts(all_in("main"))
-    async with service.open(store={"main": url}, views=place.views, run="none"):
-        await service.save(Counted(id="x"))
-    with psycopg.connect(place.postgres_url, autocommit=True) as c:
-        for table in ("slots", "arrivals", "imports"):
-            c.execute(f"DROP TABLE {place.prefix}_main.{table}")
-        c.execute(f"ALTER TABLE {place.prefix}_main.log DROP COLUMN moves")
-    alone = Service("counts", aggregates=[Counted])
-    with pytest.raises(StoreUnavailable, match=r"lacks the tables of slots.*evsync store init"):
-        async with alone.inspect(store=url):
-            pass
-    async with service.open(store={"main": url, "s": place.url("s")}, views=place.views):
-        await service.execute(Counted, "x", Counted.add, 1)
-        await move_all(service, all_in("s"))
-        await service.execute(Counted, "x", Counted.add, 1)
-        await check_order(service, {"x": 2})

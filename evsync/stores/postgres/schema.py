@@ -44,7 +44,9 @@ CREATE TABLE {schema}.log (
     shard       text NOT NULL,
     incarnation text NOT NULL,
     slots       integer NOT NULL,
-    head        bigint NOT NULL  -- position of the last event: the counter that every append locks
+    head        bigint NOT NULL,  -- position of the last event: the counter that every append locks
+    moves       bigint NOT NULL,  -- how often table slots was changed; 0: all are open here, in epoch 1
+    trimmed     bigint NOT NULL  -- position of the last event that was trimmed from the front: 0 for none
 ) WITH (fillfactor = 10);  -- the one row is rewritten by every append; on a page with room that touches no index
 
 CREATE TABLE {schema}.events (
@@ -73,15 +75,6 @@ CREATE TABLE {schema}.snapshots (
     commands    bytea NOT NULL,
     state       bytea NOT NULL
 );
-""".replace("{event}", _EVENT)
-
-_WHOSE = "SELECT schema, service, shard, incarnation, slots FROM {schema}.log"
-_LATEST = f"SELECT {COLUMNS} FROM {{schema}}.events WHERE stream = %s ORDER BY version DESC LIMIT 1"
-
-# Stores that were made without these tables get them when their service is opened.
-_SLOT_TABLES = """
-ALTER TABLE {schema}.log
-    ADD COLUMN moves bigint NOT NULL DEFAULT 0;  -- how often table slots was changed; 0: all are open here, in epoch 1
 
 CREATE TABLE {schema}.slots (
     slot        integer PRIMARY KEY,
@@ -107,6 +100,9 @@ CREATE TABLE {schema}.imports (
     UNIQUE (stream, version)
 );
 """.replace("{event}", _EVENT)
+
+_WHOSE = "SELECT schema, service, shard, incarnation, slots FROM {schema}.log"
+_LATEST = f"SELECT {COLUMNS} FROM {{schema}}.events WHERE stream = %s ORDER BY version DESC LIMIT 1"
 
 _CONFLICTS = """SELECT array_agg(c.commit), array_agg(c.item), array_agg(c.actual) INTO commits, items, actuals FROM (
             SELECT a.commit, a.item::int, v.actual
@@ -233,14 +229,6 @@ async def prepare(
             await make_tables(connection, schema, new, owns_slots=owns_slots)
         found = await connection.execute(composed(_WHOSE, schema))
         identity = _identity(schema, await found.fetchone(), new)
-        if await missing(connection, "to_regclass", f"{name.as_string()}.slots"):
-            if not create:
-                raise StoreUnavailable(
-                    f"the store in schema {schema!r} lacks the tables of slots, as its service was not opened by this "
-                    "version of evsync yet. Open the service, or call `evsync store init`: they are added then."
-                )
-            await connection.execute(composed(_SLOT_TABLES, schema))
-            await define(connection, schema)
         found = await connection.execute(composed(READS.moves, schema))
         ((moves,),) = await found.fetchall()
         restores = await connection.execute(composed(_LATEST, schema), (RESTORES_STREAM,))
@@ -252,10 +240,10 @@ async def make_tables(
     connection: AsyncConnection[Any], schema: str, identity: LogIdentity, *, owns_slots: bool = True
 ) -> None:
     """Make the tables and the function of an empty log."""
-    await connection.execute(composed(_TABLES + _SLOT_TABLES, schema))
+    await connection.execute(composed(_TABLES, schema))
     await define(connection, schema)
     await connection.execute(
-        composed("INSERT INTO {schema}.log VALUES (true, %s, %s, %s, %s, %s, 0, %s)", schema),
+        composed("INSERT INTO {schema}.log VALUES (true, %s, %s, %s, %s, %s, 0, %s, 0)", schema),
         (SCHEMA, identity.service, identity.shard, identity.incarnation, identity.slots, 0 if owns_slots else 1),
     )
 

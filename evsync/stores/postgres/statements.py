@@ -39,8 +39,7 @@ READS = Reads(
     facts="SELECT schema, head, (SELECT count(*) FROM {schema}.events), "
     "(SELECT count(DISTINCT stream) FROM {schema}.events), (SELECT count(*) FROM {schema}.snapshots) FROM {schema}.log",
     all_checkpoints=f"SELECT follower, {checkpoint_rows.COLUMNS} FROM {{schema}}.checkpoints ORDER BY 1, 2, 3",
-    # The column is made by the first trim: a store that never was needs none.
-    trimmed="SELECT coalesce((to_jsonb(log) ->> 'trimmed')::bigint, 0) FROM {schema}.log",
+    trimmed="SELECT trimmed FROM {schema}.log",
     goes_on="SELECT 1 FROM {schema}.events WHERE stream = %s AND version > %s LIMIT 1",
     old_streams=f"SELECT stream, max(version) FROM {{schema}}.events WHERE stream > %s AND {NOT_OWN} "
     "GROUP BY stream HAVING min(position) <= %s AND count(*) > 1 ORDER BY stream LIMIT %s",

@@ -12,7 +12,6 @@ from evsync.stores import trimmed
 from evsync.stores.postgres.store import PostgresStore
 from evsync.stores.trimmed import Trimmed
 
-_ADD_COLUMN = "ALTER TABLE {schema}.log ADD COLUMN IF NOT EXISTS trimmed bigint NOT NULL DEFAULT 0"
 _BEGIN = "UPDATE {schema}.log SET trimmed = greatest(trimmed, %s) WHERE moves = 0"
 _DROP = """
     DELETE FROM {schema}.events WHERE position = ANY (ARRAY(
@@ -36,12 +35,10 @@ class TrimmablePostgresStore(Trimmed, PostgresStore):
         return self._whole_changes(slices, stream, after_version, to_version)
 
     async def begin_trim(self, position: int) -> None:
-        """See Trimmed. The role needs the right to change the store's tables."""
+        """See Trimmed."""
 
         async def begin(c: AsyncConnection[Any]) -> int:
-            async with c.transaction():
-                await c.execute(self._sql(_ADD_COLUMN))
-                return (await c.execute(self._sql(_BEGIN), (position,))).rowcount
+            return (await c.execute(self._sql(_BEGIN), (position,))).rowcount
 
         self._check_open()
         if not await self._database.patiently(begin, undone=_UNDONE):  # doing it twice changes nothing
