@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from evsync.archive.columns import EventColumns
 from evsync.archive.compression import check_installed
@@ -109,7 +110,8 @@ class Backups:
         results = [TargetResult(copy.target.url) for copy in self._of]
         try:
             bringing = zip(self._of, results, strict=True)
-            await asyncio.gather(*(self._bring(copy, result, head, checkpoints, tell) for copy, result in bringing))
+            run = _Run(head, checkpoints, tell)
+            await asyncio.gather(*(self._bring(copy, result, run) for copy, result in bringing))
         finally:
             for task in self._encoded.values():
                 task.cancel()
@@ -119,16 +121,9 @@ class Backups:
         seconds = time.monotonic() - began
         return BackupReport(identity.name, identity.incarnation, head, self._copies, backed_up, results, seconds)
 
-    async def _bring(
-        self,
-        copy: Copy,
-        result: TargetResult,
-        head: int,
-        checkpoints: Sequence[FollowerCheckpoint],
-        tell: Progress,
-    ) -> None:
+    async def _bring(self, copy: Copy, result: TargetResult, run: _Run) -> None:
         try:
-            await self._extend(copy, result, head, checkpoints, tell)
+            await self._extend(copy, result, run)
             await self._mend(copy, result)
             result.merged = await merge(copy, self._keep, self._now_us(), self._pace)
         except (ArchiveError, HistoryGone) as e:
@@ -136,21 +131,14 @@ class Backups:
 
     # ---- what is new
 
-    async def _extend(
-        self,
-        copy: Copy,
-        result: TargetResult,
-        head: int,
-        checkpoints: Sequence[FollowerCheckpoint],
-        tell: Progress,
-    ) -> None:
+    async def _extend(self, copy: Copy, result: TargetResult, run: _Run) -> None:
         tail, damaged = await self._tail_of(copy)
-        await self._check_history(copy, tail, head)
+        await self._check_history(copy, tail, run.head)
         end, link = _end_of(tail)
         result.end = end
         lost_races = 0
-        while end < head:
-            encoded = await self._encode(end + 1, link, head, checkpoints)
+        while end < run.head:
+            encoded = await self._encode(end + 1, link, run)
             if await copy.target.put(copy.name(end + 1), encoded.content, replace=end + 1 in damaged):
                 damaged.discard(end + 1)
                 result.written += encoded.last - end
@@ -165,7 +153,7 @@ class Backups:
                         f"{copy.name(end + 1)} in {copy.target.url} is there, and it can neither be read nor written"
                     )
             result.end = end
-            tell(min(end, head), head)
+            run.tell(min(end, run.head), run.head)
         for first in damaged:
             if first <= end:  # what it held is in a new segment
                 await copy.target.delete(copy.name(first))
@@ -202,15 +190,13 @@ class Backups:
                 "from the archive with `evsync restore`, which gives it an incarnation of its own."
             )
 
-    async def _encode(
-        self, first: int, previous: bytes, head: int, checkpoints: Sequence[FollowerCheckpoint]
-    ) -> _Encoded:
+    async def _encode(self, first: int, previous: bytes, run: _Run) -> _Encoded:
         """The segment that begins at a position: made once for all targets that need the same one."""
         task = self._encoded.get((first, previous))
         if task is None:
             for key in [key for key, done in self._encoded.items() if done.done()][:-2]:
                 del self._encoded[key]
-            task = asyncio.create_task(self._make(first, previous, head, checkpoints))
+            task = asyncio.create_task(self._make(first, previous, run.head, run.checkpoints))
             self._encoded[first, previous] = task
         return await asyncio.shield(task)
 
@@ -298,6 +284,15 @@ class Backups:
         copy.forget()
         for first in left:  # what it held is in a new segment
             await copy.target.delete(copy.name(first))
+
+
+class _Run(NamedTuple):
+    """What is brought to every target."""
+
+    head: int
+    """Up to here, at least."""
+    checkpoints: Sequence[FollowerCheckpoint]
+    tell: Progress
 
 
 def _end_of(tail: Segment | None) -> tuple[int, bytes]:

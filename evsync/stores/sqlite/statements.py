@@ -25,11 +25,11 @@ END_OF_STRETCH = (
     f"coalesce((SELECT min(position) FROM events WHERE stream >= ?3 AND stream < ?4 AND +position > ?1), {2**63 - 1}) "
     "ORDER BY position DESC LIMIT 1"
 )
-READ_STREAM = (
+_READ_STREAM = (
     f"SELECT {schema.COLUMNS} FROM events WHERE stream = ?3 AND version > ?1 AND version <= ?4 "
     "ORDER BY version LIMIT ?2"
 )
-READ_CHANGES = (
+_READ_CHANGES = (
     "SELECT position, version, type, time_us, data, meta FROM events WHERE stream = ?3 AND version > ?1 AND "
     "version <= ?4 ORDER BY version LIMIT ?2"
 )
@@ -41,7 +41,9 @@ def _over_imports(read: str) -> str:
     return f"SELECT * FROM (SELECT * FROM ({read}) UNION ALL SELECT * FROM ({imports})) ORDER BY version LIMIT ?2"
 
 
-READ_STREAM_MOVED, READ_CHANGES_MOVED = _over_imports(READ_STREAM), _over_imports(READ_CHANGES)
+# By whether a slot has moved.
+READ_STREAM = {False: _READ_STREAM, True: _over_imports(_READ_STREAM)}
+READ_CHANGES = {False: _READ_CHANGES, True: _over_imports(_READ_CHANGES)}
 _SNAPSHOT = ", ".join(Snapshot._fields)
 PUT_SNAPSHOT = (
     f"INSERT INTO snapshots ({_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET "

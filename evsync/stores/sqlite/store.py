@@ -193,16 +193,16 @@ class SqliteStore(MovableSlots):
     ) -> list[StoredEvent]:
         """The events of a stream with `after_version < version <= to_version`, in order; [] if there are none."""
         until = statements.MANY if to_version is None else to_version
-        sql = statements.READ_STREAM_MOVED if self._moved else statements.READ_STREAM
-        return list(map(as_stored_event, await self._rows(sql, 2, after_version, statements.MANY, stream, until)))
+        text = statements.READ_STREAM[self._moved]
+        return list(map(as_stored_event, await self._rows(text, 2, after_version, statements.MANY, stream, until)))
 
     async def read_changes(
         self, stream: str, *, after_version: int = 0, to_version: int | None = None
     ) -> AsyncIterator[Sequence[Change]]:
         """The same events in slices, as little of them as a fold needs."""
         until = statements.MANY if to_version is None else to_version
-        sql = statements.READ_CHANGES_MOVED if self._moved else statements.READ_CHANGES
-        while changes := await self._fetch(sql, (after_version, ROWS_PER_READ, stream, until)):
+        text = statements.READ_CHANGES[self._moved]
+        while changes := await self._fetch(text, (after_version, ROWS_PER_READ, stream, until)):
             yield changes
             if len(changes) < ROWS_PER_READ:
                 return
