@@ -10,13 +10,13 @@ from evsync.archive.segments import Segment
 from evsync.errors import ArchiveDamaged, ArchiveError, ArchiveIncomplete
 from evsync.records import StoredEvent
 
-Stretch = tuple[Segment, list[StoredEvent]]
+SegmentEvents = tuple[Segment, list[StoredEvent]]
 """A segment, and its events from some position on."""
 
 
 async def read_copies(
     copies: Sequence[Copy], after: int = 0, report: Callable[[ArchiveError], None] = lambda _: None
-) -> AsyncIterator[Stretch]:
+) -> AsyncIterator[SegmentEvents]:
     """The segments behind a position, in order, with those of their events that are behind it.
 
     From the first copy that has them whole: where one is damaged, another one's segment takes its place, though it may
@@ -92,7 +92,7 @@ class _Reading:
     def __init__(self, copy: Copy, firsts: Sequence[int]) -> None:
         self.copy, self.firsts = copy, firsts
 
-    async def from_position(self, due: int, before: Segment | None) -> Stretch | None:
+    async def from_position(self, due: int, before: Segment | None) -> SegmentEvents | None:
         """The segment that holds a position, and its events from there on; None if there is none.
 
         `before`: the copy's segment that was read before. Raises ArchiveDamaged.
@@ -117,7 +117,7 @@ class _Reading:
             raise error
         return None
 
-    async def _whole(self, first: int, due: int, before: Segment | None) -> Stretch:
+    async def _whole(self, first: int, due: int, before: Segment | None) -> SegmentEvents:
         segment = await self.copy.segment(first)
         if before is not None and first == due and not before.precedes(segment.header):
             what = f"it does not name the segment before it ({before.header.name}) as its predecessor"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from evsync.archive.copies import Archive
-from evsync.archive.history import Portions, Stretch, read_copies
+from evsync.archive.history import Portions, SegmentEvents, read_copies
 from evsync.archive.targets import opened_targets
 from evsync.errors import ArchiveIncomplete, redacted
 from evsync.records import LogIdentity, StoredEvent
@@ -43,7 +43,7 @@ class ArchivedPast:
                 return found
         raise ArchiveIncomplete(f"the archive of log {self._identity.name} ends at position {end} in {self._where}")
 
-    async def _segments(self, after: int) -> AsyncIterator[Stretch]:
+    async def _segments(self, after: int) -> AsyncIterator[SegmentEvents]:
         async with opened_targets(self._urls) as targets:
             archive = await Archive.find(targets, self._identity.name, self._identity.incarnation)
             async for found in read_copies(archive.copies, after):
@@ -53,7 +53,7 @@ class ArchivedPast:
 class _Reading:
     """A reader's place in the archive."""
 
-    def __init__(self, segments: AsyncIterator[Stretch]) -> None:
+    def __init__(self, segments: AsyncIterator[SegmentEvents]) -> None:
         self._segments = segments
         self._portions = Portions()
 

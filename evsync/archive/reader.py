@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 from evsync.archive.copies import Archive
-from evsync.archive.history import Portions, Stretch, read_copies
+from evsync.archive.history import Portions, SegmentEvents, read_copies
 from evsync.archive.targets import open_target
 from evsync.errors import ArchiveError, HistoryGone
 from evsync.ports import BackupTarget, LogReader, LogSource
@@ -31,7 +31,7 @@ class ArchivedReader:
     def __init__(self, live: LogReader, targets: Sequence[BackupTarget], *, worth_events: int = WORTH_EVENTS) -> None:
         self._live, self._targets, self._worth = live, targets, worth_events
         self.log = live.log
-        self._segments: AsyncIterator[Stretch] | None = None
+        self._segments: AsyncIterator[SegmentEvents] | None = None
         self._ahead: asyncio.Task[list[StoredEvent] | None] | None = None
         self._portions = Portions()
         self._reported: set[str] = set()
