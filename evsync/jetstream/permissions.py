@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from evsync.jetstream.stream_settings import name_beside
+
 ANY = "*"
 """In place of a stream's name: a stream of any name."""
+
+_KEEPING = ("STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ def relaying(service: str, shard: str, stream: str, older: Iterable[str] = ()) -
     """What a relay publishes to. `older` are streams of earlier incarnations of its log: they may be in the way."""
     return [
         f"evsync.{service}.{shard}.>",
-        *_api(stream, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET"),
+        *_api(stream, *_KEEPING, "DIRECT.GET"),
         *(subject for each in older for subject in _api(each, "STREAM.INFO")),
         "$JS.API.STREAM.NAMES",
     ]
@@ -41,23 +45,13 @@ def relaying(service: str, shard: str, stream: str, older: Iterable[str] = ()) -
 
 def storing(service: str, shard: str, stream: str, *, snapshots: bool, imports: bool = False) -> list[str]:
     """What an event store in a stream publishes to; with `imports` if slots may be moved to it."""
-    found = [
-        f"evsync.{service}.{shard}.>",
-        *_api(stream, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET"),
-        "$JS.API.STREAM.NAMES",
-    ]
+    found = relaying(service, shard, stream)
     if snapshots:
-        kept = f"evsync_{service}_{shard}_snapshots"
-        found += [
-            f"evsync-snapshots.{service}.{shard}.>",
-            *_api(kept, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET"),
-        ]
+        kept = name_beside(service, shard, "snapshots")
+        found += [f"evsync-snapshots.{service}.{shard}.>", *_api(kept, *_KEEPING)]
     if imports:
-        copies = f"evsync_{service}_{shard}_imports"
-        found += [
-            f"evsync-imports.{service}.{shard}.>",
-            *_api(copies, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET"),
-        ]
+        copies = name_beside(service, shard, "imports")
+        found += [f"evsync-imports.{service}.{shard}.>", *_api(copies, *_KEEPING, "DIRECT.GET")]
     return found
 
 

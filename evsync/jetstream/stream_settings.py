@@ -87,9 +87,14 @@ class StreamState:
         )
 
     @property
+    def metadata(self) -> Mapping[str, str]:
+        """What was written to it beside its settings."""
+        return self.config.get("metadata") or {}
+
+    @property
     def identity(self) -> LogIdentity | None:
         """The log that the stream says it mirrors; None if it is not a stream of evsync."""
-        metadata = self.config.get("metadata") or {}
+        metadata = self.metadata
         service, _, shard = str(metadata.get(LOG_KEY, "")).partition(".")
         slots = str(metadata.get(SLOTS_KEY, ""))
         if not service or not shard or not slots.isdigit():
@@ -100,12 +105,12 @@ class StreamState:
     @property
     def is_restoring(self) -> bool:
         """Whether the stream is to become a store, and is not one yet."""
-        return RESTORING_KEY in (self.config.get("metadata") or {})
+        return RESTORING_KEY in self.metadata
 
     @property
     def is_store(self) -> bool:
         """Whether the stream is the log's store, and not a mirror that a relay fills."""
-        return STORE_KEY in (self.config.get("metadata") or {})
+        return STORE_KEY in self.metadata
 
     def same_as(self, other: StreamState | None) -> bool:
         """Whether it is the same stream, settings included, with nothing missing; its end may have moved."""
@@ -120,6 +125,11 @@ class StreamState:
 def stream_name(identity: LogIdentity) -> str:
     """The name of a log's stream. It holds the incarnation, so that a relay of an older one publishes nothing."""
     return f"evsync_{identity.service}_{identity.shard}_{identity.incarnation}"
+
+
+def name_beside(service: str, shard: str, kind: str) -> str:
+    """The name of a stream that mirrors no log: that of its store (`log`), and that one's `snapshots` and `imports`."""
+    return f"evsync_{service}_{shard}_{kind}"
 
 
 def subjects(identity: LogIdentity) -> str:

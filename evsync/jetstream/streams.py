@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evsync.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, OtherIncarnation
@@ -60,8 +60,7 @@ async def ensure(conn: Connection, identity: LogIdentity, *, replicas: int = 1) 
 
 async def occupant(conn: Connection, identity: LogIdentity) -> StreamState | None:
     """The stream that captures the log's subjects, whatever its name, if there is one."""
-    names = await conn.api("STREAM.NAMES", {"subject": subjects(identity)})
-    for name in names.get("streams") or ():
+    for name in await _capturing(conn, identity):
         if (state := await info(conn, name)) is not None:
             return state
     return None
@@ -73,10 +72,15 @@ async def fingerprint(conn: Connection, identity: LogIdentity) -> tuple[object, 
     if state is not None:
         return state.created, json.dumps(state.config, sort_keys=True), conn.max_payload
     try:
-        names = await conn.api("STREAM.NAMES", {"subject": subjects(identity)}, timeout_s=INFO_TIMEOUT_S)
+        return tuple(await _capturing(conn, identity))
     except BrokerRefused:  # a relay needs no permission for this
         return ()
-    return tuple(names.get("streams") or ())
+
+
+async def _capturing(conn: Connection, identity: LogIdentity) -> Sequence[str]:
+    """The names of the streams that capture the log's subjects."""
+    found = await conn.api("STREAM.NAMES", {"subject": subjects(identity)}, timeout_s=INFO_TIMEOUT_S)
+    return found.get("streams") or ()
 
 
 async def delete(conn: Connection, name: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
@@ -67,10 +68,8 @@ async def by_nats(pieces: list[bytes]) -> Seen:
     return recorder.seen
 
 
-async def by_evsync(pieces: list[bytes]) -> Seen:
-    """What ours makes of it, with lines left to nats-py's."""
-    recorder = Recorder()
-    control = Parser(recorder)
+def frame_parser(recorder: Recorder) -> FrameParser:
+    """Ours, with lines left to nats-py's."""
 
     def handler(sid: int) -> Any:
         return lambda subject, reply, headers, body: recorder.seen.append((sid, subject, reply, headers, body))
@@ -78,7 +77,13 @@ async def by_evsync(pieces: list[bytes]) -> Seen:
     def failed(_subject: bytes, error: Exception) -> None:
         raise error
 
-    parser = FrameParser({b"1": handler(1), b"2": handler(2)}, control.parse, failed)
+    return FrameParser({b"1": handler(1), b"2": handler(2)}, Parser(recorder).parse, failed)
+
+
+async def by_evsync(pieces: list[bytes]) -> Seen:
+    """What ours makes of it."""
+    recorder = Recorder()
+    parser = frame_parser(recorder)
     for piece in pieces:
         await parser.parse(piece)
     return recorder.seen
@@ -91,6 +96,34 @@ def test_both_parsers_see_the_same(frames: list[bytes], data: st.DataObject) -> 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     assert asyncio.run(by_evsync(pieces)) == asyncio.run(by_nats(pieces))
+
+
+async def until_refused(parser: Any, seen: Seen, data: bytes) -> Seen:
+    """What was seen of it, up to where the parser refused to go on."""
+    with contextlib.suppress(Exception):  # ours leaves lines to nats-py's, which raises whatever comes
+        await parser.parse(data)
+    return seen
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(messages(), lines), min_size=1, max_size=6), st.data())
+def test_what_is_damaged_is_refused_or_read_alike(frames: list[bytes], data: st.DataObject) -> None:
+    """Some bytes are others, or gone: where one of the parsers stops, it had seen what the other has seen so far."""
+    damaged = bytearray(b"".join(frames))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[at : at + 1] = data.draw(st.sampled_from([b"", b" ", b"0", b"9", b"x", b"\r", b"\n", b"M", b"H"]))
+
+    async def both() -> tuple[Seen, Seen]:
+        ours, theirs = Recorder(), Recorder()
+        return (
+            await until_refused(frame_parser(ours), ours.seen, bytes(damaged)),
+            await until_refused(Parser(theirs), theirs.seen, bytes(damaged)),
+        )
+
+    ours, theirs = asyncio.run(both())
+    common = min(len(ours), len(theirs))
+    assert ours[:common] == theirs[:common]
 
 
 def test_every_single_cut_is_survived() -> None:

@@ -18,9 +18,9 @@ from evsync.jetstream.client.frames import parse_headers
 from evsync.jetstream.client.gets import Stored, leader_get
 from evsync.jetstream.messages import MessageFormat
 from evsync.jetstream.store.reads import StreamReads
-from evsync.jetstream.store.sends import Draft, Sender, expecting, stored
+from evsync.jetstream.store.sends import Draft, Sender, expectation, stored
 from evsync.jetstream.store.stream import MAX_COMMIT_EVENTS, REQUIRED
-from evsync.jetstream.stream_settings import metadata_of
+from evsync.jetstream.stream_settings import metadata_of, name_beside
 from evsync.records import History, LogIdentity, StoredEvent
 
 ROOT = "evsync-imports"
@@ -39,7 +39,7 @@ class ImportStream:
     """The imports of one store. The JetStream stream is made with the first of them."""
 
     def __init__(self, conn: Connection, identity: LogIdentity, replicas: int) -> None:
-        self.name = f"evsync_{identity.service}_{identity.shard}_imports"
+        self.name = name_beside(identity.service, identity.shard, "imports")
         self._conn, self._identity, self._replicas = conn, identity, replicas
         self._form = MessageFormat(identity.name, ROOT)
         self.reads = _ImportReads(conn, self.name, identity, self._form)
@@ -77,11 +77,10 @@ class ImportStream:
             subject, lines, body = self._form.encode(event)
             history = histories[event.slot] = histories[event.slot].with_ids((event.id,))
             lines += f"{_ARRIVED}: {history.length} {history.digest}\r\n".encode()
-            draft = Draft(event, f"{subject}.{event.version}", lines, body)
             if event.slot not in begun:
                 begun.add(event.slot)
-                draft = expecting(draft, after[event.slot].sequence, self._filter(event.slot))
-            drafts.append(draft)
+                lines += expectation(after[event.slot].sequence, self._filter(event.slot))
+            drafts.append(Draft(event, f"{subject}.{event.version}", lines, body))
         stored(await self._sender.batch(drafts, _ANSWER_S), f"imports into stream {self.name}")
         return histories
 

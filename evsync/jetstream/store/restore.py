@@ -151,7 +151,7 @@ class JetStreamRestore:
 
     async def _is_mine(self) -> bool:
         state = await streams.info(self._conn, self.stream)
-        return state is not None and (state.config.get("metadata") or {}).get(RESTORING_KEY) == self._token
+        return state is not None and state.metadata.get(RESTORING_KEY) == self._token
 
     def _config(self, identity: LogIdentity, *, restoring: bool) -> dict[str, object]:
         config = store_config(self.stream, identity, self._replicas)

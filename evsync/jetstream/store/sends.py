@@ -158,24 +158,25 @@ def drafts_of(form: MessageFormat, rows: Sequence[StoredEvent], tops: dict[str, 
     for row in rows:
         top = tops[row.stream]
         version = max(top.version, row.version)
-        draft = draft_of(form, row, version)
+        expected = b""
         if row.stream not in begun:
             begun.add(row.stream)
-            draft = expecting(draft, top.sequence, form.stream_filter(row.stream, row.slot))
-        found.append(draft)
+            expected = expectation(top.sequence, form.stream_filter(row.stream, row.slot))
+        found.append(draft_of(form, row, version, expected))
         tops[row.stream] = top._replace(version=version)
     return found
 
 
-def draft_of(form: MessageFormat, row: StoredEvent, top: int) -> Draft:
+def draft_of(form: MessageFormat, row: StoredEvent, top: int, expected: bytes = b"") -> Draft:
     """A row as a message of a store; `top` is the greatest version in its stream. Raises EncodingError."""
     subject, lines, body = form.encode_unplaced(row)
     if top != row.version:
-        lines += b"%b: %d\r\n" % (TOP_HEADER.encode(), top)
-    return Draft(row, subject, lines, body)
+        lines += f"{TOP_HEADER}: {top}\r\n".encode()
+    return Draft(row, subject, lines + expected, body)
 
 
-def expecting(draft: Draft, last: int, subjects: str) -> Draft:
-    """The message such that it is refused unless `last` is the last sequence of these subjects; 0: they have none."""
-    lines = "Nats-Expected-Last-Subject-Sequence: {}\r\nNats-Expected-Last-Subject-Sequence-Subject: {}\r\n"
-    return draft._replace(lines=draft.lines + lines.format(last, subjects).encode())
+def expectation(last: int, subjects: str) -> bytes:
+    """Header lines with which a message is refused unless `last` is the last sequence of these subjects; 0: none."""
+    return (
+        f"Nats-Expected-Last-Subject-Sequence: {last}\r\nNats-Expected-Last-Subject-Sequence-Subject: {subjects}\r\n"
+    ).encode()

@@ -11,6 +11,7 @@ from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.gets import leader_get
 from evsync.jetstream.client.refusals import Refused
 from evsync.jetstream.messages import escape
+from evsync.jetstream.stream_settings import name_beside
 from evsync.records import LogIdentity, Snapshot
 
 _TIMEOUT_S = 2.0
@@ -21,7 +22,7 @@ class SnapshotStream:
     """Keeps the latest snapshot of each stream of one log. The JetStream stream is made with the first of them."""
 
     def __init__(self, conn: Connection, identity: LogIdentity, replicas: int) -> None:
-        self.name = f"evsync_{identity.service}_{identity.shard}_snapshots"
+        self.name = name_beside(identity.service, identity.shard, "snapshots")
         self._conn, self._identity, self._replicas = conn, identity, replicas
         self._prefix = f"evsync-snapshots.{identity.service}.{identity.shard}."
 

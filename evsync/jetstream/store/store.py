@@ -122,7 +122,7 @@ class JetStreamStore(MovableSlots):
             self._reads,
             self._sender,
             ImportStream(conn, self.identity, replicas),
-            owns_slots=WITHOUT_SLOTS_KEY not in (state.config.get("metadata") or {}),
+            owns_slots=WITHOUT_SLOTS_KEY not in state.metadata,
         )
         self._seen: Seen | None = None
         self._tail = Tail(state.last, self._poll)

@@ -61,7 +61,7 @@ class StoreUrl:
 
 def default_name(service: str, shard: str) -> str:
     """The name of a log's stream where the URL states none."""
-    return f"evsync_{service}_{shard}_log"
+    return stream_settings.name_beside(service, shard, "log")
 
 
 def store_config(name: str, identity: LogIdentity, replicas: int, *, owns_slots: bool = True) -> dict[str, Any]:
@@ -122,7 +122,7 @@ async def _create(conn: Connection, config: Mapping[str, Any], identity: LogIden
 
 def _check(state: StreamState, service: str, shard: str) -> None:
     """Raise WrongStore if the laws of a store do not hold in this stream."""
-    identity, metadata = state.identity, state.config.get("metadata") or {}
+    identity = state.identity
     if identity is None or not state.is_store:
         raise WrongStore(f"stream {state.name} is not an event store of evsync. Nothing was touched.")
     if state.is_restoring:
@@ -130,7 +130,7 @@ def _check(state: StreamState, service: str, shard: str) -> None:
             f"stream {state.name} is being filled from a backup, or that was broken off: it is no event store yet. "
             "Nothing was touched. Let `evsync restore` come to its end, or begin it again."
         )
-    if (form := metadata[stream_settings.STORE_KEY]) != FORMAT:
+    if (form := state.metadata[stream_settings.STORE_KEY]) != FORMAT:
         raise WrongStore(
             f"stream {state.name} is an event store of format {form}, made by a newer evsync; this one knows "
             f"format {FORMAT}. Nothing was touched."
