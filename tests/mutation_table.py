@@ -1034,9 +1034,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _break(
         "Who is not ahead of a restored log goes on; who is stops",
-        "evsync/projections/running/feed.py",
+        "evsync/projections/running/continuity.py",
         "a follower does not ask when the log has grown beyond its position again",
-        "if incarnation and found is not None and found != incarnation:", "if False:",
+        "if incarnation and incarnation_of(reader, position) not in (None, incarnation):", "if False:",
         "tests/integration/test_archive_restore.py::test_followers_that_are_ahead_stop_and_a_command_mends_it",
         "tests/integration/test_projection_runner.py::TestSources::"
         "test_a_log_of_another_incarnation_is_found_out_without_an_event",

@@ -34,6 +34,16 @@ def check_batch(log: str, after: int, incarnation: str, events: Sequence[StoredE
             raise other_incarnation(log, after, known, event.incarnation)
 
 
+def check_history(reader: LogReader, position: int, incarnation: str) -> None:
+    """Raise OtherIncarnation unless what was applied up to a position is part of the log as it is now.
+
+    That is: of its incarnation, or of an ancestor's part that it has kept. A batch would not tell where the log has
+    grown beyond that position again. `incarnation` is "" where nothing was applied.
+    """
+    if incarnation and incarnation_of(reader, position) not in (None, incarnation):
+        raise other_incarnation(reader.log, position, incarnation, reader.incarnation or "", reader.ancestry)
+
+
 def other_incarnation(
     log: str, position: int, known: str, found: str, ancestry: Sequence[Ancestor] = ()
 ) -> OtherIncarnation:

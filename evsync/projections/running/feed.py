@@ -9,8 +9,7 @@ from evsync.errors import CodecError, ConfigurationError, RelayError, WrongStore
 from evsync.ports import LogReader, LogSource, ReadsShares, Share, Stretch
 from evsync.projections.pause import patiently
 from evsync.projections.running.barrier import IsApplied, Reach, up_to_barrier
-from evsync.projections.running.continuity import other_incarnation
-from evsync.records import incarnation_at
+from evsync.projections.running.continuity import check_history
 from evsync.tasks import end_task
 
 FATAL = (RelayError, WrongStore, ConfigurationError, CodecError)
@@ -49,7 +48,7 @@ class Feed:
         """
 
         async def read() -> Stretch:
-            self._check(after, incarnation)
+            check_history(self._reader, after, incarnation)
             return await self._read(after, timeout_s)
 
         return await patiently(read, self._cannot_be_read, passing=(Exception,), but=FATAL)
@@ -72,7 +71,7 @@ class Feed:
 
     async def now(self, after: int, incarnation: str, applied: IsApplied, limit: int | None) -> tuple[Stretch, Reach]:
         """The same, of what is there behind `after`: without waiting, second attempts, and reading ahead."""
-        self._check(after, incarnation)
+        check_history(self._reader, after, incarnation)
         await self.drop()
         stretch = await self._ask(self.share, after, limit or self.span, 0.0)
         reach = up_to_barrier(stretch.events, applied)
@@ -119,16 +118,6 @@ class Feed:
                 self._width = min((found.events[-1].position - after) / len(found.events), WIDEST)
                 return found
         return Stretch(await reader.read(after, min(span, self.limit), timeout_s))
-
-    def _check(self, after: int, incarnation: str) -> None:
-        """Raise unless what was applied is part of the log as it is now: of its incarnation, or of an ancestor's part
-        that it has kept. The batch itself would not tell where the log has grown beyond that position again."""
-        reader = self._reader
-        found = reader.incarnation
-        if incarnation and found is not None and found != incarnation:
-            if incarnation_at(found, reader.ancestry, after) == incarnation:
-                return
-            raise other_incarnation(reader.log, after, incarnation, found, reader.ancestry)
 
 
 def _shortened(found: Stretch, after: int, limit: int) -> Stretch:

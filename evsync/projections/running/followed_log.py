@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from evsync.ports import LogReader, Share, Stretch
 from evsync.projections.models.claims import Holding
 from evsync.projections.running.barrier import IsApplied, Reach
-from evsync.projections.running.continuity import check_batch, incarnation_of, other_incarnation
+from evsync.projections.running.continuity import check_batch, check_history
 from evsync.projections.running.feed import Feed
 from evsync.records import Checkpoint, service_of
 
@@ -71,9 +71,7 @@ class FollowedLog:
         self._began = time.monotonic()
         check_batch(self.name, self.position, self.incarnation, stretch.events, stretch.left_out)
         for c in self.checkpoints.values():
-            if c.incarnation and incarnation_of(self.reader, c.position) not in (None, c.incarnation):
-                reader = self.reader
-                raise other_incarnation(self.name, c.position, c.incarnation, reader.incarnation or "", reader.ancestry)
+            check_history(self.reader, c.position, c.incarnation)
 
     def hold(self, holding: Holding) -> None:
         """From now on these groups are held.
