@@ -11,7 +11,6 @@ writers wait.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from evsync.projections.models import bookkeeping
 from evsync.projections.models.bookkeeping import CHECKPOINTS, LEASES
 from evsync.projections.models.leases import time
 from evsync.projections.rebuilding.shadow import read_mark, schema_name
+from evsync.projections.rebuilding.strangers import strangers
 
 ATTACHED = "evsync_next"
 """The name of the shadow's file while it is attached, in SQLite."""
@@ -81,14 +81,7 @@ class Exchange:
                 f"projection {self.projection!r} cannot be rebuilt beside the old model: table {named[0]!r} names a "
                 "schema. Let the URL of the read models name it, and leave it out of the tables"
             )
-        names = list(self.metadata.tables)
-        if connection.dialect.name == "sqlite":
-            found = _strangers_in_sqlite(connection, names)
-        else:
-            columns = [c.type for t in self.metadata.tables.values() for c in t.columns]
-            types = [str(t.name) for t in columns if isinstance(t, sa.Enum) and t.name]
-            found = _strangers_in_postgresql(connection, names, types)
-        if found:
+        if found := strangers(connection, self.metadata):
             raise ConfigurationError(
                 f"projection {self.projection!r} cannot be rebuilt: {', '.join(found)} in its database belong to its "
                 "tables and are not part of the model, so that they would stay with the old copy. Drop them, rebuild, "
@@ -310,42 +303,9 @@ def _quoted(connection: sa.Connection, name: str) -> str:
     return connection.dialect.identifier_preparer.quote_identifier(name)
 
 
-# ---- what an exchange would lose
+# ---- types and grants of PostgreSQL
 
 
-def _strangers_in_sqlite(connection: sa.Connection, names: Sequence[str]) -> list[str]:
-    mentioned = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b")
-    rows = connection.exec_driver_sql(
-        "SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger', 'table')"
-    ).all()
-    found = [f"{kind} {name!r}" for kind, name, sql in rows if kind != "table" and mentioned.search(sql)]
-    for table in (name for kind, name, _ in rows if kind == "table" and name not in names and "__old_" not in name):
-        keys = connection.exec_driver_sql('SELECT "table" FROM pragma_foreign_key_list(?)', (table,)).scalars()
-        if set(keys) & set(names):
-            found.append(f"a foreign key of table {table!r}")
-    return found
-
-
-_STRANGERS = sa.text("""
-    WITH own AS (
-        SELECT c.oid, c.reltype FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = current_schema() AND c.relname = ANY(:names) AND c.relkind IN ('r', 'p')
-    )
-    SELECT DISTINCT 'view ' || quote_literal(r.ev_class::regclass::text)
-    FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass
-    WHERE d.refobjid IN (SELECT oid FROM own) AND r.ev_class NOT IN (SELECT oid FROM own)
-    UNION ALL
-    SELECT 'trigger ' || quote_literal(tgname) FROM pg_trigger
-    WHERE tgrelid IN (SELECT oid FROM own) AND NOT tgisinternal
-    UNION ALL
-    SELECT 'a foreign key of table ' || quote_literal(conrelid::regclass::text) FROM pg_constraint
-    WHERE contype = 'f' AND confrelid IN (SELECT oid FROM own) AND conrelid NOT IN (SELECT oid FROM own)
-    UNION ALL
-    SELECT 'the use of type ' || quote_literal(t.typname) || ' in table ' || quote_literal(a.attrelid::regclass::text)
-    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace JOIN pg_attribute a ON a.atttypid = t.oid
-    JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p')
-    WHERE n.nspname = current_schema() AND t.typname = ANY(:types) AND a.attrelid NOT IN (SELECT oid FROM own)
-""")
 _TYPES = sa.text("""
     SELECT t.typname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
     WHERE n.nspname = :schema AND t.typtype IN ('e', 'd')
@@ -356,10 +316,6 @@ _GRANTS = sa.text("""
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
     WHERE n.nspname = current_schema() AND c.relname = :name AND a.grantee <> c.relowner
 """)
-
-
-def _strangers_in_postgresql(connection: sa.Connection, names: Sequence[str], types: Sequence[str]) -> list[str]:
-    return list(connection.execute(_STRANGERS, {"names": list(names), "types": list(types)}).scalars())
 
 
 def _grants(connection: sa.Connection, name: str) -> list[str]:
