@@ -9,7 +9,6 @@ gives the same aggregate; where it does not, there is no snapshot, and loading t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,8 +89,7 @@ class Snapshots:
     async def close(self) -> None:
         """Finish the snapshots that are due."""
         if self._taking is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._taking
+            await self._taking  # which has logged what went wrong; whoever is cancelled here must hear of that
 
     async def _take_due(self) -> None:
         while self._due:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
@@ -50,7 +51,6 @@ class Bank:
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 4), st.data())
 def test_loading_with_a_snapshot_is_a_full_replay(saves: list[int], every: int, data: st.DataObject) -> None:
     """Whatever was saved in whatever portions: the same aggregate, now, at any version, at any time."""
-    import asyncio
 
     async def check() -> None:
         bank, account = Bank(every=every), Account("ada", 0)
@@ -266,3 +266,23 @@ def test_a_snapshot_cannot_name_a_class_that_is_no_data() -> None:
         forged = msgpack.ExtType(20, msgpack.packb([module, name, {}]))
         with pytest.raises(DecodingError, match=r"is gone|neither an enum"):
             thaw(msgpack.packb({"x": forged}))
+
+
+async def test_closing_hears_that_it_was_cancelled() -> None:
+    """A close that a timeout has cut short does not pretend to have come to its end."""
+    asked = asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def snapshot(self, stream: str) -> Snapshot | None:
+            asked.set()
+            await asyncio.Event().wait()
+            return None
+
+    bank = Bank(Slow(LogIdentity("bank", "main", new_incarnation())), every=1)
+    await bank.without.save([account := Account("ada", 0)], {})
+    bank.snapshots.saved(str(account.id), 0, 1)
+    closing = asyncio.create_task(bank.snapshots.close())
+    await asked.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
