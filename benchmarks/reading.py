@@ -19,7 +19,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from benchmarks.relay import relayed
 from benchmarks.rounds import Advance, Goal, Row, Subject, alternate, check
 from benchmarks.workload import full_log, shop, sqlite_url
-from evsync.jetstream.client import session
+from evsync.jetstream.client import quick_session
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.pulls import PullConsumer, PullPolicy, size_of
 from evsync.jetstream.client.settings import NatsSettings
@@ -161,5 +161,5 @@ async def _verified(url: str, _: str) -> int:
 
 
 async def _verified_plainly(url: str, stream: str) -> int:
-    with patch.object(session, "INSTALLED", "another"):
+    with patch.object(quick_session, "INSTALLED", "another"):
         return await _verified(url, stream)
