@@ -978,7 +978,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _break(
         "Restored shards fit: no slot is open twice, or nowhere, or without its history",
         "evsync/projections/running/barrier.py", "what was applied before a restore counts for a barrier",
-        "return now in (None, checkpoint.incarnation) and checkpoint", "return checkpoint",
+        "        return False  # ahead of a log that was restored", "        pass  # ahead of a log that was restored",
         "tests/unit/test_projection_barrier.py"
         "::test_what_was_applied_of_a_log_before_it_was_put_back_does_not_count",
     ),
@@ -1014,11 +1014,26 @@ MUTATIONS: tuple[Mutation, ...] = (
         "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
         "evsync/projections/running/barrier.py",
         "a slot that was closed in what a log has lost is waited for where it stood",
-        "    if incarnation is None or not ancestry:\n", "    if True:\n",
+        "closed.number if last is None else last + 1", "closed.number",
         "tests/unit/test_projection_barrier.py::test_where_a_slot_was_closed_in_what_a_log_has_lost_"
         "the_commit_of_the_restore_is_waited_for",
         "tests/integration/test_shard_restored_alone.py"
         "::test_who_follows_a_shard_that_was_restored_alone_goes_on_unless_it_is_ahead",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/projections/running/barrier.py", "positions of the lost store are taken for those of the restored one",
+        "    if incarnation in closed.ancestry:\n", "    if False:\n",
+        "tests/properties/test_shard_restored_alone.py"
+        "::test_who_follows_the_lost_store_still_waits_for_what_came_from_the_restored_one",
+    ),
+    _break(
+        "A shard that is restored alone has all that is anywhere of it, and nothing is taken from the lost store",
+        "evsync/archive/rescue.py", "a slot's history is that of any shard that said it was open there",
+        "            _, is_open, source = max(found, default=(0, False, \"\"))\n",
+        "            is_open, source = max(((o, s) for _, o, s in found), key=lambda f: f[0], default=(False, \"\"))\n",
+        "tests/properties/test_shard_restored_alone.py"
+        "::test_slots_that_move_while_the_others_are_asked_are_no_reason_to_refuse",
     ),
     _break(
         "A process that has slept through a restore changes nothing",

@@ -138,8 +138,11 @@ class Rescue:
         by_source: dict[str, list[int]] = defaultdict(list)
         arrived = {shard: await self._stores[shard].arrived(list(self._stays)) for shard in self._stores}
         for slot in self._stays:
-            here = [shard for shard, states in self._states.items() if (s := states.get(slot)) and s.to is None]
-            by_source[here[0] if here else max(arrived, key=lambda shard: arrived[shard][slot].length)].append(slot)
+            # They were asked one after the other: a slot that has moved meanwhile may be open in several.
+            found = [(s.epoch, s.to is None, shard) for shard, said in self._states.items() if (s := said.get(slot))]
+            _, is_open, source = max(found, default=(0, False, ""))
+            longest = max(arrived, key=lambda shard: arrived[shard][slot].length)
+            by_source[source if is_open else longest].append(slot)
         number = 1
         for source, slots in by_source.items():
             read = dict.fromkeys(slots, 0)
@@ -308,7 +311,7 @@ class Rescue:
                 key = max(key, stay.found[0].position if stay.found else 0)
                 log = self._stores[stay.came.shard].identity
                 at = stay.came.said.position
-                said = says_opened(stay.epoch, log.name, log.incarnation_at(at), at)
+                said = says_opened(stay.epoch, log.name, log.incarnation_at(at), at, log.ancestry)
                 yield key, self._control(SLOT_OPENED, slot, said)
             for event in stay.found:
                 key = max(key, event.position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from evsync.codec.values import pack, unpack
@@ -10,6 +10,7 @@ from evsync.errors import DecodingError
 from evsync.records import (
     SLOT_CLOSED,
     SLOTS_STREAM,
+    Ancestor,
     History,
     LogIdentity,
     SlotRows,
@@ -46,9 +47,15 @@ def says_closed(epoch: int, to: str, history: History, was_at: tuple[int, str] |
     return pack(said)
 
 
-def says_opened(epoch: int, source: str, incarnation: str, position: int) -> bytes:
-    """The data of a SLOT_OPENED: `source` is the log that it comes from, the others those of its SLOT_CLOSED there."""
-    return pack({"epoch": epoch, "from": source, "incarnation": incarnation, "position": position})
+def says_opened(epoch: int, source: str, incarnation: str, position: int, ancestry: Sequence[Ancestor] = ()) -> bytes:
+    """The data of a SLOT_OPENED: `source` is the log that it comes from, the others those of its SLOT_CLOSED there.
+
+    `ancestry` is that of the log by now: who still follows it as one of these has to hear of its restore first.
+    """
+    said: dict[str, Any] = {"epoch": epoch, "from": source, "incarnation": incarnation, "position": position}
+    if ancestry:
+        said["ancestry"] = [a.incarnation for a in ancestry]
+    return pack(said)
 
 
 def is_of(opened: SlotEvent, closed: SlotEvent, log: LogIdentity) -> bool:

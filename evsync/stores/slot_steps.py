@@ -160,7 +160,8 @@ def open_(
         return None
     if dict(found.arrived) != {slot: o.history for slot, o in opening.items()}:
         return None
-    said = {slot: says_opened(o.epoch, o.source, o.incarnation, o.position) for slot, o in opening.items()}
+    before = source.ancestry if source is not None else ()
+    said = {slot: says_opened(o.epoch, o.source, o.incarnation, o.position, before) for slot, o in opening.items()}
     rows = _control(identity, SLOT_OPENED, said, found)
     return SlotChange(rows=rows, states={slot: SlotState(o.epoch) for slot, o in opening.items()})
 

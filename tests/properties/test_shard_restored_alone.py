@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from evsync.archive.copies import Archive
+from evsync.archive.rescue import FencedStore
 from evsync.archive.restore import Part, Until, restore_beside
 from evsync.errors import ArchiveIncomplete, WrongStore
 from evsync.operations.store_check import LogCheck
 from evsync.ports import Store
-from evsync.records import OWN_STREAMS, StoredEvent
+from evsync.projections.running.barrier import includes, up_to_barrier
+from evsync.records import OWN_STREAMS, Checkpoint, LogIdentity, SlotState, StoredEvent
 from evsync.sharding.handover import Move, bring_about, carry_out, placement_of
 from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.memory import MemoryStore
@@ -23,10 +28,15 @@ from tests.archiving import read_all
 from tests.properties.test_shards_restored import SHARDS, SLOTS, STEPS, Bank, history
 from tests.restored_memory import MemoryRestore
 
+anyio = pytest.mark.anyio
 
-async def restored_alone(bank: Bank, lost: str) -> Store:
+
+async def restored_alone(bank: Bank, lost: str, **instead: FencedStore) -> Store:
     """The shard, from its archive and what the others have of it."""
-    others = {shard: store for shard, store in bank.stores.items() if shard != lost and isinstance(store, MemoryStore)}
+    others: dict[str, FencedStore] = {
+        shard: store for shard, store in bank.stores.items() if shard != lost and isinstance(store, MemoryStore)
+    }
+    others |= instead
     into = MemoryRestore()
     await restore_beside(Part(await Archive.find([bank.target], f"bank.{lost}"), into), others, until=Until())
     assert into.store is not None
@@ -127,3 +137,65 @@ def test_a_shard_restored_alone_has_all_that_is_anywhere_of_it(
         await go_on(bank, lost)
 
     asyncio.run(check())
+
+
+class AskedLate:
+    """A shard's store that is asked for its slots only after something else has happened."""
+
+    def __init__(self, store: Store, first: Callable[[], Awaitable[None]]) -> None:
+        self._store, self._first = store, first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def slot_states(self) -> Mapping[int, SlotState]:
+        """See SlotStore."""
+        await self._first()
+        return await self._store.slot_states()
+
+
+@anyio
+async def test_slots_that_move_while_the_others_are_asked_are_no_reason_to_refuse() -> None:
+    """One that was open in the first that was asked, went to the next, and was closed there for the lost shard before
+    that was asked: its history is that of the next."""
+    bank = Bank()
+    await bank.save(0, 1)
+    await bank.take("move", 1, "b")
+    await bank.backup("b")
+
+    async def moves() -> None:
+        await bank.take("move", 0, "c")
+        await bank.save(0, 1)
+        await bank.take("break", 0, "b")
+
+    bank.stores["b"] = await restored_alone(bank, "b", c=cast(FencedStore, AskedLate(bank.stores["c"], moves)))
+    await bring_about(bank.stores, placement_of(await truth(bank.stores)))
+    assert (await truth(bank.stores))[0].shard == "b"
+    assert len(await bank.stores["b"].read_stream("stream-0")) == 2
+    await go_on(bank, "b")
+
+
+def held_up(events: Sequence[StoredEvent], at: Checkpoint, log: LogIdentity) -> bool:
+    """Whether one who has come so far, and knows the log as this, waits before these events of another log."""
+    applied = partial(includes, at, incarnation=log.incarnation, ancestry=log.ancestry)
+    return up_to_barrier(events, lambda _log, _slot, closed: applied(closed)).barrier is not None
+
+
+@anyio
+async def test_who_follows_the_lost_store_still_waits_for_what_came_from_the_restored_one() -> None:
+    """Though it is at a position as high; also where what was lost had been restored before."""
+    bank = Bank()
+    await bank.save(1, 1)
+    for _ in range(2):
+        await bank.take("move", 0, "a")
+        await bank.backup("a")
+        await bank.save(1, 20)
+        was = bank.stores["a"]
+        bank.stores["a"] = await restored_alone(bank, "a")
+        await bank.save(0, 1)
+        await bank.take("move", 0, "c")
+        events = (await read_all(bank.stores["c"]))[-1:]
+        for follows, waits in ((was, True), (bank.stores["a"], False)):
+            log = follows.identity
+            at = Checkpoint(log.name, 0, log.incarnation, await follows.head())
+            assert held_up(events, at, log) is waits

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evsync.projections.running.answered_log import AnsweredLog
-from evsync.projections.running.barrier import Barrier, applied_in, place_of, up_to_barrier
-from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Ancestor, Checkpoint, Position, StoredEvent
+from evsync.projections.running.barrier import Barrier, Closed, applied_in, includes, up_to_barrier
+from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Ancestor, Checkpoint, StoredEvent, incarnation_at
 from tests.projection_logs import ListReader, ListSource, stored
 
 GROUPS = 4
@@ -86,9 +88,22 @@ def test_what_was_answered_of_a_log_before_it_was_put_back_does_not_count_either
 def test_where_a_slot_was_closed_in_what_a_log_has_lost_the_commit_of_the_restore_is_waited_for() -> None:
     """It says so again; what the log still has of the incarnation stands where it stood."""
     ancestry = (Ancestor("x", 10), Ancestor("y", 20))
-    for incarnation, number, place in (("x", 9, 9), ("x", 15, 11), ("y", 15, 15), ("y", 25, 21), ("lost", 3, 21)):
-        assert place_of(Position("bank.a", incarnation, number), "z", ancestry) == place
-    assert place_of(Position("bank.a", "x", 9), None, ancestry) == 9, "nothing is known yet"
+    cases = (("x", 9, 9), ("x", 15, 11), ("y", 15, 15), ("y", 25, 21), ("lost", 3, 21))
+    for (incarnation, number, place), position in product(cases, range(30)):
+        closed = Closed("bank.a", incarnation, number, ("x",))
+        checkpoint = Checkpoint("bank.a", 0, incarnation_at("z", ancestry, position), position)
+        assert includes(checkpoint, closed, "z", ancestry) is (position >= place)
+    assert includes(Checkpoint("bank.a", 0, "x", 9), Closed("bank.a", "x", 9), None, ancestry), "nothing is known yet"
+
+
+def test_a_log_that_was_restored_since_is_waited_for_until_that_is_heard_of() -> None:
+    """Its positions are taken for those of what it was; also by who has heard of an earlier restore."""
+    closed = Closed("bank.a", "z", 12, ("x", "y"))
+    assert not includes(Checkpoint("bank.a", 0, "x", 25), closed, "x", ())
+    assert not includes(Checkpoint("bank.a", 0, "y", 25), closed, "y", (Ancestor("x", 5),))
+    assert includes(Checkpoint("bank.a", 0, "z", 25), closed, "z", (Ancestor("x", 5), Ancestor("y", 10)))
+    kept = Closed("bank.a", "x", 4, ("x", "y"))
+    assert includes(Checkpoint("bank.a", 0, "x", 25), kept, "x", ()), "what both have stands where it stood"
 
 
 def test_where_a_slot_goes_is_told() -> None:

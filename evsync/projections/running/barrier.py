@@ -12,14 +12,12 @@ from typing import NamedTuple, Protocol
 
 from evsync.codec.values import unpack
 from evsync.ports import LogReader
-from evsync.projections.running.continuity import incarnation_of
 from evsync.records import (
     SLOT_CLOSED,
     SLOT_OPENED,
     SLOTS_STREAM,
     Ancestor,
     Checkpoint,
-    Position,
     StoredEvent,
     incarnation_at,
 )
@@ -27,7 +25,18 @@ from evsync.records import (
 LOOK_S = 0.01
 """How often a follower looks whether a barrier is met."""
 
-IsApplied = Callable[[str, int, Position], bool]
+
+class Closed(NamedTuple):
+    """Where a slot was closed in the log that it came from."""
+
+    log: str
+    incarnation: str
+    number: int
+    ancestry: Sequence[str] = ()
+    """The incarnations that the log had been restored from when the slot was opened again."""
+
+
+IsApplied = Callable[[str, int, Closed], bool]
 """Whether a log has been applied, for a slot, up to where it was closed there. Not if it is not followed (yet)."""
 
 
@@ -64,7 +73,7 @@ def up_to_barrier(events: Sequence[StoredEvent], applied: IsApplied) -> Reach:
             if event.type.endswith(SLOT_CLOSED):
                 further[f"{event.type.partition('.')[0]}.{said['to']}"] = None
             elif event.type.endswith(SLOT_OPENED):
-                closed = Position(said["from"], said["incarnation"], said["position"])
+                closed = Closed(said["from"], said["incarnation"], said["position"], said.get("ancestry", ()))
                 if not applied(closed.log, event.slot, closed):
                     return Reach(events[:begin], Barrier(closed.log, closed.number), (*further, closed.log))
         if event.remaining == 0:
@@ -86,28 +95,31 @@ class Followed(Protocol):
 def applied_in(logs: Mapping[str, Followed], groups: int) -> IsApplied:
     """How far one worker has applied these logs. It has a group in all logs or in none: others' groups are passed."""
 
-    def applied(log: str, slot: int, closed: Position) -> bool:
+    def applied(log: str, slot: int, closed: Closed) -> bool:
         if (found := logs.get(log)) is None:
             return False
-        checkpoint, reader = found.checkpoints.get(slot % groups), found.reader
-        if checkpoint is None:
-            return True
-        # Ahead of a log that was restored, a position says nothing of what stands there now.
-        now = incarnation_of(reader, checkpoint.position) if checkpoint.incarnation else None
-        place = place_of(closed, reader.incarnation, reader.ancestry)
-        return now in (None, checkpoint.incarnation) and checkpoint.position >= place
+        checkpoint = found.checkpoints.get(slot % groups)
+        return checkpoint is None or includes(checkpoint, closed, found.reader.incarnation, found.reader.ancestry)
 
     return applied
 
 
-def place_of(closed: Position, incarnation: str | None, ancestry: Sequence[Ancestor]) -> int:
-    """Up to where a log has to be applied for a slot that was closed at a position of it, or of what it was.
+def includes(checkpoint: Checkpoint, closed: Closed, incarnation: str | None, ancestry: Sequence[Ancestor]) -> bool:
+    """Whether what was applied of a log includes that a slot was closed there, in the log or in what it was.
 
     A log that was restored alone, beside the slot's new shard, and has lost that position, says so again in the commit
-    that begins its next incarnation; a commit is applied whole.
+    that begins its next incarnation; a commit is applied whole. `incarnation` and `ancestry` are what is known of the
+    log: it may have been restored since, without that this was heard of.
     """
-    if incarnation is None or not ancestry:
-        return closed.number
+    position = checkpoint.position
+    if incarnation is None:
+        return position >= closed.number
+    if checkpoint.incarnation and incarnation_at(incarnation, ancestry, position) != checkpoint.incarnation:
+        return False  # ahead of a log that was restored, a position says nothing of what stands there now
     if incarnation_at(incarnation, ancestry, closed.number) == closed.incarnation:
-        return closed.number
-    return next((a.last for a in ancestry if a.incarnation == closed.incarnation), ancestry[-1].last) + 1
+        return position >= closed.number
+    if incarnation in closed.ancestry:
+        return False
+    default = ancestry[-1].last if ancestry else None
+    last = next((a.last for a in ancestry if a.incarnation == closed.incarnation), default)
+    return position >= (closed.number if last is None else last + 1)
