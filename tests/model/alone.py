@@ -384,9 +384,9 @@ def rescued(a, lost, others, slots, home, bug):
             if stay.told_of and stay.came is not None and bug != 'no_refusal':
                 check_behind(stay.came, set(), a.shard, opened, closed)
             if stay.told_of and stay.came is not None and bug != 'no_opened':
-                at, source = stay.came.position, stores[stay.came.shard]
-                said = (at, source.inc_at(at))
-                items.append(('O', a.inc, slot, stay.epoch, source.shard, said, a.end, source.ancestors))
+                at, before = stay.came.position, stores[stay.came.shard]
+                said = (at, before.inc_at(at))
+                items.append(('O', a.inc, slot, stay.epoch, before.shard, said, a.end, before.ancestors))
             if bug != 'no_rescue':
                 items += [('E', a.inc, slot, e) for e in stay.found]
                 placed += [((a.end + 1, k), e) for k, e in enumerate(stay.found)]
