@@ -31,8 +31,9 @@ from eventsourcing.domain import (
 )
 from eventsourcing.utils import get_topic
 
+from evsync.control import OWN_STREAMS
 from evsync.errors import ConfigurationError
-from evsync.records import MAX_STREAM_ID_BYTES, OWN_STREAMS, to_datetime
+from evsync.records import MAX_STREAM_ID_BYTES, to_datetime
 
 __all__ = ["Aggregate", "AnyAggregate", "BaseAggregate", "EventType", "NamedAggregate", "event", "event_types"]
 

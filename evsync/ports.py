@@ -19,9 +19,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from evsync.control import OWN_STREAMS
 from evsync.errors import Conflict
 from evsync.records import (
-    OWN_STREAMS,
     Ancestor,
     Change,
     Checkpoint,

@@ -11,16 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evsync.codec.values import pack, unpack
+from evsync.control import RESTORED_EVENT, RESTORES_STREAM
 from evsync.errors import DecodingError
-from evsync.records import (
-    RESTORED_EVENT,
-    RESTORES_STREAM,
-    Ancestor,
-    LogIdentity,
-    StoredEvent,
-    event_id,
-    new_command,
-)
+from evsync.records import Ancestor, LogIdentity, StoredEvent, event_id, new_command
 from evsync.sharding.slots import slot_of
 
 

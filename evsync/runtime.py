@@ -26,6 +26,7 @@ from evsync.archive.reader import ArchivedSource
 from evsync.archive.schedule import ScheduledBackups
 from evsync.archiving import read_past, scheduled_backups
 from evsync.config import Deployment, OpenService, broker_files
+from evsync.control import REACTION_TAG, reaction_tag
 from evsync.definition import Definition, parts_to_run, services_read_by, tell_of_unknown
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
@@ -51,7 +52,7 @@ from evsync.projections.lag import Lags
 from evsync.projections.models.bookkeeping import version_of
 from evsync.projections.rebuilding.rebuild import RebuildReport
 from evsync.projections.status import FollowerStatus
-from evsync.records import REACTION_TAG, Checkpoint, Position, reaction_tag, service_of
+from evsync.records import Checkpoint, Position, service_of
 from evsync.shards import open_home, open_only_shard, open_shards
 from evsync.sources import ServiceSource, StoreSource
 from evsync.status import OwnLogStatus, Status

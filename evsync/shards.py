@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
+from evsync.control import FENCES_STREAM
 from evsync.errors import ConfigurationError, StoreUnavailable
 from evsync.homes import ShardedStores, one_number_of_slots
 from evsync.opening import open_store
 from evsync.ports import Store
-from evsync.records import FENCES_STREAM, LogIdentity, new_incarnation
+from evsync.records import LogIdentity, new_incarnation
 from evsync.sharding import HashRing, Router
 from evsync.sharding.handover import bring_about
 from evsync.sharding.slots import SLOTS

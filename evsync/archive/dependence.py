@@ -12,7 +12,8 @@ from uuid import UUID
 
 from evsync.archive.followers import checkpoints_in
 from evsync.codec.values import unpack
-from evsync.records import RESTORES_STREAM, SLOT_OPENED, LogIdentity, StoredEvent, before_commit, decode_meta
+from evsync.control import RESTORES_STREAM, SLOT_OPENED
+from evsync.records import LogIdentity, StoredEvent, before_commit, decode_meta
 
 
 class Dependent(NamedTuple):

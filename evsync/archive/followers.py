@@ -8,16 +8,10 @@ from typing import Any
 
 from evsync.archive.segments import FollowerCheckpoint
 from evsync.codec.values import unpack
+from evsync.control import CHECKPOINTS_EVENT, REACTION_TAG, checkpoint_of
 from evsync.errors import DecodingError
 from evsync.ports import EventStore
-from evsync.records import (
-    CHECKPOINTS_EVENT,
-    REACTION_TAG,
-    Checkpoint,
-    StoredEvent,
-    checkpoint_of,
-    decode_meta,
-)
+from evsync.records import Checkpoint, StoredEvent, decode_meta
 
 
 class Followers:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from evsync.archive.dependence import Dependent, lowered
+from evsync.control import OWN_STREAMS, SLOTS_STREAM
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived
-from evsync.records import OWN_STREAMS, SLOTS_STREAM, History, LogIdentity, SlotRows, StoredEvent
+from evsync.records import History, LogIdentity, SlotRows, StoredEvent
 from evsync.stores.slot_events import SlotEvent, folded, is_of, slot_event
 
 

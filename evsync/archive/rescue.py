@@ -14,22 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from evsync.codec.values import pack
+from evsync.control import FENCES_STREAM, OWN_STREAMS, SHARD_RESTORED, SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Arrived, Place, Store, StoreRestore
-from evsync.records import (
-    FENCES_STREAM,
-    OWN_STREAMS,
-    SHARD_RESTORED,
-    SLOT_CLOSED,
-    SLOT_OPENED,
-    SLOTS_STREAM,
-    History,
-    LogIdentity,
-    SlotRows,
-    SlotState,
-    StoredEvent,
-    event_id,
-)
+from evsync.records import History, LogIdentity, SlotRows, SlotState, StoredEvent, event_id
 from evsync.sharding.slots import slot_of
 from evsync.stores.slot_events import SlotEvent, folded, is_of, says_closed, says_opened, slot_event
 

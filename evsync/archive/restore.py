@@ -14,9 +14,10 @@ from evsync.archive.marks import MarkedLog
 from evsync.archive.ownership import Follows, OnlyLog, PlannedLog, ShardPlan, Surveyed, ends_that_fit, plan_shards
 from evsync.archive.rescue import FencedStore, OwnLog, Rescue
 from evsync.archive.segments import Header
+from evsync.control import OWN_STREAMS, RESTORES_STREAM
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import LogReader, Progress, StoreRestore, unheard
-from evsync.records import OWN_STREAMS, RESTORES_STREAM, LogIdentity, StoredEvent, new_incarnation, to_datetime
+from evsync.records import LogIdentity, StoredEvent, new_incarnation, to_datetime
 from evsync.restores import restored_event
 from evsync.stores.slot_events import SlotEvent, slot_event
 

@@ -23,11 +23,12 @@ from eventsourcing.persistence import (
     TrackingRecorder,
 )
 
+from evsync.control import is_control
 from evsync.domain import stream_of
 from evsync.errors import EvsyncError
 from evsync.interop.states import decode, encode
 from evsync.interop.threads import SharedStore, translated
-from evsync.records import Append, Checkpoint, Commit, is_control, new_command
+from evsync.records import Append, Checkpoint, Commit, new_command
 from evsync.records import StoredEvent as Record
 from evsync.sharding.slots import slot_of
 

@@ -24,9 +24,10 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, unquote
 
+from evsync.control import SLOTS_STREAM
 from evsync.errors import DecodingError, EncodingError
 from evsync.jetstream.client.frames import parse_headers
-from evsync.records import EPOCH, SLOTS_STREAM, StoredEvent, to_time_us
+from evsync.records import EPOCH, StoredEvent, to_time_us
 
 FIRST_LINE: Final = b"NATS/1.0\r\n"
 END_OF_HEADERS: Final = b"\r\n"

@@ -22,6 +22,7 @@ from evsync.archive.marks import MarkedLog
 from evsync.archive.rescue import FencedStore
 from evsync.archive.restore import Part, RestoreReport, Until, restore_beside, restore_shards
 from evsync.codec.events import EventCodec
+from evsync.control import OWN_STREAMS, is_control
 from evsync.errors import ArchiveIncomplete, ConfigurationError, NotFound, TargetUnavailable
 from evsync.homes import ShardedStores
 from evsync.jetstream import streams
@@ -31,7 +32,7 @@ from evsync.jetstream.store.restore import NO_SHARDS
 from evsync.jetstream.stream_settings import stream_name
 from evsync.opening import restore_store
 from evsync.ports import BackupTarget, EventLog, Progress, Store, unheard
-from evsync.records import OWN_STREAMS, LogIdentity, is_control
+from evsync.records import LogIdentity
 from evsync.sharding.handover import bring_about, placement_of
 from evsync.shards import open_home, open_shards
 from evsync.stores.trimmed import Trimmed

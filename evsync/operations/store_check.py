@@ -12,21 +12,12 @@ from typing import NamedTuple
 
 from evsync.codec.events import EventCodec, unreadable
 from evsync.codec.values import unpack
+from evsync.control import RESTORES_STREAM, SLOT_OPENED, SLOTS_STREAM, is_control
 from evsync.errors import CodecError, DecodingError, StoreError, StoreUnavailable
 from evsync.inspection import Inspectable, Unreadable
 from evsync.interop import states
 from evsync.ports import Progress, SlotStore, unheard
-from evsync.records import (
-    RESTORES_STREAM,
-    SLOT_OPENED,
-    SLOTS_STREAM,
-    LogIdentity,
-    StoredEvent,
-    command_of,
-    decode_meta,
-    event_id,
-    is_control,
-)
+from evsync.records import LogIdentity, StoredEvent, command_of, decode_meta, event_id
 from evsync.sharding.handover import BEGINNING
 from evsync.sharding.slots import slot_of
 from evsync.stores.trimmed import Trimmed

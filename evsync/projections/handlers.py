@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from evsync.control import is_control
 from evsync.errors import ConfigurationError
 from evsync.projections.contracts import Contract, check_contract, matches
-from evsync.records import is_control, service_of
+from evsync.records import service_of
 
 Handler = Callable[[Any, Any], Any]
 H = TypeVar("H", bound=Handler)

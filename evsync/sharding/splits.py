@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 
+from evsync.control import OWN_STREAMS
 from evsync.ports import EventLog
-from evsync.records import OWN_STREAMS, StoredEvent
+from evsync.records import StoredEvent
 from evsync.sharding.router import Placement
 
 EVENTS_PER_READ = 2_000

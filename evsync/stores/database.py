@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import starmap
 from typing import Any, ClassVar, NamedTuple
 
+from evsync.control import OWN_STREAMS
 from evsync.errors import StoreUnavailable
 from evsync.inspection import StoreFacts, Unreadable
 from evsync.ports import Arrived, Place, Share, SlotSize, Stretch
-from evsync.records import OWN_STREAMS, Change, Checkpoint, LogIdentity, SlotState, Snapshot, StoredEvent
+from evsync.records import Change, Checkpoint, LogIdentity, SlotState, Snapshot, StoredEvent
 from evsync.stores.checkpoint_rows import from_row
 from evsync.stores.slot_events import unmoved
 from evsync.stores.slot_rows import states_of

@@ -6,22 +6,10 @@ from bisect import bisect_right, insort
 from collections.abc import AsyncIterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 
+from evsync.control import FENCES_STREAM, OWN_STREAMS, SLOTS_STREAM
 from evsync.errors import Conflict, StoreUnavailable
 from evsync.ports import Arrived, Capabilities, Place, Share, SlotSize, Stretch
-from evsync.records import (
-    FENCES_STREAM,
-    OWN_STREAMS,
-    SLOTS_STREAM,
-    Change,
-    Checkpoint,
-    Commit,
-    History,
-    LogIdentity,
-    SlotState,
-    Snapshot,
-    StoredEvent,
-    change_of,
-)
+from evsync.records import Change, Checkpoint, Commit, History, LogIdentity, SlotState, Snapshot, StoredEvent, change_of
 from evsync.stores.plan import CheckpointKey, doubtful, keys_of, plan, streams_of
 from evsync.stores.slot_events import unmoved
 from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange, Steps

@@ -6,18 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from evsync.codec.values import pack, unpack
+from evsync.control import SLOT_CLOSED, SLOTS_STREAM
 from evsync.errors import DecodingError
-from evsync.records import (
-    SLOT_CLOSED,
-    SLOTS_STREAM,
-    Ancestor,
-    History,
-    LogIdentity,
-    SlotRows,
-    SlotState,
-    StoredEvent,
-    before_commit,
-)
+from evsync.records import Ancestor, History, LogIdentity, SlotRows, SlotState, StoredEvent, before_commit
 
 
 class SlotEvent(NamedTuple):

@@ -12,23 +12,9 @@ from functools import partial
 from typing import NamedTuple
 
 from evsync.codec.values import pack, unpack
+from evsync.control import FENCES_STREAM, SHARD_RESTORED, SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM
 from evsync.errors import WrongStore
-from evsync.records import (
-    FENCES_STREAM,
-    SHARD_RESTORED,
-    SLOT_CLOSED,
-    SLOT_OPENED,
-    SLOTS_STREAM,
-    Append,
-    Commit,
-    History,
-    LogIdentity,
-    NewEvent,
-    Opening,
-    SlotState,
-    StoredEvent,
-    new_command,
-)
+from evsync.records import Append, Commit, History, LogIdentity, NewEvent, Opening, SlotState, StoredEvent, new_command
 from evsync.sharding.slots import slot_of
 from evsync.stores.plan import plan
 from evsync.stores.slot_events import says_closed, says_opened

@@ -29,6 +29,7 @@ from evsync.archive.copies import Archive
 from evsync.archive.restore import Part, Until, restore_shards
 from evsync.archive.targets import open_target
 from evsync.archive.verification import verify_copy
+from evsync.control import is_control
 from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, OtherIncarnation
 from evsync.inspection import Inspectable
 from evsync.opening import open_store, restore_store
@@ -37,7 +38,7 @@ from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
 from evsync.ports import BackupTarget
 from evsync.projections.running.continuity import check_batch
-from evsync.records import StoredEvent, is_control
+from evsync.records import StoredEvent
 from evsync.restores import Restored, restored_event
 from evsync.stores.memory import MemoryStore
 from tests.archiving import IDENTITY, START_US, MemoryTarget, archived, copy_of, fill, read_all

@@ -14,10 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from evsync import Service
+from evsync.control import is_control
 from evsync.errors import ConfigurationError, SlotMoved
 from evsync.jetstream.server import EmbeddedServer
 from evsync.jetstream.store.store import JetStreamStore
-from evsync.records import is_control
 from evsync.sharding import HashRing, RangeRouter, Router, slot_of
 from evsync.sharding.handover import bring_about
 from evsync.sharding.truth import truth

@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from evsync import Conflict, Contract, Event, NotFound, Projection, Reaction, Service, SnapshotPolicy, SqlModel, Tables
+from evsync.control import is_control
 from evsync.errors import ConfigurationError, EventTooLarge
 from evsync.jetstream import streams
 from evsync.jetstream.consumer import JetStreamReader
 from evsync.jetstream.server import EmbeddedServer
 from evsync.ports import Store
-from evsync.records import is_control
 from tests.reading import QUICK, read_on
 from tests.relaying import connected, eventually
 from tests.spine_services import Account, AccountMoved, Note

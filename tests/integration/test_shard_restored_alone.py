@@ -8,13 +8,13 @@ import pytest
 
 from evsync import Service
 from evsync.archive.restore import RestoreReport, Until
+from evsync.control import FENCES_STREAM
 from evsync.errors import ArchiveIncomplete, ConfigurationError, OtherIncarnation, WrongStore
 from evsync.operations.recovery import archives_of, restore_shard
 from evsync.operations.resets import reset_follower
 from evsync.operations.store_check import check_store, reader
 from evsync.operations.verification import verify
 from evsync.ports import BackupTarget
-from evsync.records import FENCES_STREAM
 from evsync.sharding import HashRing
 from tests.archiving import MemoryTarget
 from tests.integration.test_shards import check_order, counts, move_all

@@ -12,12 +12,13 @@ import pytest
 import sqlalchemy as sa
 
 from evsync import NamedAggregate, Position, Reaction, Service, event
+from evsync.control import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM
 from evsync.errors import EvsyncError
 from evsync.ports import LogReader
 from evsync.projections import Event, ProjectionRunner, ViewsDatabase
 from evsync.projections.rebuilding import rebuild
 from evsync.projections.rebuilding.rebuild import Rebuild
-from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, StoredEvent
+from evsync.records import StoredEvent
 from evsync.sharding.slots import slot_of
 from tests.integration.test_projection_reactions import AnswerStore, answering, runner_of
 from tests.integration.test_projection_reactions import running as answering_now

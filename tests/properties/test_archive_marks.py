@@ -14,19 +14,9 @@ from evsync.archive.followers import checkpoints_in
 from evsync.archive.marks import Mark, MarkedLog, decode_mark, encode_mark
 from evsync.archive.segments import FollowerCheckpoint
 from evsync.codec.values import pack
+from evsync.control import REACTION_TAG, SLOT_OPENED, reaction_tag
 from evsync.errors import ArchiveDamaged
-from evsync.records import (
-    REACTION_TAG,
-    SLOT_OPENED,
-    Ancestor,
-    Checkpoint,
-    LogIdentity,
-    StoredEvent,
-    encode_meta,
-    event_id,
-    event_uuid,
-    reaction_tag,
-)
+from evsync.records import Ancestor, Checkpoint, LogIdentity, StoredEvent, encode_meta, event_id, event_uuid
 
 LOGS = ("a", "b", "c")
 dependents = st.lists(

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from evsync.archive.copies import Archive
 from evsync.archive.rescue import FencedStore
 from evsync.archive.restore import Part, Until, restore_beside
+from evsync.control import OWN_STREAMS
 from evsync.errors import ArchiveIncomplete, WrongStore
 from evsync.operations.store_check import LogCheck
 from evsync.ports import Store
 from evsync.projections.running.barrier import includes, up_to_barrier
-from evsync.records import OWN_STREAMS, Checkpoint, LogIdentity, SlotState, StoredEvent
+from evsync.records import Checkpoint, LogIdentity, SlotState, StoredEvent
 from evsync.sharding.handover import Move, bring_about, carry_out, placement_of
 from evsync.sharding.truth import check_all_there, truth
 from evsync.stores.memory import MemoryStore

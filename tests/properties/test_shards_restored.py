@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from evsync.archive.backup import Backups
 from evsync.archive.copies import Archive
 from evsync.archive.restore import Part, Until, restore_shards
+from evsync.control import OWN_STREAMS
 from evsync.errors import ArchiveIncomplete
 from evsync.ports import Store
-from evsync.records import OWN_STREAMS, Append, Commit, LogIdentity, NewEvent, SlotRows, StoredEvent, new_command
+from evsync.records import Append, Commit, LogIdentity, NewEvent, SlotRows, StoredEvent, new_command
 from evsync.sharding.handover import BEGINNING, Step, bring_about, placement_of
 from evsync.sharding.truth import truth
 from evsync.stores.memory import MemoryStore

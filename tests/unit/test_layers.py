@@ -12,7 +12,7 @@ import evsync
 ROOT = Path(evsync.__file__).parent
 LAYERS = [
     {"errors"},
-    {"records", "ports", "inspection", "domain", "tags", "tasks"},
+    {"records", "control", "ports", "inspection", "domain", "tags", "tasks"},
     {"codec", "aggregates", "restores", "liveness", "sharding.slots"}
     | {"stores.plan", "stores.tail", "stores.slot_events", "stores.slot_steps"},
     {"stores", "jetstream", "projections", "sharding", "archive"},

@@ -7,9 +7,10 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evsync.control import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM
 from evsync.projections.running.answered_log import AnsweredLog
 from evsync.projections.running.barrier import Barrier, Closed, applied_in, includes, up_to_barrier
-from evsync.records import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM, Ancestor, Checkpoint, StoredEvent, incarnation_at
+from evsync.records import Ancestor, Checkpoint, StoredEvent, incarnation_at
 from tests.projection_logs import ListReader, ListSource, stored
 
 GROUPS = 4

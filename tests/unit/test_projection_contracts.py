@@ -13,10 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from evsync.codec.values import pack, unpack
+from evsync.control import CHECKPOINTS_EVENT, RESTORED_EVENT, SLOT_CLOSED, SLOT_OPENED
 from evsync.errors import ConfigurationError
 from evsync.projections import Contract, Event, MemoryModel, Projection, Reaction, SqlModel
 from evsync.projections.contracts import explain
-from evsync.records import CHECKPOINTS_EVENT, RESTORED_EVENT, SLOT_CLOSED, SLOT_OPENED, Position, StoredEvent
+from evsync.records import Position, StoredEvent
 from evsync.tags import current_tags, metadata
 
 

@@ -13,18 +13,9 @@ from dataclasses import fields
 from time import time_ns
 
 from evsync.codec.values import pack, unpack
+from evsync.control import CHECKPOINTS_EVENT, OWN_STREAMS
 from evsync.errors import DecodingError
-from evsync.records import (
-    CHECKPOINTS_EVENT,
-    OWN_STREAMS,
-    Append,
-    Checkpoint,
-    Commit,
-    LogIdentity,
-    NewEvent,
-    StoredEvent,
-    event_id,
-)
+from evsync.records import Append, Checkpoint, Commit, LogIdentity, NewEvent, StoredEvent, event_id
 from evsync.sharding.slots import slot_of
 
 PREFIX = f"{OWN_STREAMS}checkpoints/"

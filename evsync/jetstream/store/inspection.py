@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evsync.control import CHECKPOINTS_EVENT
 from evsync.errors import BrokerRefused, DecodingError
 from evsync.inspection import StoreFacts, Unreadable
 from evsync.jetstream import streams
@@ -15,7 +16,7 @@ from evsync.jetstream.store.stream import FORMAT
 from evsync.jetstream.stream_settings import subjects
 from evsync.jetstream.verification import read_back
 from evsync.ports import EventStore
-from evsync.records import CHECKPOINTS_EVENT, StoredEvent
+from evsync.records import StoredEvent
 
 
 async def facts(conn: Connection, name: str, snapshots: str, store: EventStore) -> StoreFacts:

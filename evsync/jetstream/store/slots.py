@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 from evsync.codec.values import unpack
+from evsync.control import OWN_STREAMS, SLOT_CLOSED, SLOTS_STREAM
 from evsync.errors import ConfigurationError
 from evsync.jetstream.client.refusals import Refused
 from evsync.jetstream.messages import MessageFormat
@@ -19,16 +20,7 @@ from evsync.jetstream.store.imports import ImportStream
 from evsync.jetstream.store.reads import Seen, StreamReads, Top
 from evsync.jetstream.store.sends import Sender, drafts_of, stored
 from evsync.ports import Arrived, Place, SlotSize
-from evsync.records import (
-    OWN_STREAMS,
-    SLOT_CLOSED,
-    SLOTS_STREAM,
-    History,
-    LogIdentity,
-    Opening,
-    SlotState,
-    StoredEvent,
-)
+from evsync.records import History, LogIdentity, Opening, SlotState, StoredEvent
 from evsync.sharding.slots import slot_of
 from evsync.stores.slot_events import unmoved
 from evsync.stores.slot_steps import Found, close, importing, open_

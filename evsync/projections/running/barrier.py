@@ -11,16 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from evsync.codec.values import unpack
+from evsync.control import SLOT_CLOSED, SLOT_OPENED, SLOTS_STREAM
 from evsync.ports import LogReader
-from evsync.records import (
-    SLOT_CLOSED,
-    SLOT_OPENED,
-    SLOTS_STREAM,
-    Ancestor,
-    Checkpoint,
-    StoredEvent,
-    incarnation_at,
-)
+from evsync.records import Ancestor, Checkpoint, StoredEvent, incarnation_at
 
 LOOK_S = 0.01
 """How often a follower looks whether a barrier is met."""

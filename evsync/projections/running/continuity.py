@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evsync.control import RESTORED_EVENT
 from evsync.errors import BEGIN_ANEW, OtherIncarnation, StreamHole
 from evsync.ports import LogReader
-from evsync.records import RESTORED_EVENT, Ancestor, StoredEvent, incarnation_at
+from evsync.records import Ancestor, StoredEvent, incarnation_at
 from evsync.restores import Restored
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from evsync.codec.values import unpack
+from evsync.control import is_control
 from evsync.errors import (
     Conflict,
     DecodingError,
@@ -43,7 +44,6 @@ from evsync.records import (
     decode_meta,
     event_uuid,
     incarnation_at,
-    is_control,
     to_time_us,
 )
 from evsync.tags import metadata

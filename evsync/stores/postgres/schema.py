@@ -12,8 +12,9 @@ from typing import Any
 
 from psycopg import AsyncConnection, sql
 
+from evsync.control import RESTORES_STREAM
 from evsync.errors import StoreUnavailable, WrongStore
-from evsync.records import RESTORES_STREAM, LogIdentity, StoredEvent
+from evsync.records import LogIdentity, StoredEvent
 from evsync.restores import with_ancestry
 from evsync.stores.postgres.errors import OTHER_STORE
 from evsync.stores.postgres.statements import COLUMNS, READS, composed

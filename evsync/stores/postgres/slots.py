@@ -15,9 +15,10 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from evsync.control import FENCES_STREAM, SLOTS_STREAM
 from evsync.errors import SlotMoved
 from evsync.ports import Arrived, Place
-from evsync.records import FENCES_STREAM, SLOTS_STREAM, Change, History, LogIdentity, SlotRows, SlotState
+from evsync.records import Change, History, LogIdentity, SlotRows, SlotState
 from evsync.stores.database import DatabaseStore
 from evsync.stores.postgres import statements
 from evsync.stores.postgres.connections import Connections

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from psycopg import sql
 
-from evsync.records import OWN_STREAMS, Snapshot, StoredEvent
+from evsync.control import OWN_STREAMS
+from evsync.records import Snapshot, StoredEvent
 from evsync.stores import checkpoint_rows
 from evsync.stores.database import Reads
 from evsync.stores.slot_rows import ARRIVAL_COLUMNS, STATE_COLUMNS

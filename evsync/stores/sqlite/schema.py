@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from evsync.control import RESTORES_STREAM
 from evsync.errors import ConfigurationError, StoreUnavailable, WrongStore
-from evsync.records import RESTORES_STREAM, STORE_FILE_ID, LogIdentity, StoredEvent
+from evsync.records import STORE_FILE_ID, LogIdentity, StoredEvent
 from evsync.restores import with_ancestry
 from evsync.stores.sqlite.errors import is_busy
 

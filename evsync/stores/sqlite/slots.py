@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from evsync.control import FENCES_STREAM, SLOTS_STREAM
 from evsync.ports import Arrived, Place
-from evsync.records import FENCES_STREAM, SLOTS_STREAM, History, SlotRows, SlotState, StoredEvent
+from evsync.records import History, SlotRows, SlotState, StoredEvent
 from evsync.stores.database import DatabaseStore
 from evsync.stores.slot_rows import ARRIVAL_COLUMNS, arrival_rows, arrived_of, history_of, state_rows
 from evsync.stores.slot_steps import Decide, Fence, Found, SlotChange

@@ -8,8 +8,9 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
 
+from evsync.control import OWN_STREAMS
 from evsync.ports import Share
-from evsync.records import OWN_STREAMS, Checkpoint, Snapshot, StoredEvent
+from evsync.records import Checkpoint, Snapshot, StoredEvent
 from evsync.stores import checkpoint_rows
 from evsync.stores.database import Reads
 from evsync.stores.slot_rows import STATE_COLUMNS

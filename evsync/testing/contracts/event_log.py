@@ -8,9 +8,10 @@ import random
 
 import pytest
 
+from evsync.control import SLOTS_STREAM
 from evsync.errors import Conflict, StoreError
 from evsync.ports import ReadsShares, Share, Store
-from evsync.records import SLOTS_STREAM, StoredEvent, check_name
+from evsync.records import StoredEvent, check_name
 from evsync.stores.group_commit import GroupCommit
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.case import DEADLINE_S, StoreCase

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evsync.control import is_control
 from evsync.errors import ConfigurationError, Conflict, EncodingError, OutcomeUnknown, StoreError
 from evsync.ports import Store
-from evsync.records import Checkpoint, Commit, StoredEvent, command_of, is_control, new_command
+from evsync.records import Checkpoint, Commit, StoredEvent, command_of, new_command
 from evsync.stores.group_commit import GroupCommit
 from evsync.testing.contracts import samples
 from evsync.testing.contracts.appender import SHARED

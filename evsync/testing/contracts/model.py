@@ -9,9 +9,10 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from evsync.control import is_control
 from evsync.errors import Conflict
 from evsync.ports import Capabilities, Store
-from evsync.records import Append, Checkpoint, Commit, StoredEvent, is_control, new_command
+from evsync.records import Append, Checkpoint, Commit, StoredEvent, new_command
 from evsync.testing.contracts.samples import append, event, rows_of
 
 STREAMS = ("ada", "bob.*", "cy 🦊")

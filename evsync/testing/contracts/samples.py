@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from evsync.control import OWN_STREAMS
 from evsync.ports import EventLog, Share, Stretch
-from evsync.records import (
-    OWN_STREAMS,
-    Append,
-    Checkpoint,
-    Commit,
-    NewEvent,
-    StoredEvent,
-    command_of,
-    event_id,
-    new_command,
-)
+from evsync.records import Append, Checkpoint, Commit, NewEvent, StoredEvent, command_of, event_id, new_command
 from evsync.sharding.slots import slot_of
 
 HOSTILE = (

@@ -12,10 +12,11 @@ from typing import Any, cast
 import msgpack
 import pytest
 
+from evsync.control import SLOTS_STREAM
 from evsync.errors import ConfigurationError, Conflict, SlotMoved
 from evsync.homes import ShardedStores
 from evsync.ports import SlotSize, SlotStore, Store
-from evsync.records import SLOTS_STREAM, History, Opening, SlotState, StoredEvent
+from evsync.records import History, Opening, SlotState, StoredEvent
 from evsync.sharding.handover import BEGINNING, Move, bring_about, carry_out
 from evsync.sharding.slots import slot_of
 from evsync.sharding.truth import truth

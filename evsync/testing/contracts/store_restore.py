@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from evsync.control import is_control
 from evsync.errors import ConfigurationError, Conflict, SlotMoved, StoreError
 from evsync.ports import Store, StoreRestore
 from evsync.records import (
@@ -18,7 +19,6 @@ from evsync.records import (
     SlotState,
     StoredEvent,
     command_of,
-    is_control,
     new_incarnation,
 )
 from evsync.restores import restored_event
