@@ -12,13 +12,13 @@ import typer
 
 from evsync.archive.policy import BackupPolicy
 from evsync.archive.targets import opened_targets
-from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, Yes
 from evsync.cli.stream import connected, mirrored, tell
 from evsync.cli.terminal import agree, counted, plain, print_json, print_lines, progress, reporting, say
 from evsync.errors import ConfigurationError
 from evsync.jetstream.trimming import trim_stream
+from evsync.operations.backups import policy_of, shards_of
 from evsync.operations.trimming import TrimReport, check_end, trim_store, verified_copies
 from evsync.ports import Progress
 from evsync.service import Service

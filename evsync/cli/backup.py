@@ -15,22 +15,19 @@ import typer
 from rich.table import Table
 
 from evsync.archive.backup import BackupReport
-from evsync.archive.copies import incarnations_of
 from evsync.archive.marking import MarkReport, ToMark, make_mark
-from evsync.archive.marks import Mark, marks_in, name_for, verify_marks
-from evsync.archive.policy import BackupPolicy
+from evsync.archive.marks import name_for
 from evsync.archive.schedule import problem_of
-from evsync.archive.segments import Header
 from evsync.archive.targets import opened_targets
-from evsync.archive.verification import CopyReport, verify_copy
+from evsync.archive.verification import CopyReport
 from evsync.archiving import backups_of, read_past
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, OneShard, Target, of_shards
 from evsync.cli.terminal import as_utc, plain, print_json, print_lines, progress, reporting, table
-from evsync.errors import ArchiveDamaged, ArchiveIncomplete, ConfigurationError, TargetUnavailable
+from evsync.errors import ArchiveIncomplete
 from evsync.opening import open_store
-from evsync.operations.recovery import DrillReport, drill, last_drill
-from evsync.ports import BackupTarget
+from evsync.operations.backups import Archived, Trouble, look_at, policy_of, shards_of, verify_archive
+from evsync.operations.recovery import DrillReport, drill
 from evsync.records import to_datetime
 from evsync.service import Service
 from evsync.urls import urls_by_shard
@@ -84,7 +81,7 @@ def list_(target: Target, shard: OneShard = None, json: Json = False, debug: Deb
     with reporting(debug):
         found = asyncio.run(_list(load(target), shard))
     if json:
-        print_json(found)
+        print_json([_found_as_object(f) for f in found])
     else:
         _show_list(found)
 
@@ -165,24 +162,6 @@ def mark(
         _show_mark(report, left_out)
 
 
-def policy_of(service: Service) -> BackupPolicy:
-    """The service's policy. Raises ConfigurationError if it has none."""
-    if service.backups is None:
-        raise ConfigurationError(
-            f"service {service.name!r} has no backups: give it Service(…, backups=BackupPolicy(targets=[…]))"
-        )
-    return service.backups
-
-
-def shards_of(service: Service) -> list[str]:
-    """The shards whose logs are archived, or to be restored."""
-    try:
-        store = service.settings()["store"]
-    except ConfigurationError:  # the places are enough for most, and what needs the store says what is wrong
-        return ["main"]
-    return list(urls_by_shard(store))
-
-
 def _logs_of(service: Service, shard: str | None) -> list[str]:
     """The names of these shards' logs, or of that shard's."""
     return list(of_shards({s: f"{service.name}.{s}" for s in shards_of(service)}, shard).values())
@@ -230,79 +209,15 @@ def _left_out(services: Sequence[Service]) -> dict[str, list[str]]:
     return found
 
 
-async def _list(service: Service, shard: str | None) -> list[dict[str, Any]]:
+async def _list(service: Service, shard: str | None) -> list[Archived | Trouble]:
     async with opened_targets(policy_of(service).targets) as targets:
-        return [
-            {"log": log, **row}
-            for log in _logs_of(service, shard)
-            for target in targets
-            for row in await _list_one(target, log)
-        ]
-
-
-async def _list_one(target: BackupTarget, log: str) -> list[dict[str, Any]]:
-    try:
-        drilled = await last_drill(target, log)
-        marks = await marks_in(target, log)
-        rows: list[dict[str, Any]] = []
-        damaged: list[ArchiveDamaged] = []
-        for incarnation, [copy] in (await incarnations_of([target], log)).items():
-            headers: list[Header] = []
-            for first in await copy.firsts():
-                try:
-                    headers.append(await copy.header(first))
-                except ArchiveDamaged as e:
-                    damaged.append(e)
-            if not headers:
-                continue
-            rows.append(
-                {
-                    "target": target.url,
-                    "incarnation": incarnation,
-                    "segments": len(headers),
-                    "last": max(h.last for h in headers),
-                    "latest_event": as_utc(to_datetime(max(h.latest_us for h in headers))),
-                    "made": as_utc(to_datetime(max(h.made_us for h in headers))),
-                    "drill": drilled if drilled and drilled.get("incarnation") == incarnation else None,
-                    "marks": [
-                        _mark_as_object(m, log)
-                        for m in marks
-                        if isinstance(m, Mark) and m.logs[log].incarnation == incarnation
-                    ],
-                }
-            )
-        damaged += [m for m in marks if not isinstance(m, Mark)]
-        rows += [{"target": target.url, "problem": str(e)} for e in damaged]
-    except TargetUnavailable as e:
-        return [{"target": target.url, "problem": str(e)}]
-    return rows or [{"target": target.url, "problem": f"there is no archive of log {log} yet"}]
+        places = product(_logs_of(service, shard), targets)
+        return [found for log, target in places async for found in look_at(target, log)]
 
 
 async def _verify(service: Service, shard: str | None) -> tuple[list[CopyReport], list[str]]:
-    """What was found in each copy, and what is wrong."""
-    reports: list[CopyReport] = []
-    problems: list[str] = []
     async with opened_targets(policy_of(service).targets) as targets:
-        for log, target in product(_logs_of(service, shard), targets):
-            try:
-                found = await incarnations_of([target], log)
-                if not found:
-                    problems.append(f"there is no archive of log {log} in {target.url}")
-                for [copy] in found.values():
-                    with progress(f"Reading {target.url}") as advance:
-                        reports.append(await verify_copy(copy, advance))
-                problems += map(str, await verify_marks(target, log, reports))
-            except TargetUnavailable as e:
-                problems.append(str(e))
-    for report in reports:
-        problems += [str(problem) for problem in report.problems]
-        farthest = max(r.end for r in reports if r.incarnation == report.incarnation)
-        if report.end < farthest:
-            problems.append(
-                f"the copy of incarnation {report.incarnation} in {report.target} ends at position {report.end}, and "
-                f"another one at {farthest}: the next backup brings the rest, if the log still has it"
-            )
-    return reports, problems
+        return await verify_archive(_logs_of(service, shard), targets, progress)
 
 
 async def _drill(service: Service) -> list[DrillReport]:
@@ -345,31 +260,52 @@ def _show_mark(report: MarkReport, left_out: Mapping[str, list[str]]) -> None:
     )
 
 
-def _mark_as_object(mark: Mark, log: str) -> dict[str, Any]:
+def _found_as_object(found: Archived | Trouble) -> dict[str, Any]:
+    if isinstance(found, Trouble):
+        return asdict(found)
     return {
-        "name": mark.name,
-        "made": as_utc(to_datetime(mark.made_us)),
-        "position": mark.logs[log].position,
-        "logs": {name: part.position for name, part in mark.logs.items()},
+        "log": found.log,
+        "target": found.target,
+        "incarnation": found.incarnation,
+        "segments": found.segments,
+        "last": found.last,
+        "latest_event": as_utc(to_datetime(found.latest_us)),
+        "made": as_utc(to_datetime(found.made_us)),
+        "drill": found.drill,
+        "marks": [
+            {
+                "name": mark.name,
+                "made": as_utc(to_datetime(mark.made_us)),
+                "position": mark.logs[found.log].position,
+                "logs": {name: part.position for name, part in mark.logs.items()},
+            }
+            for mark in found.marks
+        ],
     }
 
 
-def _show_list(found: list[dict[str, Any]]) -> None:
+def _show_list(found: Sequence[Archived | Trouble]) -> None:
+    archived = [f for f in found if isinstance(f, Archived)]
     rows = [
-        (f["log"], f["target"], f["incarnation"], f["segments"], f["last"], f["latest_event"], _drilled(f["drill"]))
-        for f in found
-        if "problem" not in f
+        (f.log, f.target, f.incarnation, f.segments, f.last, as_utc(to_datetime(f.latest_us)), _drilled(f.drill))
+        for f in archived
     ]
     headings = ("log", "place", "incarnation", "segments", "position", "latest event", "last drill")
     marks = [
-        (f["log"], m["name"], m["position"], ", ".join(f"{log} {at}" for log, at in m["logs"].items()), f["target"])
-        for f in found
-        for m in f.get("marks", ())
+        (
+            f.log,
+            m.name,
+            m.logs[f.log].position,
+            ", ".join(f"{log} {at.position}" for log, at in m.logs.items()),
+            f.target,
+        )
+        for f in archived
+        for m in f.marks
     ]
     print_lines(
         *([_of_logs(headings, rows, right=("segments", "position"))] if rows else ()),
         *(["", _of_logs(("log", "mark", "position", "of", "place"), marks, right=("position",))] if marks else ()),
-        *(plain(f"{f['target']}: {f['problem']}") for f in found if "problem" in f),
+        *(plain(f"{f.target}: {f.problem}") for f in found if isinstance(f, Trouble)),
     )
 
 

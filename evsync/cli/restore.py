@@ -14,7 +14,6 @@ import typer
 from evsync.archive.marks import MarkedLog, find_mark
 from evsync.archive.restore import RestoreReport, Until
 from evsync.archive.targets import opened_targets
-from evsync.cli.backup import policy_of, shards_of
 from evsync.cli.loading import load
 from evsync.cli.options import Debug, Json, Target, parse_time
 from evsync.cli.stream import CONNECT_S
@@ -23,6 +22,7 @@ from evsync.config import broker_files, broker_url
 from evsync.errors import ConfigurationError, redacted
 from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.settings import NatsSettings
+from evsync.operations.backups import policy_of, shards_of
 from evsync.operations.recovery import archives_of, restore_logs, restore_shard
 from evsync.ports import BackupTarget
 from evsync.records import to_datetime, to_time_us
