@@ -91,6 +91,23 @@ async def test_a_stream_is_parked_and_others_go_on(views: ViewsDatabase, url: st
     await elsewhere.close()
 
 
+async def test_a_stream_that_was_given_up_is_free_for_the_worker_that_parked_it(views: ViewsDatabase, url: str) -> None:
+    """Skipping moves no checkpoint: only its token tells the worker that what it knows of the stream is over."""
+    source, ledger = payments(("a", 1), ("a", 2)), Ledger(bad={2}, retries=0, then="park")
+    elsewhere = ViewsDatabase(url)
+    other = ProjectionRunner(Ledger().projection, elsewhere, [source])
+    await other.open()
+    async with running(runner := ProjectionRunner(ledger.projection, views, [source], lease_s=1.0)):
+        with pytest.raises(Parked):
+            await runner.wait(at(2), 10)
+        assert await other.parked_streams.skip("bank", "a", every=True) == 1
+        source.add(PAID, "a", amount=4)
+        await runner.wait(at(3), 10)
+        assert (await runner.status()).parked == 0
+    await other.close()
+    await elsewhere.close()
+
+
 async def test_whoever_waits_for_a_commit_hears_of_each_of_its_events(views: ViewsDatabase) -> None:
     """A position is that of the commit's last event, and the parked one may stand before it."""
     source = ListSource("bank")

@@ -50,3 +50,21 @@ async def test_an_old_worker_halts_and_leaves_everything_to_the_new_ones(tmp_pat
     await onlooker.close()
     for database in databases:
         await database.close()
+
+
+async def test_an_old_worker_is_not_counted_among_the_new_ones(tmp_path: Path) -> None:
+    """Not even until there are groups for it to take: the new ones would make room for who can do nothing."""
+    databases = [ViewsDatabase(f"sqlite:///{tmp_path}/views.db") for _ in range(2)]
+    source, ledger = ListSource("bank", bank_events(20, 1)), Ledger(version=2)
+    old = ProjectionRunner(Ledger().projection, databases[0], [source], lease_s=60.0)
+    await old.open()
+    await Rebuild(ledger.projection, databases[1], [source], grace_s=0.0).run()
+    new = ProjectionRunner(ledger.projection, databases[1], [source], lease_s=60.0)
+    await new.open()
+    assert await new.balance()
+    with pytest.raises(ConfigurationError, match="Start this process again"):
+        await old.balance()
+    assert [w.groups for w in (await new.status()).workers] == [16]
+    for runner, database in zip((old, new), databases, strict=True):
+        await runner.close()
+        await database.close()

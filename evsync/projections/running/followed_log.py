@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from evsync.ports import LogReader, Share, Stretch
 from evsync.projections.models.claims import Holding
@@ -45,7 +45,8 @@ class FollowedLog:
         model in memory, which meets them again when it begins anew."""
         self.rewound = False
         """Whether reading has to go on at an earlier place since this was last set to False: a group was taken."""
-        self._tokens: Mapping[int, int] = {}
+        self._certain: frozenset[int] = frozenset()
+        """Groups whose checkpoints here are those of the last batch, or what was stored when they were taken."""
 
     @property
     def position(self) -> int:
@@ -83,17 +84,17 @@ class FollowedLog:
         stored = {c.group: c for c in holding.checkpoints if c.log == self.name}
         self.checkpoints = {
             group: self.checkpoints[group]
-            if self._tokens.get(group) == token
+            if group in self._certain
             else stored.get(group) or Checkpoint(self.name, group, "", 0)
-            for group, token in holding.tokens.items()
+            for group in holding.tokens
         }
-        self._tokens, held = holding.tokens, frozenset(holding.tokens)
+        self._certain = held = frozenset(holding.tokens)
         self.feed.share = Share(held, self._groups) if len(held) < self._groups else None
         self.rewound = self.rewound or self.position < before
 
     def forget(self) -> None:
-        """Of whatever is held from now on, this object knows nothing better, whatever its token."""
-        self._tokens = {}
+        """Of whatever is held from now on, this object knows nothing better than the holding."""
+        self._certain = frozenset()
 
     async def next(self, applied: IsApplied, timeout_s: float) -> tuple[Stretch, Reach]:
         """What of the log can be applied next; nothing when none came in time, or a barrier stands before it."""
