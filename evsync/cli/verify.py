@@ -110,5 +110,10 @@ def _log_as_object(log: LogReport) -> dict[str, Any]:
             {**asdict(g), "ok": g.ok, "digest": f"{g.digest:016x}", "digest_of_log": f"{g.digest_of_log:016x}"}
             for g in log.groups
         ],
-        "findings": [{**asdict(f), "events": [as_object(of_log(e, log.log)) for e in f.events]} for f in log.findings],
+        "findings": [_finding_as_object(f, log.log) for f in log.findings],
     }
+
+
+def _finding_as_object(finding: Finding, log: str) -> dict[str, Any]:
+    events = [as_object(of_log(e, log)) for e in finding.events]
+    return {**asdict(finding), "positions": list(finding.positions), "events": events}

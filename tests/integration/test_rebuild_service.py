@@ -242,6 +242,8 @@ async def test_verify_tells_people_what_differs(shop: Bank) -> None:
     async with made()[0].open(**shop.urls, run="none"):
         pass
     assert "NOT exactly the 0 events up to position 40" in shop.evsync("verify", target, code=1).stdout
+    report = json.loads(shop.evsync("verify", target, "--json", code=1).stdout)
+    assert report["projections"][0]["logs"][0]["findings"][0]["positions"] == list(range(1, 41))
     (shop.directory / "views.db").unlink()
     async with made()[0].open(**shop.urls):
         pass
