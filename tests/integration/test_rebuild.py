@@ -414,6 +414,32 @@ async def test_a_database_that_is_away_is_told_and_waited_for(
     await views.close()
 
 
+async def test_a_rebuild_is_not_given_up_once_the_new_model_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the exchange took, and though what is left of the shadow cannot be removed: the next one does."""
+    views, books, source = ViewsDatabase(f"sqlite:///{tmp_path}/views.db"), Books(), ListSource("bank")
+    source.append(*bank_events(100, 3))
+    write, exchange = views.write, views.write_beside
+
+    async def locked(work: Callable[[sa.Connection], Any]) -> Any:
+        raise DatabaseAway("database is locked")
+
+    async def slow(file: Path, name: str, work: Callable[[sa.Connection], Any]) -> Any:
+        await exchange(file, name, work)
+        await asyncio.sleep(0.3)
+        monkeypatch.setattr(views, "write", locked)
+
+    monkeypatch.setattr(views, "write_beside", slow)
+    await Rebuild(books.projection, views, [source], timeout_s=0.2).run()
+    assert await views.read(books.rows) == fold(source.events)
+    monkeypatch.setattr(views, "write", write)
+    monkeypatch.setattr(views, "write_beside", exchange)
+    assert not (await rebuild(books, views, source)).resumed
+    assert not any("next" in name for name in os.listdir(tmp_path))
+    await views.close()
+
+
 async def test_what_was_filled_is_gone_on_with_unless_one_wants_it_anew(views: ViewsDatabase) -> None:
     """A rebuild that was broken off has its checkpoints in the shadow."""
     source = ListSource("bank", bank_events(3_000, 15))

@@ -147,10 +147,11 @@ class Rebuild:
                     events, resumed, frozen_s = await self._attempt()
                 except Lost as e:
                     lost = e
+                    self._standstill.is_over()
                     if not await self._is_placed():
                         continue
                     await self._patiently(self._exchange.thaw)
-                    await self._patiently(lambda c: _remove_placed(c, self._place, self._projection.name))
+                    await self._tidy()
                     events, resumed, frozen_s = await self._patiently(self._exchange.events), True, 0.0
                 name, version = self._projection.name, self._projection.version
                 taken_s = time.monotonic() - begun
@@ -193,8 +194,14 @@ class Rebuild:
             await shadow.close()
         await self._carry_out()
         frozen_s = time.monotonic() - frozen
-        await self._patiently(lambda c: _remove_placed(c, self._place, self._projection.name))
+        await self._tidy()
         return events, resumed, frozen_s
+
+    async def _tidy(self) -> None:
+        """Remove what is left of a shadow that is in place. If that takes too long, the next rebuild does."""
+        self._standstill.is_over()
+        with contextlib.suppress(StoreUnavailable):
+            await self._patiently(lambda c: _remove_placed(c, self._place, self._projection.name))
 
     async def _open_shadow(self) -> tuple[ViewsDatabase, bool]:
         """The shadow, and whether anything was in it already. Raises EvsyncError when there is nothing to do."""
