@@ -440,6 +440,26 @@ async def test_a_rebuild_is_not_given_up_once_the_new_model_is_in_place(
     await views.close()
 
 
+async def test_an_exchange_whose_answer_was_lost_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it took: the live model is not as it was."""
+    views, books, source = ViewsDatabase(f"sqlite:///{tmp_path}/views.db"), Books(), ListSource("bank")
+    source.append(*bank_events(100, 3))
+    exchange = views.write_beside
+
+    async def slow(file: Path, name: str, work: Callable[[sa.Connection], Any]) -> Any:
+        monkeypatch.setattr(views, "write_beside", exchange)
+        await exchange(file, name, work)
+        await asyncio.sleep(0.3)
+        raise DatabaseAway("the connection was lost")
+
+    monkeypatch.setattr(views, "write_beside", slow)
+    await rebuild(books, views, source, timeout_s=0.2)
+    assert await views.read(books.rows) == fold(source.events)
+    await views.close()
+
+
 async def test_what_was_filled_is_gone_on_with_unless_one_wants_it_anew(views: ViewsDatabase) -> None:
     """A rebuild that was broken off has its checkpoints in the shadow."""
     source = ListSource("bank", bank_events(3_000, 15))

@@ -320,6 +320,8 @@ class Rebuild:
                 await self._write_beside(lambda connection: self._exchange.carry_out(connection, self._grace_s))
             except DatabaseAway as e:
                 reason = e
+                if attempt == 1:  # it may have taken long, or effect: the next one tells
+                    self._standstill.is_over()
                 self._standstill.because(str(e))
                 await asyncio.sleep(min(pause_s(attempt), 0.5))
                 with contextlib.suppress(DatabaseAway, Lost):
