@@ -25,7 +25,7 @@ from evsync.aggregates.snapshots import Snapshots
 from evsync.archive.reader import ArchivedSource
 from evsync.archive.schedule import ScheduledBackups
 from evsync.archiving import read_past, scheduled_backups
-from evsync.config import Deployment, OpenService, broker_files
+from evsync.config import Deployment, broker_files
 from evsync.control import REACTION_TAG, reaction_tag
 from evsync.definition import Definition, parts_to_run, services_read_by, tell_of_unknown
 from evsync.domain import AnyAggregate
@@ -155,10 +155,10 @@ class Runtime:
             await source.check()
             return source
         if given is not None:
-            service: OpenService = given
-            if getattr(service, "name", None) != name:
+            if not isinstance(given, Definition) or given.name != name:
                 raise ConfigurationError(f"sources={{{name!r}: {given!r}}}: give service {name!r}, or its store's URL")
-            tell_of_unknown(self.service, service)
+            service: Any = given  # the rest of a Service, which is above this module
+            tell_of_unknown(self.service, given)
             return ServiceSource(name, lambda: service.stores)
         if self.connection is not None:
             return JetStreamSource(self.connection, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,6 +245,7 @@ async def test_every_setting_can_come_from_the_environment(tmp_path: Path, monke
         ("sources", "sqlite:///bank.db", "sources="),
         ("sources", {"bank": "bank.db"}, "'bank.db' is not the URL of an event store"),
         ("sources", {"bank": 5}, "sources="),
+        ("sources", {"bank": SimpleNamespace(name="bank")}, "give service 'bank', or its store's URL"),
         ("sources", {}, r"needs the events of 'bank' and does not know where they are: set nats="),
         ("stoer", "memory://", "no setting 'stoer'; there are store, views, nats, sources, archives, run"),
     ],
