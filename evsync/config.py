@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol, TypedDict, cast
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from evsync.codec.events import EventCodec
 from evsync.errors import ConfigurationError
 from evsync.ports import Store
 from evsync.records import check_name
@@ -20,7 +19,6 @@ class OpenService(Protocol):
     """A Service of this process, as others see it: its stores, by shard, while it is open."""
 
     name: str
-    codec: EventCodec
 
     @property
     def stores(self) -> Mapping[str, Store]: ...

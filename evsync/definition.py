@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from evsync.aggregates.snapshots import SnapshotPolicy
 from evsync.archive.policy import BackupPolicy
 from evsync.codec.events import EventCodec, Upcaster
-from evsync.config import Deployment, OpenService, check_settings, resolve
+from evsync.config import Deployment, check_settings, resolve
 from evsync.domain import AnyAggregate
 from evsync.errors import ConfigurationError
 from evsync.projections import MemoryModel, Projection, Reaction, SqlModel
@@ -105,7 +105,7 @@ def services_read_by(service: Definition) -> tuple[str, ...]:
     return tuple(dict.fromkeys(s for part in parts for s in part.sources))
 
 
-def tell_of_unknown(reader: Definition, of: Definition | OpenService) -> None:
+def tell_of_unknown(reader: Definition, of: Definition) -> None:
     """A warning for each contract of `reader` that names no event of `of`, by today's name or an earlier one.
 
     Nothing ever comes to a handler whose event is misspelt, which looks like a read model that stays empty.
