@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from asyncio.subprocess import PIPE
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -278,12 +279,14 @@ def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: 
 
 async def test_a_close_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
     """Wherever it waits: the threads carry out what they have, close their connections, and end."""
-    for waits in range(4):
-        store = await opened(tmp_path / f"{waits}.db")
+    for waits, watched in product(range(5), (False, True)):
+        store = await opened(tmp_path / f"{waits}-{watched}.db")
         await store.append([one("ada")])
         await asyncio.gather(store._readers.run(lambda c: None), store._writer.run(lambda c: None))
         threads = [*store._readers._threads, *store._writer._threads]
         assert threads
+        waiting = [asyncio.create_task(store.wait(1, DEADLINE_S)) for _ in range(watched)]
+        await asyncio.sleep(0)
         closing = asyncio.create_task(store.close())
         for _ in range(waits):
             await asyncio.sleep(0)
@@ -294,6 +297,7 @@ async def test_a_close_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> Non
                 await asyncio.to_thread(thread.join, DEADLINE_S)
             assert not any(thread.is_alive() for thread in threads)
         await store.close()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 class _FailingDisk(sqlite3.Connection):

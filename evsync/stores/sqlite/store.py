@@ -228,7 +228,8 @@ class SqliteStore(MovableSlots):
                 await asyncio.wait([self._checkpointing])
             await self._writer.close()  # last: the last connection to a file folds the write-ahead log into it
         finally:
-            self._writer.end()  # whoever is cancelled here leaves no thread behind
+            for threads in (self._readers, self._writer):  # whoever is cancelled here leaves none behind
+                threads.end()
 
     # ---- EventLog
 
