@@ -59,7 +59,7 @@ class MovableSlots:
 
     async def open_slots(self, opening: Mapping[int, Opening], source: LogIdentity | None = None) -> bool:
         """Open slots whose whole history has arrived; False, and nothing done, where that is not so."""
-        return await self._told(lambda again: self._slots.open(opening, again=again))
+        return await self._told(lambda again: self._slots.open(opening, source, again=again))
 
     async def _told(self, step: Callable[[bool], Awaitable[T]]) -> T:
         """The outcome of a step, which is told whether it was tried before."""

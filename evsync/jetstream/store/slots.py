@@ -234,12 +234,12 @@ class Slots:
         await self.check_leaving()
         return {slot: self._states[slot] for slot in closing} if await self._say(change.rows) else None
 
-    async def open(self, opening: Mapping[int, Opening], *, again: bool) -> bool:
+    async def open(self, opening: Mapping[int, Opening], source: LogIdentity | None, *, again: bool) -> bool:
         """See SlotStore.open_slots. `again`: an earlier try may have been stored."""
         found = await self._found(list(opening))
         if again and all(found.states.get(slot) == SlotState(o.epoch) for slot, o in opening.items()):
             return True
-        change = open_(self._identity, opening, None, found)
+        change = open_(self._identity, opening, source, found)
         return change is not None and await self._say(change.rows)
 
     async def _found(self, slots: Sequence[int]) -> Found:

@@ -226,6 +226,17 @@ class SlotStoreContract(StoreCase):
                 "position": 4,
             }
 
+    async def test_a_log_says_what_the_one_that_a_slot_came_from_was_restored_from(self) -> None:
+        """Who still follows that one as an earlier incarnation has to hear of its restore first."""
+        async with self.shards() as stores:
+            a, b = stores.values()
+            closed = await close(a, "ada")
+            log = stores["a"].identity.restored(0, "restored").restored(1, "again")
+            opening = {slot_of("ada"): Opening(2, log.name, log.incarnation, closed.position, History())}
+            assert await b.open_slots(opening, log)
+            (came,) = await samples.whole_log(stores["b"])
+            assert msgpack.unpackb(came.data)["ancestry"] == [a.incarnation for a in log.ancestry]
+
     async def test_a_store_that_keeps_its_slots_says_so_before_anything_is_touched(self) -> None:
         """They leave while the log holds nothing but events about slots, and not after that."""
         async with self.shards() as stores:
