@@ -121,6 +121,18 @@ async def test_messages_come_as_they_were_sent(nats_server: EmbeddedServer) -> N
                     subscription.unsubscribe()
 
 
+async def test_a_call_that_failed_does_not_keep_the_connection_open(nats_server: EmbeddedServer) -> None:
+    """What was to be called behind it never is: who closes the connection does not wait for that."""
+    async with connected(nats_server.url) as conn:
+        found = conn._session
+        assert isinstance(found, PlainSession)
+        conn.publish("too.large", "", b"", bytes(found.client.max_payload + 1))
+        while not found.lost.done():  # whoever keeps the connection has not heard of it yet
+            await asyncio.sleep(0)
+        await conn.close()
+    assert found.client.is_closed
+
+
 def test_headers_are_written_again_as_the_server_wrote_them() -> None:
     """The status line, and what the server adds behind the message's own, in whatever order nats-py has them."""
     assert block_of(None) == b""

@@ -75,10 +75,17 @@ class PlainSession(Session):
 
     async def _close(self, *, flush: bool) -> None:
         if flush:
-            await self._calls.join()
+            await self._all_called()
         self._lose(StaleConnectionError())
         await self._let_go()
         await self.client.close()
+
+    async def _all_called(self) -> None:
+        called: asyncio.Future[Any] = asyncio.create_task(self._calls.join())
+        try:  # what was asked for before the connection was lost is never called
+            await asyncio.wait([called, self.lost], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_task(called)
 
     async def _let_go(self) -> None:
         for task in self._tasks:
