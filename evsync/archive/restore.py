@@ -170,13 +170,13 @@ async def _check_any(until: Until, filled: Sequence[_Filling]) -> None:
     """Raise ArchiveIncomplete where the logs have nothing at the time that is asked for: a slip, most likely."""
     if until.time_us is None or any(filling.position or filling.part.marked for filling in filled):
         return
-    archive = next(filling.part.archive for filling in filled if filling.part.archive.copies)
-    async for _, events in read_copies(archive.copies):
-        raise ArchiveIncomplete(
-            f"log {archive.identity.name} has no whole commit at or before {to_datetime(until.time_us).isoformat()}: "
-            f"its first event is of {to_datetime(events[0].time_us).isoformat()}. Nothing was restored: name a later "
-            "time"
-        )
+    for archive in (filling.part.archive for filling in filled):
+        async for _, events in read_copies(archive.copies):
+            raise ArchiveIncomplete(
+                f"log {archive.identity.name} has no whole commit at or before "
+                f"{to_datetime(until.time_us).isoformat()}: its first event is of "
+                f"{to_datetime(events[0].time_us).isoformat()}. Nothing was restored: name a later time"
+            )
 
 
 async def _planned(parts: Mapping[str, Part], until: Until, read: Callable[[int], None]) -> dict[str, ShardPlan | None]:
