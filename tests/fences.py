@@ -22,7 +22,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from evsync.jetstream.client.connection import Connection
 from evsync.jetstream.client.frames import header_block, parse_headers, status_of
 from evsync.jetstream.client.settings import NatsSettings
 from evsync.jetstream.server import EmbeddedServer
+from tests.ports import free_ports
 
 FENCES = ("subject", "wildcard", "sequence")
 SLOTS, PROCESSES, TASKS = 3, 3, 3
@@ -55,11 +55,7 @@ _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 @contextmanager
 def three_servers(directory: Path) -> Iterator[list[EmbeddedServer]]:
     """A cluster."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        ports = [s.getsockname()[1] for s in sockets]
+    ports = free_ports(3)
     routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
     with ExitStack() as stack:
         yield [

@@ -63,8 +63,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "Of many writers exactly one wins each version",
         "evsync/stores/postgres/schema.py", "appends do not lock the counter",
         "moved FROM {schema}.log FOR UPDATE;", "moved FROM {schema}.log;",
-        _POSTGRES + "test_several_processes_append_to_one_log",
-        _POSTGRES + "test_a_reader_that_follows_misses_nothing",
+        _POSTGRES + "test_an_append_waits_for_one_that_was_begun_before_it",
     ),
     _break(
         "Of many writers exactly one wins each version",

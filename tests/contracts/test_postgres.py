@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import aclosing
+from functools import partial
 
+import psycopg
 import pytest
 
 from evsync.errors import EncodingError
@@ -16,7 +18,7 @@ from evsync.stores.postgres.slots import CHANGES_PER_READ
 from evsync.stores.postgres.store import PostgresStore
 from evsync.stores.postgres.trimmed import TrimmablePostgresStore
 from evsync.testing.contracts import EventLogContract, EventStoreContract, SlotStoreContract, SnapshotStoreContract
-from evsync.testing.contracts.samples import append
+from evsync.testing.contracts.samples import append, one
 from tests.relaying import eventually
 
 
@@ -53,6 +55,34 @@ class TestPostgresStore(EventStoreContract, EventLogContract, SnapshotStoreContr
         assert await store.read_stream("a\0b") == []
         with pytest.raises(EncodingError, match="cannot hold this"):
             await store.put_snapshot(Snapshot("a\0b", 1, "users.User", "shape", 0, b"", b""))
+        await store.close()
+
+    @pytest.mark.anyio
+    async def test_an_append_waits_for_one_that_was_begun_before_it(self) -> None:
+        """It draws its positions when the other one is committed, however long that takes: they never meet."""
+        store = await self.new_store()
+        assert isinstance(store, PostgresStore)
+        other = await self.reopen(store)
+        async with await psycopg.AsyncConnection.connect(self.database, autocommit=True) as c:
+            await c.execute("SELECT pg_advisory_lock(77)")
+            await c.execute(
+                f"CREATE FUNCTION {store.schema}.hold() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN PERFORM pg_advisory_xact_lock_shared(77); RETURN NEW; END';"
+                f"CREATE TRIGGER hold BEFORE INSERT ON {store.schema}.events "
+                f"FOR EACH ROW EXECUTE FUNCTION {store.schema}.hold()"
+            )
+
+            async def waiting(number: int) -> bool:
+                found = await c.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                return (await found.fetchone() or (0,))[0] >= number
+
+            appends = []
+            for number, into in enumerate((store, other), start=1):
+                appends.append(asyncio.create_task(into.append([one(f"user-{number}")])))
+                await eventually(partial(waiting, number), "it does not wait")
+            await c.execute("SELECT pg_advisory_unlock(77)")
+            assert await asyncio.gather(*appends) == [[1], [2]]
+        await other.close()
         await store.close()
 
     @pytest.mark.anyio

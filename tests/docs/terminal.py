@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Self
 
 from tests import forks
 from tests.docs.pages import ROOT, Block, Page
+from tests.ports import free_ports
 
 PATIENCE_S = 60.0
 ELLIPSIS = "…"
@@ -58,7 +58,7 @@ class Terminal:
         self._directory = directory
         directory.mkdir()
         self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
-        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self._ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVSYNC_")}
         (programs := directory.with_name("programs")).mkdir()
         places = [str(programs), str(Path(sys.executable).parent), kept.get("PATH", "")]
@@ -174,12 +174,3 @@ def _pattern(expected: list[str]) -> str:
 
 def _in_line(line: str) -> str:
     return ".*".join(re.escape(part) for part in line.rstrip().split(ELLIPSIS))
-
-
-def _free_ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [str(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
