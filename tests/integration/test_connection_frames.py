@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-from evsync.jetstream.client.frames import FrameParser
+from evsync.jetstream.client.frames import FrameParser, Handler
 
 Seen = list[tuple[Any, ...]]
 
@@ -68,6 +68,13 @@ async def by_nats(pieces: list[bytes]) -> Seen:
     return recorder.seen
 
 
+class Numbered(dict[bytes, Handler]):
+    """Handlers that are found as nats-py's are: the ids of subscriptions are numbers there, and 01 is 1."""
+
+    def get(self, sid: bytes, default: Any = None) -> Any:
+        return super().get(b"%d" % int(sid) if sid.isdigit() else sid, default)
+
+
 def frame_parser(recorder: Recorder) -> FrameParser:
     """Ours, with lines left to nats-py's."""
 
@@ -77,7 +84,7 @@ def frame_parser(recorder: Recorder) -> FrameParser:
     def failed(_subject: bytes, error: Exception) -> None:
         raise error
 
-    return FrameParser({b"1": handler(1), b"2": handler(2)}, Parser(recorder).parse, failed)
+    return FrameParser(Numbered({b"1": handler(1), b"2": handler(2)}), Parser(recorder).parse, failed)
 
 
 async def by_evsync(pieces: list[bytes]) -> Seen:
