@@ -39,7 +39,7 @@ By documented calls is what evsync does with a version of nats-py that its own w
 same reader, over nats-py's parser and its subscriptions.
 
 What limits it. Pulls alone: the server, 2.7 µs of processor time a message, beside 2.1 µs of ours (`fetch`: 31 µs).
-Verified events: Python on one core, 6.6 µs an event, of which the headers and what they must say take about half and
+Verified events: Python on one core, 5 to 6 µs an event, of which the headers and what they must say take about half and
 the parser a third.
 """
 
