@@ -753,6 +753,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "test_groups_that_a_cancelled_balance_has_taken_are_given_back",
     ),
     _break(
+        "A worker that ends gives all of its groups back, and its word why it halted stays",
+        "evsync/projections/models/leases.py", "a lease of one's own is taken for another worker's",
+        "any(lease.owner != claim.owner for lease in running)", "bool(running)",
+        "tests/integration/test_projection_runner.py::TestWorkers::test_a_halt_is_told_where_its_note_could_not_be_left",
+    ),
+    _break(
         "Leases run by the database's clock, and one of a wrong clock is not believed",
         "evsync/projections/models/leases.py", "a lease may run for ever",
         "return now < expires <= now + MAX_LEASE_S", "return now < expires",

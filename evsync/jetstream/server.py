@@ -172,10 +172,9 @@ class EmbeddedServer:
     def _death(self, returncode: int, ports_dir: Path, log_start: int) -> ConfigurationError | ServerFailed:
         said = (ports_dir / "stderr").read_text(errors="replace") + _tail(self.store_dir / LOG_NAME, log_start)
         if "address already in use" in said:
-            port = f"port {self._port}" if self._port else "a port that extra_config names"
+            port = f"port {self._port} of 127.0.0.1" if self._port else "a port that extra_config names"
             return ConfigurationError(
-                f"{port} of 127.0.0.1 is taken by another program: choose another port, or leave the port out to get "
-                "a free one"
+                f"{port} is taken by another program: choose another port, or leave the port out to get a free one"
             )
         return ServerFailed(f"{self._binary} ended with code {returncode} at its start; it said:\n{said.strip()}")
 

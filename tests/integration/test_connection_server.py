@@ -69,13 +69,15 @@ def test_a_stopped_server_can_be_ended(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_told(tmp_path: Path) -> None:
-    """With its number, and nothing is left running."""
+    """With its number where it was asked for, and nothing is left running."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1 is taken"):
             EmbeddedServer.start(tmp_path, port=port)
+        with pytest.raises(ConfigurationError, match="a port that extra_config names is taken"):
+            EmbeddedServer.start(tmp_path, extra_config=f"http: 127.0.0.1:{port}")
     with EmbeddedServer.start(tmp_path, port=port) as server:
         assert server.url == f"nats://127.0.0.1:{port}"
 

@@ -25,6 +25,7 @@ from evsync.errors import (
     StreamHole,
 )
 from evsync.projections import Event, FollowerStatus, Projection, ProjectionRunner, SqlModel, Tables, ViewsDatabase
+from evsync.projections.failures import DatabaseAway
 from evsync.projections.models import engines as database_module
 from evsync.projections.models import leases, shares
 from evsync.projections.models.shares import Change
@@ -648,6 +649,24 @@ class TestWorkers:
             await runner.run()
         assert not await runner.balance()
         assert (await ProjectionRunner(ledger.projection, views, [source]).status()).state == "halted"
+        await runner.close()
+
+    async def test_a_halt_is_told_where_its_note_could_not_be_left(
+        self, views: ViewsDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The leases that then run out by themselves are its own: nobody has taken over, and nobody need wait."""
+        source, ledger = ListSource("bank", bank_events(50, 1)), Ledger(bad={51}, retries=0)
+        source.add(PAID, "account-51", amount=1)
+        runner = ProjectionRunner(ledger.projection, views, [source], lease_s=1.0)
+
+        async def away(*_: Any) -> None:
+            raise DatabaseAway("it has failed")
+
+        monkeypatch.setattr(runner._session, "leave", away)
+        with pytest.raises(Halted):
+            await runner.run()
+        with pytest.raises(Halted):
+            await runner.wait(at(51), 5)
         await runner.close()
 
     async def test_groups_that_a_cancelled_balance_has_taken_are_given_back(

@@ -51,7 +51,7 @@ class Observation:
 
     checkpoints: Sequence[Checkpoint]
     held: bool
-    """Whether any worker's lease is running."""
+    """Whether a lease of another worker than the one that looks is running."""
     halted: str | None
     """What a worker said when it halted (see evsync.projections.halt), until another takes its groups over; or that the
     model was made anew by later code than that of whoever looks."""

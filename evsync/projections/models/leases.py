@@ -118,7 +118,7 @@ def observe(connection: sa.Connection, claim: Claim) -> Observation:
     return Observation(
         checkpoints=checkpoints,
         parked=parked_rows.count(connection, claim),  # afterwards: none is missing that a checkpoint has passed
-        held=bool(running),
+        held=any(lease.owner != claim.owner for lease in running),
         halted=halted,
         workers=[
             Worker(row.owner, sum(lease.owner == row.owner for lease in running), row.reason)

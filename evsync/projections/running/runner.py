@@ -138,7 +138,7 @@ class ProjectionRunner:
     async def status(self) -> FollowerStatus:
         """How far every log has been applied, by whom, and what stands in the way if anything does."""
         known = [c for log in self._logs.values() for c in log.checkpoints.values()]
-        observed = Observation(known, held=self._tenure.holding is not None, halted=None)
+        observed = Observation(known, held=False, halted=None)
         away: str | None = None
         try:
             observed = await self._session.observe()
@@ -158,7 +158,7 @@ class ProjectionRunner:
         if observed.halted is not None:
             return "halted", str(read_note(observed.halted))
         theirs = next((worker.reason for worker in observed.workers if worker.reason), None)
-        if observed.held:  # by other processes
+        if observed.held:
             return ("retrying" if theirs else "running"), self._following.reason or theirs
         return "standby", self._tenure.reason or self._following.reason or away or theirs
 
